@@ -1,0 +1,152 @@
+"""The four parts put together: frozen encoder, two adapters, frozen language model.
+
+hear:   waveform -> hidden states -> audio embeddings        (paper, section 3.1)
+splice: prompt text with the audio embeddings in its middle  (paper, figure 1)
+loss:   the masked-diffusion loss of a batch of answers      (paper, section 3.2)
+
+Shapes: B batch, S samples, T encoder frames, A audio embeddings, P prompt positions, G answer tokens, D LM width.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import weights
+from adapters import TAPS, AcousticAdapter, AdapterConfig, SemanticAdapter
+from data import Prompt, load_tokenizer
+from diffusion_lm import DiffusionLM
+from encoder import WhisperEncoder, encoder_frames, log_mel
+
+# What stands where the audio goes, by stage (paper, section 3.3). "semantic" is the ablation without the acoustic adapter.
+AUDIO_PARTS = {
+    "stage1": ("prompts", "semantic"),
+    "stage2": ("acoustic", "semantic"),
+    "semantic": ("semantic",),
+}
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """Prompts as the language model reads them, left-padded to one length P."""
+
+    embeddings: Tensor  # (B, P, D)
+    mask: Tensor  # (B, P) true where a position is real
+    is_text: Tensor  # (B, P) true where a token stands, false at sound and padding
+
+
+class DIFFA(nn.Module):
+    """Encoder, adapters and LM. Only `prompts`, `semantic` and `acoustic` ever train."""
+
+    def __init__(self, encoder: WhisperEncoder, lm: DiffusionLM, config: AdapterConfig, stage: str = "stage1"):
+        super().__init__()
+        if stage not in AUDIO_PARTS:
+            raise ValueError(f"stage {stage!r} is none of {', '.join(AUDIO_PARTS)}")
+        self.config, self.stage = config, stage
+        self.encoder, self.lm = encoder.requires_grad_(False), lm.requires_grad_(False)
+        self.prompts = nn.Parameter(torch.randn(config.n_prompts, config.lm_width))
+        self.semantic = SemanticAdapter(config)
+        self.acoustic = AcousticAdapter(config)
+
+    def match_embedding_scale(self) -> None:
+        """Start audio embeddings at the size of the LM's token embeddings; at tiny scale training needs it."""
+        rms = self.lm.embedding.weight.float().pow(2).mean().sqrt().item()
+        with torch.no_grad():
+            self.prompts.mul_(rms)
+            self.semantic.norm.weight.fill_(rms)
+            self.acoustic.proj.weight.normal_(std=rms * self.config.encoder_width**-0.5)
+            self.acoustic.proj.bias.zero_()
+
+    def trainable(self) -> dict[str, nn.Module | nn.Parameter]:
+        """The parts that this stage trains, by name."""
+        return {name: getattr(self, name) for name in AUDIO_PARTS[self.stage]}
+
+    @property
+    def used_states(self) -> tuple[int, ...]:
+        """Indices of the hidden states that any adapter reads."""
+        return tuple(sorted({*self.config.taps, self.encoder.config.n_layers}))
+
+    @torch.no_grad()
+    def encode(self, waveforms: Tensor, n_samples: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Frozen half of hearing: waveforms (B, S), each padded with zeros to the encoder's context, to hidden states.
+
+        Returns:
+            all n_layers + 1 hidden states (B, T, D_w), and the real encoder frames (B,) of clips of n_samples (B,).
+        """
+        return self.encoder(log_mel(waveforms, self.encoder.config.n_mels)), encoder_frames(n_samples)
+
+    def hear(self, states: list[Tensor], frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Trained half of hearing: hidden states to audio embeddings (B, A, D) and their mask (B, A)."""
+        B = len(frames)
+        pieces, masks = [], []
+        for part in AUDIO_PARTS[self.stage]:
+            if part == "semantic":
+                embeddings, mask = self.semantic(states[-1], frames)
+            else:
+                embeddings = self.prompts.expand(B, -1, -1) if part == "prompts" else self.acoustic(states)
+                mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+            pieces.append(embeddings)
+            masks.append(mask)
+        return torch.cat(pieces, dim=1), torch.cat(masks, dim=1)
+
+    def splice(self, prompts: list[Prompt], audio: Tensor, audio_mask: Tensor) -> Spliced:
+        """Put audio (B, A, D) between the two halves of each prompt; pads on the left, so that answers line up."""
+        device, rows, texts = audio.device, [], []
+        for prompt, sound, real in zip(prompts, audio, audio_mask):
+            before = self.lm.embed(torch.tensor(prompt.before, dtype=torch.long, device=device))
+            after = self.lm.embed(torch.tensor(prompt.after, dtype=torch.long, device=device))
+            sound = sound[real].to(before.dtype)  # (A_real, D): padding inside the splice is squeezed out
+            rows.append(torch.cat([before, sound, after]))  # (P_item, D)
+            flags = [True] * len(before) + [False] * len(sound) + [True] * len(after)
+            texts.append(torch.tensor(flags, device=device))
+        P = max(len(row) for row in rows)
+        pad = [P - len(row) for row in rows]
+        mask = torch.tensor([[False] * n + [True] * (P - n) for n in pad], device=device)  # (B, P)
+        return Spliced(
+            embeddings=torch.stack([nn.functional.pad(row, (0, 0, n, 0)) for row, n in zip(rows, pad)]),  # (B, P, D)
+            mask=mask,
+            is_text=torch.stack([nn.functional.pad(text, (n, 0)) for text, n in zip(texts, pad)]),  # (B, P)
+        )
+
+    @classmethod
+    def from_pretrained(cls, whisper, llm, adapters=None, stage=None, dtype=torch.float32, device="cpu", **shapes):
+        """A DIFFA from directories, with its tokenizer in `.tokenizer`.
+
+        Args:
+            whisper, llm: directories in the hub's formats. adapters: a directory of ours or the release's file; None
+                starts new adapters, of the paper's shapes but for AdapterConfig fields given in `shapes`.
+            stage: a key of AUDIO_PARTS; by default what the adapters' directory says, else stage 2 when they hold an
+                acoustic adapter, else stage 1. dtype: of the frozen parts; adapters stay float32.
+        Raises:
+            WeightsError: files absent, damaged or of other shapes; ValueError: parts that do not fit each other.
+        """
+        encoder = weights.load_whisper(whisper, dtype, device)
+        lm = weights.load_llada(llm, dtype, device)
+        widths = {"encoder_width": encoder.config.width, "lm_width": lm.config.width}
+        if adapters is None:
+            if encoder.config.n_layers not in TAPS and "taps" not in shapes:
+                raise ValueError(f"no tapped layers are known for {encoder.config.n_layers} encoder layers; pass taps=")
+            taps = TAPS.get(encoder.config.n_layers)
+            config, parts, info = AdapterConfig(**{**widths, "n_heads": encoder.config.n_heads, "taps": taps, **shapes}), {}, {}
+        else:
+            config, parts, info = weights.load_adapters(adapters, encoder.config.n_heads)
+            for name, width in widths.items():
+                if getattr(config, name) != width:
+                    raise ValueError(f"{adapters}: adapters were made for {name} {getattr(config, name)}, this one has {width}")
+        stage = stage or info.get("stage") or ("stage2" if "acoustic" in parts else "stage1")
+        model = cls(encoder, lm, config, stage)
+        for name, part in parts.items():
+            setattr(model, name, part)
+        if max(config.taps) > encoder.config.n_layers:
+            raise ValueError(f"taps {config.taps} reach past the encoder's {encoder.config.n_layers} layers")
+        model.semantic.to(device).float()
+        model.acoustic.to(device).float()
+        model.prompts = nn.Parameter(model.prompts.data.to(device).float())
+        model.tokenizer = load_tokenizer(llm, lm.config)
+        return model
+
+    def save(self, path: str | Path, whisper: str, llm: str) -> None:
+        """Write the trained parts and where the frozen ones came from."""
+        info = {"stage": self.stage, "whisper": str(whisper), "llm": str(llm)}
+        weights.save_adapters(path, self.config, self.trainable(), info)

@@ -1,0 +1,207 @@
+"""A masked-diffusion language model: a transformer that looks both ways, its noise, and its loss.
+
+LLaDA (Nie et al. 2025, arXiv 2502.09992) is a Llama without the causal mask. Noise replaces each answer token by [MASK]
+with probability t; the model learns to put back what was there, and generates by starting from masks alone.
+
+Shapes: B batch, L positions (prompt and answer), G answer tokens, D width, H heads, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+T_MIN = 1e-3  # noise levels are floored here, where the weight 1/t of the loss would run away
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """Shapes of the transformer. Defaults are LLaDA-8B's."""
+
+    width: int = 4096
+    n_layers: int = 32
+    n_heads: int = 32
+    ffn: int = 12_288
+    vocab: int = 126_464
+    max_length: int = 4096
+    rope_theta: float = 500_000.0
+    norm_eps: float = 1e-5
+    mask_id: int = 126_336
+    end_id: int = 126_081  # <|endoftext|>: ends an answer and pads it
+    causal: bool = False  # true for the autoregressive twin of the paper's backbone ablation, never for LLaDA
+
+
+SIZES = {
+    "llada-8b": LMConfig(),
+    "toy": LMConfig(width=128, n_layers=4, n_heads=4, ffn=352, vocab=0, max_length=256, mask_id=-1, end_id=-1),
+}  # the toy's vocabulary and special ids come from its tokenizer (pretrain.py)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, the root mean square taken in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B, 1, L, head_dim) in float32 for positions (B, L) (RoPE, arXiv 2104.09864)."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angles = positions[:, None, :, None].float() * frequencies  # (B, 1, L, head_dim / 2)
+    angles = torch.cat([angles, angles], dim=-1)  # the halves of a head are rotated against each other
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the heads x (B, H, L, head_dim) by the angles of their positions, in float32."""
+    first, second = x.float().chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (x.float() * cos + turned * sin).to(x.dtype)
+
+
+class LMBlock(nn.Module):
+    """x + attention(norm(x)), then x + SwiGLU(norm(x)); no biases anywhere."""
+
+    def __init__(self, config: LMConfig):
+        super().__init__()
+        D = config.width
+        self.n_heads, self.causal = config.n_heads, config.causal
+        self.attn_norm = RMSNorm(D, config.norm_eps)
+        self.query, self.key, self.value, self.out = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.ffn_norm = RMSNorm(D, config.norm_eps)
+        self.gate = nn.Linear(D, config.ffn, bias=False)
+        self.up = nn.Linear(D, config.ffn, bias=False)
+        self.down = nn.Linear(config.ffn, D, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        B, L, D = x.shape
+        normed = self.attn_norm(x)
+        q, k, v = (
+            project(normed).view(B, L, self.n_heads, D // self.n_heads).transpose(1, 2)  # (B, H, L, D / H)
+            for project in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, attn_mask=mask)
+        x = x + self.out(mixed.transpose(1, 2).reshape(B, L, D))
+        normed = self.ffn_norm(x)
+        return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
+
+
+class DiffusionLM(nn.Module):
+    """LLaDA's transformer, from embeddings to hidden states to logits."""
+
+    def __init__(self, config: LMConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab, config.width)
+        self.blocks = nn.ModuleList(LMBlock(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.unembedding = nn.Linear(config.width, config.vocab, bias=False)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids (B, L) -> embeddings (B, L, D)."""
+        return self.embedding(ids)
+
+    def forward(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Hidden states of a sequence, seen in both directions.
+
+        Args:
+            embeddings: (B, L, D), of tokens or of sound.
+            mask: (B, L), true where a position is real; None when all are. Padding may lie anywhere: real positions
+                are numbered from 0 without it and never attend to it, so an item does not depend on its neighbours.
+        Returns:
+            (B, L, D) hidden states after the final norm; meaningless at padding.
+        """
+        B, L, _ = embeddings.shape
+        if mask is None:
+            positions = torch.arange(L, device=embeddings.device)[None]  # (1, L)
+            attend = None
+        else:
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # (B, L)
+            attend = mask[:, None, None, :]  # (B, 1, 1, L)
+        if self.config.causal:
+            before = torch.ones(L, L, dtype=torch.bool, device=embeddings.device).tril()
+            # A padded query may look at itself, or its softmax over nothing would be NaN.
+            own = torch.eye(L, dtype=torch.bool, device=embeddings.device)
+            attend = before if attend is None else (before & attend) | own  # (B, 1, L, L)
+        cos, sin = rotary_angles(positions, self.config.width // self.config.n_heads, self.config.rope_theta)
+        x = embeddings
+        for block in self.blocks:
+            x = block(x, cos, sin, attend)
+        return self.norm(x)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D); logits at position i speak of token i, unless causal."""
+        return self.unembedding(hidden)
+
+
+def noise_levels(n: int, generator: torch.Generator, t_min: float = 0.0, stratified: bool = False) -> Tensor:
+    """One noise level per item, (n,) on the CPU, t ~ U(t_min, 1] floored at 1e-3 (LLaDA, section 2.2).
+
+    stratified: one level from each n-th of the range, in random order, which calms the 1/t weights of a small batch.
+    """
+    u = torch.rand(n, generator=generator)
+    if stratified:
+        u = (torch.randperm(n, generator=generator) + u) / n
+    return (1.0 - u * (1.0 - t_min)).clamp(min=T_MIN)
+
+
+def noise(answer_ids: Tensor, t: Tensor, mask_id: int, generator: torch.Generator) -> Tensor:
+    """Forward process: each token of answer_ids (B, G) becomes mask_id with its item's probability t (B,).
+
+    End tokens that pad a short answer are noised like any other: that is how the model learns where to stop.
+    """
+    u = torch.rand(answer_ids.shape, generator=generator)  # on the CPU: the same noise on any device
+    return torch.where(u.to(answer_ids.device) < t.to(answer_ids.device)[:, None], mask_id, answer_ids)
+
+
+def diffusion_loss(
+    lm: DiffusionLM,
+    prompt: Tensor,
+    prompt_mask: Tensor | None,
+    answer_ids: Tensor,
+    noisy_ids: Tensor,
+    t: Tensor,
+    n_tokens: int,
+) -> Tensor:
+    """Loss of putting the answer back (LLaDA, equation 3; paper, equation 2).
+
+    Args:
+        prompt: (B, P, D) embeddings before the answer, sound included; prompt_mask (B, P), true where real.
+        answer_ids: (B, G) the answers, padded with the end token. noisy_ids: (B, G) the same after `noise`.
+        t: (B,) noise levels.
+        n_tokens: what the sum is divided by: all answer tokens of the batch, masked or not (the release). Where every
+            answer is padded to G this is B * G, and equals LLaDA's division per item.
+    Returns:
+        a scalar.
+    """
+    # 1. Sequence: the clean prompt, then the noisy answer.
+    x = torch.cat([prompt, lm.embed(noisy_ids)], dim=1)  # (B, P + G, D)
+    if prompt_mask is not None:
+        prompt_mask = torch.cat([prompt_mask, torch.ones_like(noisy_ids, dtype=torch.bool)], dim=1)  # (B, P + G)
+    # 2. One pass in both directions.
+    hidden = lm(x, prompt_mask)[:, -answer_ids.shape[1] :]  # (B, G, D)
+    # 3. Logits at the masked positions only, n of them: no position is shifted, i predicts i.
+    masked = noisy_ids == lm.config.mask_id  # (B, G)
+    logits = lm.head(hidden[masked]).float()  # (n, V)
+    # 4. Cross-entropy, weighted by 1 / t.
+    losses = F.cross_entropy(logits, answer_ids[masked], reduction="none")  # (n,)
+    weights = (1.0 / t.to(losses))[:, None].expand_as(masked)[masked]  # (n,)
+    # 5. Normalisation by answer tokens.
+    return (losses * weights).sum() / n_tokens
+
+
+def next_token_loss(lm: DiffusionLM, prompt: Tensor, prompt_mask: Tensor | None, answer_ids: Tensor) -> Tensor:
+    """Mean cross-entropy of each answer token given all before it, for a causal LM. Arguments as in diffusion_loss."""
+    x = torch.cat([prompt, lm.embed(answer_ids)], dim=1)  # (B, P + G, D)
+    if prompt_mask is not None:
+        prompt_mask = torch.cat([prompt_mask, torch.ones_like(answer_ids, dtype=torch.bool)], dim=1)
+    hidden = lm(x, prompt_mask)[:, -answer_ids.shape[1] - 1 : -1]  # (B, G, D): position i predicts token i + 1
+    return F.cross_entropy(lm.head(hidden).flatten(0, 1).float(), answer_ids.flatten())

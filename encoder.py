@@ -1,0 +1,158 @@
+"""Waveform -> log-mel spectrogram -> the hidden states of a Whisper encoder.
+
+Whisper (Radford et al. 2022, arXiv 2212.04356) hears 16 kHz mono sound as 100 mel frames a second, halves them with a
+strided convolution, and runs them through pre-LayerNorm transformer blocks. DIFFA keeps this encoder frozen and reads
+*every* hidden state of it: the last one for words, some earlier ones for how the voice sounds (paper, section 3.1).
+
+Shapes: B batch, S samples, F mel frames (100 a second), T encoder frames (50 a second), M mel bins, D width, H heads.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import torchaudio
+from torch import Tensor, nn
+
+SAMPLE_RATE = 16_000  # Hz
+N_FFT = 400  # samples of a window: 25 ms
+HOP = 160  # samples between mel frames: 10 ms
+CONV_STRIDE = 2  # of the second convolution: mel frames in an encoder frame
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Shapes of a Whisper encoder, as in the `config.json` of the hub."""
+
+    n_mels: int = 80
+    width: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    ffn: int = 3072
+    context: int = 1500  # encoder frames in the window; 1,500 are 30 s
+
+    @property
+    def n_samples(self) -> int:
+        """Samples that fill the context."""
+        return self.context * CONV_STRIDE * HOP
+
+
+# Whisper paper, table 1. The English-only variants (.en) have the same shapes.
+SIZES = {
+    "tiny": EncoderConfig(width=384, n_layers=4, n_heads=6, ffn=1536),
+    "base": EncoderConfig(width=512, n_layers=6, n_heads=8, ffn=2048),
+    "small": EncoderConfig(),
+    "medium": EncoderConfig(width=1024, n_layers=24, n_heads=16, ffn=4096),
+    "large-v3": EncoderConfig(n_mels=128, width=1280, n_layers=32, n_heads=20, ffn=5120),
+    "toy": EncoderConfig(width=128, n_layers=3, n_heads=4, ffn=512, context=160),  # 3.2 s; made by pretrain.py
+}
+
+
+def log_mel(waveform: Tensor, n_mels: int = 80) -> Tensor:
+    """Log-mel spectrogram as Whisper was trained on it (Whisper paper, section 2.2).
+
+    Args:
+        waveform: (..., S) float samples in [-1, 1] at 16 kHz, already padded to the encoder's context. The floor below
+            hangs on the loudest bin of each clip, so it is taken clip by clip.
+    Returns:
+        (..., M, F) with F = S // 160.
+    """
+    window = torch.hann_window(N_FFT, device=waveform.device)
+    flat = waveform.reshape(-1, waveform.shape[-1])  # (B, S)
+    spectrum = torch.stft(flat, N_FFT, HOP, window=window, return_complex=True)  # (B, N_FFT // 2 + 1, F + 1)
+    power = spectrum[..., :-1].abs() ** 2  # the last frame is dropped, as Whisper does
+    filters = torchaudio.functional.melscale_fbanks(
+        N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, n_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+    ).to(waveform.device)  # (N_FFT // 2 + 1, M)
+    mel = filters.T @ power  # (B, M, F)
+    log = mel.clamp(min=1e-10).log10()
+    log = torch.maximum(log, log.amax(dim=(-2, -1), keepdim=True) - 8.0)  # 80 dB below the loudest bin
+    return ((log + 4.0) / 4.0).reshape(*waveform.shape[:-1], n_mels, -1)
+
+
+def encoder_frames(n_samples: Tensor | int) -> Tensor | int:
+    """Encoder frames that hold real sound, for clips of so many samples (int or integer tensor)."""
+    mel_frames = -(-n_samples // HOP)  # ceiling: a begun frame counts
+    return (mel_frames - 1) // CONV_STRIDE + 1
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Whisper's fixed positions (length, width): sines in the first half, cosines in the second."""
+    scale = math.log(10_000) / (width // 2 - 1)
+    angles = torch.arange(length)[:, None] * torch.exp(-scale * torch.arange(width // 2))[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class EncoderAttention(nn.Module):
+    """Multi-head self-attention over all frames; the key projection has no bias, as in Whisper."""
+
+    def __init__(self, width: int, n_heads: int):
+        super().__init__()
+        self.n_heads = n_heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, D = x.shape
+        q, k, v = (
+            project(x).view(B, T, self.n_heads, D // self.n_heads).transpose(1, 2)  # (B, H, T, D / H)
+            for project in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, H, T, D / H)
+        return self.out(mixed.transpose(1, 2).reshape(B, T, D))
+
+
+class EncoderBlock(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.attn_norm = nn.LayerNorm(config.width)
+        self.attn = EncoderAttention(config.width, config.n_heads)
+        self.mlp_norm = nn.LayerNorm(config.width)
+        self.mlp_in = nn.Linear(config.width, config.ffn)
+        self.mlp_out = nn.Linear(config.ffn, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.attn_norm(x))
+        return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+
+
+class WhisperEncoder(nn.Module):
+    """The encoder half of Whisper, general in its shapes."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        self.conv1 = nn.Conv1d(config.n_mels, config.width, 3, padding=1)
+        self.conv2 = nn.Conv1d(config.width, config.width, 3, stride=CONV_STRIDE, padding=1)
+        self.positions = nn.Parameter(sinusoids(config.context, config.width), requires_grad=False)
+        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, mel: Tensor) -> list[Tensor]:
+        """All hidden states of a batch of log-mels.
+
+        Args:
+            mel: (B, M, F) with F = 2 * context.
+        Returns:
+            n_layers + 1 tensors (B, T, D). The first enters the first block; each next one leaves a block; the last
+            has passed the final LayerNorm too. These are the indices by which DIFFA names its tapped layers.
+        Raises:
+            ValueError: the mel does not fill the context exactly.
+        """
+        if mel.shape[-1] != CONV_STRIDE * self.config.context:
+            raise ValueError(
+                f"the encoder's context is {CONV_STRIDE * self.config.context} mel frames, got {mel.shape[-1]}: "
+                "pad or cut the waveform to config.n_samples before log_mel"
+            )
+        x = F.gelu(self.conv1(mel.to(self.conv1.weight.dtype)))  # (B, D, F)
+        x = F.gelu(self.conv2(x)).transpose(1, 2)  # (B, T, D)
+        states = [x + self.positions]
+        for block in self.blocks:
+            states.append(block(states[-1]))
+        states[-1] = self.norm(states[-1])
+        return states

@@ -1,0 +1,72 @@
+"""A tiny random model, saved as the hub lays out the real ones."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import pytest
+import sentencepiece
+import soundfile
+import torch
+
+import weights
+from data import HEADER, HEADER_END, MASK, START, SYSTEM, TEXT_END, TURN_END
+from diffa import DIFFA
+from diffusion_lm import DiffusionLM, LMConfig
+from encoder import SAMPLE_RATE, EncoderConfig, WhisperEncoder
+
+ENCODER = EncoderConfig(n_mels=80, width=16, n_layers=3, n_heads=2, ffn=32, context=40)  # hears 0.8 s
+SHAPES = {"n_queries": 4, "qformer_layers": 1, "ffn": 24, "n_prompts": 3}  # of the adapters
+SENTENCES = [SYSTEM, "system user assistant", "This is the audio:", " <audio>. What is said?", "Repeat what is said.", "two red birds sing"]
+
+
+@pytest.fixture(scope="session")
+def toy_dirs(tmp_path_factory):
+    """Directories {"whisper", "llm"} of a tiny encoder, and a tiny LM with its tokenizer."""
+    root = tmp_path_factory.mktemp("toy")
+    dirs = {"whisper": root / "whisper", "llm": root / "llada"}
+    dirs["llm"].mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 3),
+        model_prefix=str(dirs["llm"] / "tokenizer"),
+        vocab_size=360,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        user_defined_symbols=[START, HEADER, HEADER_END, TURN_END, TEXT_END, MASK, "\n\n"],
+        minloglevel=2,
+    )
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(dirs["llm"] / "tokenizer.model"))
+    torch.manual_seed(0)
+    weights.save_whisper(WhisperEncoder(ENCODER), dirs["whisper"])
+    special = {"mask_id": pieces.piece_to_id(MASK), "end_id": pieces.piece_to_id(TEXT_END)}
+    lm = DiffusionLM(LMConfig(32, 2, 4, 48, vocab=pieces.get_piece_size(), max_length=256, **special))
+    with torch.no_grad():
+        lm.unembedding.weight.mul_(6)  # some guesses sure, some not
+    weights.save_llada(lm, dirs["llm"])
+    return dirs
+
+
+@pytest.fixture
+def toy(toy_dirs):
+    """A fresh stage-2 DIFFA of the tiny parts, always with the same adapters."""
+    torch.manual_seed(1)
+    return DIFFA.from_pretrained(**toy_dirs, stage="stage2", **SHAPES).eval()
+
+
+@pytest.fixture
+def tone(tmp_path):
+    """Writes a sine: tone(name, seconds, hertz, rate, channels, **soundfile options) -> path."""
+
+    def write(name="tone.wav", seconds=0.5, hertz=440, rate=SAMPLE_RATE, channels=1, **options):
+        wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)
+        soundfile.write(tmp_path / name, np.stack([wave] * channels, axis=1), rate, **options)
+        return tmp_path / name
+
+    return write

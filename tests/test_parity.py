@@ -1,0 +1,161 @@
+"""Other people's code computes what ours computes, on random models of odd shapes and on one real encoder."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import whisper
+from torch import nn
+from transformers.models.bert.modeling_bert import BertLayer
+
+import weights
+from adapters import AdapterConfig, QFormerBlock
+from data import read_audio
+from diffusion_lm import DiffusionLM, LMConfig
+from encoder import SAMPLE_RATE, log_mel
+
+SHARED = Path(__file__).parents[2] / "shared"
+CLIP = SHARED / "speech/audio/activated.flac"
+
+
+def close(ours, theirs, tolerance=1e-5):
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max().item() < tolerance
+
+
+def compare_states(theirs, directory, mel, tolerance):
+    ours = weights.load_whisper(directory)
+    with torch.no_grad():
+        states, expected = ours(mel), theirs.model.encoder(mel, output_hidden_states=True)
+    assert len(states) == len(expected.hidden_states) == ours.config.n_layers + 1
+    for state, reference in zip(states[:-1], expected.hidden_states):
+        close(state, reference, tolerance)
+    close(states[-1], expected.last_hidden_state, tolerance)
+
+
+@pytest.mark.parametrize("n_mels, width, layers, heads, context", [(80, 24, 2, 3, 50), (128, 40, 5, 5, 30)])
+def test_encoder_states_equal_transformers_and_its_decoder_is_dropped(tmp_path, n_mels, width, layers, heads, context):
+    torch.manual_seed(width)
+    config = transformers.WhisperConfig(
+        vocab_size=32, num_mel_bins=n_mels, d_model=width, encoder_layers=layers, encoder_attention_heads=heads, encoder_ffn_dim=56,
+        decoder_layers=1, decoder_attention_heads=1, decoder_ffn_dim=8, max_source_positions=context, max_target_positions=8,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=3, init_std=0.3, tie_word_embeddings=False,
+    )  # fmt: skip
+    theirs = transformers.WhisperForConditionalGeneration(config).eval()
+    theirs.save_pretrained(tmp_path)
+    names = weights.read_directory(tmp_path)
+    assert all(any(name.startswith(prefix) for name in names) for prefix in weights.WHISPER_DROPPED)
+    compare_states(theirs, tmp_path, torch.randn(2, n_mels, 2 * context), 1e-4)
+
+
+@pytest.mark.skipif(not (SHARED / "whisper-tiny.en").is_dir() or not CLIP.is_file(), reason="no real encoder on this machine")
+def test_real_encoder_states_equal_transformers_on_speech():
+    theirs = transformers.WhisperForConditionalGeneration.from_pretrained(SHARED / "whisper-tiny.en").eval().float()
+    clip = read_audio(CLIP)
+    mel = log_mel(nn.functional.pad(clip, (0, 480_000 - len(clip))))[None]
+    compare_states(theirs, SHARED / "whisper-tiny.en", mel, 1e-2)  # some states reach hundreds
+
+
+def test_qformer_block_equals_bert_with_cross_attention():
+    torch.manual_seed(3)
+    config = transformers.BertConfig(
+        hidden_size=24, num_attention_heads=3, intermediate_size=40, is_decoder=True, add_cross_attention=True, attn_implementation="eager"
+    )
+    theirs = BertLayer(config).eval()
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.3)  # LayerNorms too, so that none is at rest
+    ours = nn.Module()
+    ours.blocks = nn.ModuleList([QFormerBlock(AdapterConfig(encoder_width=24, n_heads=3, ffn=40))])
+    tensors = {f"acoustic_connector.qformer.layer.0.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    weights.fill(ours, tensors, weights.ACOUSTIC_KEYS, (), Path("bert"))
+    ours.eval()
+    queries, states = torch.randn(2, 5, 24), torch.randn(2, 11, 24)
+    with torch.no_grad():
+        expected = theirs(queries, encoder_hidden_states=states)
+        close(ours.blocks[0](queries, states), expected[0] if isinstance(expected, tuple) else expected)
+
+
+def llama_and_ours(causal):
+    torch.manual_seed(4)
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=60, hidden_size=40, num_hidden_layers=3, num_attention_heads=5, num_key_value_heads=5, intermediate_size=72,
+            rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 500_000.0}, attn_implementation="eager",
+            initializer_range=0.3,
+        )
+    ).eval()  # fmt: skip
+    ours = DiffusionLM(LMConfig(40, 3, 5, 72, vocab=60, max_length=64, mask_id=58, end_id=59, causal=causal)).eval()
+    to_llama = {
+        "embedding": "model.embed_tokens", "norm": "model.norm", "unembedding": "lm_head",
+        "blocks.{}.attn_norm": "model.layers.{}.input_layernorm", "blocks.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
+        "blocks.{}.query": "model.layers.{}.self_attn.q_proj", "blocks.{}.key": "model.layers.{}.self_attn.k_proj",
+        "blocks.{}.value": "model.layers.{}.self_attn.v_proj", "blocks.{}.out": "model.layers.{}.self_attn.o_proj",
+        "blocks.{}.gate": "model.layers.{}.mlp.gate_proj", "blocks.{}.up": "model.layers.{}.mlp.up_proj",
+        "blocks.{}.down": "model.layers.{}.mlp.down_proj",
+    }  # fmt: skip
+    weights.fill(ours, theirs.state_dict(), to_llama, (), Path("llama"))
+    return theirs, ours
+
+
+@torch.no_grad()
+def test_lm_equals_llama_without_its_causal_mask():
+    theirs, ours = llama_and_ours(causal=False)
+    ids = torch.randint(58, (2, 13))
+    everywhere = torch.zeros(2, 1, 13, 13)  # additive: nothing is hidden
+
+    def llama(ids):
+        return theirs(ids, attention_mask=everywhere).logits
+
+    other_end = ids.clone()
+    other_end[:, -1] = (ids[:, -1] + 1) % 58
+    assert (llama(ids)[:, 0] - llama(other_end)[:, 0]).abs().max() > 1e-2  # the reference does look ahead
+    close(ours.head(ours(ours.embed(ids))), llama(ids), 1e-4)
+
+
+@torch.no_grad()
+def test_causal_lm_equals_llama():
+    theirs, ours = llama_and_ours(causal=True)
+    ids = torch.randint(58, (2, 13))
+    close(ours.head(ours(ours.embed(ids))), theirs(ids).logits, 1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [False, True])
+def test_lm_padding_on_either_side_changes_nothing(causal):
+    _, ours = llama_and_ours(causal)
+    x = torch.randn(1, 9, 40)
+    alone = ours(x)
+    for left, right in [(4, 0), (0, 4), (3, 2)]:
+        padded = nn.functional.pad(x, (0, 0, left, right), value=7.0)
+        mask = nn.functional.pad(torch.ones(1, 9, dtype=torch.bool), (left, right))
+        close(ours(padded, mask)[:, left : left + 9], alone, 1e-4)
+
+
+@pytest.mark.parametrize("n_mels", [80, 128])
+@pytest.mark.parametrize("sound", ["noise", "loud", "faint", "chirp", "mostly silence"])
+def test_log_mel_equals_whisper(n_mels, sound):
+    seconds = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    noise = np.random.default_rng(5).standard_normal(SAMPLE_RATE)
+    wave = {
+        "noise": 0.1 * noise,
+        "loud": np.clip(2 * noise, -1, 1),
+        "faint": 1e-4 * noise,
+        "chirp": 0.5 * np.sin(2 * np.pi * (100 + 3000 * seconds) * seconds),
+        "mostly silence": 0.3 * noise * (seconds < 0.2),
+    }[sound].astype(np.float32)
+    close(log_mel(torch.from_numpy(wave), n_mels), whisper.log_mel_spectrogram(wave, n_mels), 2e-4)
+
+
+@pytest.mark.skipif(not CLIP.is_file(), reason="no speech on this machine")
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_log_mel_of_speech_equals_whisper(n_mels):
+    clip = nn.functional.pad(read_audio(CLIP), (0, 16_000))
+    clip = clip[: len(clip) // 160 * 160]
+    close(log_mel(clip, n_mels), whisper.log_mel_spectrogram(clip, n_mels), 2e-4)
+
+
+def test_log_mel_of_a_batch_is_each_clip_s_own():
+    quiet, loud = 1e-3 * torch.randn(3200), torch.randn(3200)
+    assert torch.equal(log_mel(torch.stack([quiet, loud]))[0], log_mel(quiet))
