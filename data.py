@@ -185,6 +185,12 @@ def decode_answer(tokenizer: Tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(list(ids[:stop])).strip()
 
 
+def word_error_rate(said: list[str], meant: list[str]) -> float:
+    """Substituted, missing and extra words in 100 words meant."""
+    errors = sum(torchaudio.functional.edit_distance(m.split(), s.split()) for s, m in zip(said, meant))
+    return 100 * errors / sum(len(m.split()) for m in meant)
+
+
 def load_manifest(path: str | Path) -> list[dict]:
     """Items of a manifest, `audio_filepath` made absolute (it is relative to the manifest's folder).
 

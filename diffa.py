@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import weights
 from adapters import TAPS, AcousticAdapter, AdapterConfig, SemanticAdapter
 from data import Prompt, load_tokenizer
-from diffusion_lm import DiffusionLM
+from diffusion_lm import DiffusionLM, diffusion_loss, noise, noise_levels
 from encoder import WhisperEncoder, encoder_frames, log_mel
 
 # What stands where the audio goes, by stage (paper, section 3.3). "semantic" is the ablation without the acoustic adapter.
@@ -49,12 +49,15 @@ class DIFFA(nn.Module):
         self.semantic = SemanticAdapter(config)
         self.acoustic = AcousticAdapter(config)
 
-    def match_embedding_scale(self) -> None:
-        """Start audio embeddings at the size of the LM's token embeddings; at tiny scale training needs it."""
+    @torch.no_grad()
+    def match_embedding_scale(self, parts: tuple[str, ...]) -> None:
+        """Start the new parts' embeddings at the size of the LM's token embeddings; at tiny scale training needs it."""
         rms = self.lm.embedding.weight.float().pow(2).mean().sqrt().item()
-        with torch.no_grad():
-            self.prompts.mul_(rms)
+        if "prompts" in parts:
+            self.prompts.normal_(std=rms)
+        if "semantic" in parts:
             self.semantic.norm.weight.fill_(rms)
+        if "acoustic" in parts:
             self.acoustic.proj.weight.normal_(std=rms * self.config.encoder_width**-0.5)
             self.acoustic.proj.bias.zero_()
 
@@ -108,6 +111,22 @@ class DIFFA(nn.Module):
             mask=mask,
             is_text=torch.stack([nn.functional.pad(text, (n, 0)) for text, n in zip(texts, pad)]),  # (B, P)
         )
+
+    def loss(
+        self,
+        heard: tuple[Tensor, Tensor],
+        prompts: list[Prompt],
+        answer_ids: Tensor,
+        generator: torch.Generator,
+        t_min: float = 0.0,
+        stratified: bool = False,
+    ) -> Tensor:
+        """Masked-diffusion loss of answers (B, G) to heard clips (audio embeddings and mask, from `hear`); a scalar."""
+        prompt = self.splice(prompts, *heard)
+        answer_ids = answer_ids.to(prompt.mask.device)
+        t = noise_levels(len(answer_ids), generator, t_min, stratified)
+        noisy_ids = noise(answer_ids, t, self.lm.config.mask_id, generator)
+        return diffusion_loss(self.lm, prompt.embeddings, prompt.mask, answer_ids, noisy_ids, t, answer_ids.numel())
 
     @classmethod
     def from_pretrained(cls, whisper, llm, adapters=None, stage=None, dtype=torch.float32, device="cpu", **shapes):

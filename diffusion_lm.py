@@ -73,7 +73,7 @@ class LMBlock(nn.Module):
     def __init__(self, config: LMConfig):
         super().__init__()
         D = config.width
-        self.n_heads, self.causal = config.n_heads, config.causal
+        self.n_heads = config.n_heads
         self.attn_norm = RMSNorm(D, config.norm_eps)
         self.query, self.key, self.value, self.out = (nn.Linear(D, D, bias=False) for _ in range(4))
         self.ffn_norm = RMSNorm(D, config.norm_eps)

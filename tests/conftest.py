@@ -48,7 +48,11 @@ def toy_dirs(tmp_path_factory):
     special = {"mask_id": pieces.piece_to_id(MASK), "end_id": pieces.piece_to_id(TEXT_END)}
     lm = DiffusionLM(LMConfig(32, 2, 4, 48, vocab=pieces.get_piece_size(), max_length=256, **special))
     with torch.no_grad():
-        lm.unembedding.weight.mul_(6)  # some guesses sure, some not
+        lm.unembedding.weight.mul_(4)  # some guesses sure, some not
+        lm.embedding.weight[lm.config.mask_id].mul_(0.1)  # so that what surrounds a mask decides
+        for block in lm.blocks:
+            for part in (block.query, block.key, block.value, block.out):
+                part.weight.mul_(3)
     weights.save_llada(lm, dirs["llm"])
     return dirs
 

@@ -112,6 +112,13 @@ def test_same_seed_same_bytes(corpus, tmp_path):
     assert json.loads((tmp_path / "other" / "asr_train.json").read_text()) != manifests["asr_train"][:5]
 
 
+def test_every_real_voice_speaks_alike_each_time(tmp_path):
+    library, data = corpora.prepare_espeak(tmp_path)
+    for voice in " ".join(corpora.REAL_VOICES.values()).split():
+        first, second = (corpora.speak("arthur painted", f"en-us+{voice}", 240, 50, library, data) for _ in range(2))
+        assert (first[0].shape, first[1]) == (second[0].shape, second[1]) and (first[0] == second[0]).all(), voice
+
+
 def test_finished_corpus_is_skipped_and_others_left_alone(corpus, capsys):
     out, _ = corpus
     before = (out / "asr_train.json").stat().st_mtime_ns

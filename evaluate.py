@@ -1,0 +1,171 @@
+"""How well does it hear? Word error rate, accuracy per question type, error against sampler steps; JSON and figures.
+
+    python evaluate.py --run runs/toy            writes runs/toy/report.json and figures beside it
+    python evaluate.py --run runs/toy --check    and fails when a promised figure is missed
+
+Shapes: B batch, G answer tokens.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import matplotlib
+import torch
+from tqdm import tqdm
+
+from corpora import CONTENT_KINDS, SLOTS, VOICE_KINDS
+from data import StateCache, build_prompt, decode_answer, load_manifest, word_error_rate
+from diffa import DIFFA
+from sampler import SamplerConfig, generate
+from weights import read_json, write_json
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+BATCH = 100
+ANSWER = 20  # tokens
+
+# What the README promises of `make demo`: (path in the report, "min" or "max", bound).
+PROMISES = [
+]
+
+
+def answer(model: DIFFA, heard: StateCache, items: list[dict], config: SamplerConfig) -> tuple[list[str], float]:
+    """Answers to manifest items by their `input`, and the mean number of model calls an item took."""
+    said, calls = [], 0
+    with torch.inference_mode():
+        for start in range(0, len(items), BATCH):
+            batch = items[start : start + BATCH]
+            prompts = [build_prompt(model.tokenizer, item["input"]) for item in batch]
+            out = generate(model.lm, model.splice(prompts, *model.hear(*heard(batch))), config)
+            said += [decode_answer(model.tokenizer, ids) for ids in out.ids.tolist()]
+            calls += int(out.steps.sum())
+    return said, calls / len(items)
+
+
+def transcription(model: DIFFA, heard: StateCache, items: list[dict]) -> dict:
+    """Word error rate of a stage-1 model, by sampler setting."""
+    meant = [item["transcription"] for item in items]
+    settings = {f"{n} steps": SamplerConfig(ANSWER, ANSWER, n) for n in (20, 10, 5, 2, 1)}
+    settings |= {f"threshold {tau}": SamplerConfig(ANSWER, ANSWER, ANSWER, "threshold", tau) for tau in (0.99, 0.9, 0.7)}
+    settings["left to right"] = SamplerConfig(ANSWER, 1, ANSWER)
+    table = {}
+    for name, config in tqdm(settings.items(), desc="sampler settings", leave=False):
+        started = time.perf_counter()
+        said, calls = answer(model, heard, items, config)
+        seconds = (time.perf_counter() - started) / len(items)
+        table[name] = {"word_error_rate": word_error_rate(said, meant), "calls": calls, "seconds_a_clip": seconds}
+        if name == "20 steps":
+            examples = [{"said": m, "heard": s} for m, s in zip(meant[:5], said[:5])]
+    return {"items": len(items), "by_sampler": table, "examples": examples}
+
+
+def questions(model: DIFFA, heard: StateCache, items: list[dict]) -> dict:
+    """Accuracy in percent per kind (exact answers), word error rate for `repeat` and `caption`, each with its items."""
+    config = SamplerConfig(ANSWER, ANSWER, ANSWER, "threshold", 0.9)
+    table = {}
+    for kind in tqdm((*CONTENT_KINDS, *VOICE_KINDS, "caption"), desc="questions", leave=False):
+        mine = [item for item in items if item["kind"] == kind]
+        said, _ = answer(model, heard, mine, config)
+        meant = [item["target"] for item in mine]
+        if kind in ("repeat", "caption"):
+            table[kind] = {"word_error_rate": word_error_rate(said, meant), "items": len(mine)}
+        else:
+            table[kind] = {"accuracy": 100 * sum(s == m for s, m in zip(said, meant)) / len(mine), "items": len(mine)}
+    table["content_mean"] = sum(table[k]["accuracy"] for k in SLOTS) / len(SLOTS)
+    table["voice_mean"] = sum(table[k]["accuracy"] for k in VOICE_KINDS) / len(VOICE_KINDS)
+    return table
+
+
+def plot_losses(run: Path, path: Path) -> None:
+    """Loss curves of whatever has been trained in the run, smoothed over 20 steps."""
+    sources = {"encoder": "encoder.json", "language model": "lm.json", "stage 1": "stage1/training.json", "stage 2": "stage2/training.json"}
+    figure, axes = plt.subplots(1, 4, figsize=(13, 2.8))
+    for axis, (title, file) in zip(axes, sources.items()):
+        if (run / file).is_file():
+            losses = torch.tensor(read_json(run / file)["losses"])
+            axis.plot(losses.unfold(0, min(20, len(losses)), 1).mean(dim=1), lw=1)
+        axis.set(title=title, xlabel="step", yscale="log")
+    axes[0].set_ylabel("loss")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_steps(table: dict, path: Path) -> None:
+    """Word error rate against model calls."""
+    figure, axis = plt.subplots(figsize=(5, 3.2))
+    for prefix, marker in (("steps", "o-"), ("threshold", "s--"), ("left", "^")):
+        rows = [(v["calls"], v["word_error_rate"]) for k, v in table.items() if prefix in k]
+        axis.plot(*zip(*sorted(rows)), marker, label="fixed steps" if prefix == "steps" else "left to right" if prefix == "left" else prefix)
+    axis.set(xlabel="model calls a clip", ylabel="word error rate (%)", xscale="log", ylim=(0, None))
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_questions(both: dict, semantic: dict | None, path: Path) -> None:
+    """Accuracy per question type, with both adapters and with the semantic one alone."""
+    kinds = [k for k in (*CONTENT_KINDS, *VOICE_KINDS) if "accuracy" in both[k]]
+    figure, axis = plt.subplots(figsize=(9, 3.2))
+    for shift, name, table in ((-0.2, "both adapters", both), (0.2, "semantic alone", semantic)):
+        if table:
+            axis.bar([i + shift for i in range(len(kinds))], [table[k]["accuracy"] for k in kinds], 0.4, label=name)
+    axis.set(xticks=range(len(kinds)), xticklabels=kinds, ylabel="right answers (%)", ylim=(0, 100))
+    axis.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def broken_promises(report: dict) -> list[str]:
+    """A line for each figure that falls short of PROMISES."""
+    lines = []
+    for path, kind, bound in PROMISES:
+        value = report
+        for key in path.split("/"):
+            value = value[key]
+        if (value < bound) if kind == "min" else (value > bound):
+            lines.append(f"{path} is {value:.2f}, promised {'at least' if kind == 'min' else 'at most'} {bound}")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Evaluate a run directory.")
+    parser.add_argument("--run", type=Path, default=Path("runs/toy"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--check", action="store_true", help="fail when a promised figure is missed")
+    args = parser.parse_args()
+    run, started = args.run, time.perf_counter()
+    where = {"whisper": run / "whisper", "llm": run / "llada", "device": args.device}
+    asr, instruct = load_manifest(run / "corpus/asr_test.json"), load_manifest(run / "corpus/instruct_test.json")
+    report = {name: {k: v for k, v in read_json(run / f"{name}.json").items() if k != "losses"} for name in ("encoder", "lm")}
+    model = DIFFA.from_pretrained(adapters=run / "stage1", **where).eval()
+    heard = StateCache(model, asr)
+    report["stage1"] = transcription(model, heard, asr)
+    for name in ("stage2", "semantic"):
+        if (run / name / "adapters.safetensors").is_file():
+            model = DIFFA.from_pretrained(adapters=run / name, **where).eval()
+            report[name] = questions(model, heard, instruct)
+    minutes = {name: report[name]["minutes"] for name in ("encoder", "lm")}
+    minutes |= {name: read_json(run / name / "training.json")["minutes"] for name in ("stage1", "stage2")}
+    report["minutes"] = minutes | {"evaluate": (time.perf_counter() - started) / 60}
+    if (run / "started").is_file():  # written by `make demo` when it begins
+        report["minutes"]["all"] = (time.time() - (run / "started").stat().st_mtime) / 60
+    plot_losses(run, run / "losses.png")
+    plot_steps(report["stage1"]["by_sampler"], run / "steps.png")
+    plot_questions(report["stage2"], report.get("semantic"), run / "questions.png")
+    write_json(run / "report.json", report)
+    print(json.dumps(report, indent=1))
+    broken = broken_promises(report)
+    for line in broken:
+        print(f"missed: {line}")
+    if args.check and broken:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""Tiny stand-ins for the two downloads: a Whisper-shaped encoder and a LLaDA-shaped LM, saved in the hub's formats.
+
+The encoder learns which word sounds in each frame, from eSpeak's own alignments, and keeps hearing voices through four
+small heads on its first block (gender, accent, speed, pitch of the training voices); the heads are then thrown away.
+
+The LM learns to answer about a clip when what is known of the clip stands as text where the audio will go: attribute
+words, then the sentence, half of the time stretched as speech is (words repeated, gaps between). Next-token first, which
+finds copying by far the fastest; the same weights then go on as masked diffusion. The next-token model is kept, for the
+autoregressive twin of the paper's backbone ablation.
+
+    python pretrain.py --corpus runs/toy/corpus --out runs/toy            both, side by side
+    python pretrain.py lm --out runs/toy                                  one of them
+
+Shapes: B batch, T encoder frames, M mels, W words, G answer tokens.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import corpora
+import weights
+from data import (
+    HEADER, HEADER_END, MASK, START, TEXT_END, TURN_END, SentencePieceTokenizer, build_prompt, decode_answer,
+    encode_answers, load_manifest, pad_waveforms, pick, read_audio, word_error_rate,
+)  # fmt: skip
+from diffa import Spliced
+from diffusion_lm import SIZES as LM_SIZES
+from diffusion_lm import DiffusionLM, diffusion_loss, next_token_loss, noise, noise_levels
+from encoder import HOP, SAMPLE_RATE, CONV_STRIDE, WhisperEncoder, encoder_frames, log_mel
+from encoder import SIZES as ENCODER_SIZES
+from sampler import SamplerConfig, generate
+from trainer import TrainConfig, fit
+
+ENCODER = TrainConfig(steps=900, batch=32, lr=2e-3, warmup=60)
+NEXT_TOKEN = TrainConfig(steps=500, batch=32, lr=2e-3, warmup=50)
+DIFFUSION = TrainConfig(steps=1400, batch=32, lr=2e-3, warmup=50)
+HEADS_WEIGHT = 0.3  # of the attribute heads in the encoder's loss
+ANSWER = 20  # tokens: the longest caption of the grammar, and its end
+GAP = "~"  # stands between stretched words, for the silence between spoken ones
+FRAME_RATE = SAMPLE_RATE / HOP / CONV_STRIDE  # encoder frames a second
+
+
+# ---- the encoder
+class Listener(nn.Module):
+    """The encoder with what teaches it: a word head on each frame, attribute heads on the pooled first block."""
+
+    def __init__(self, encoder: WhisperEncoder):
+        super().__init__()
+        self.encoder = encoder
+        width = encoder.config.width
+        self.words = nn.Linear(width, len(corpora.WORDS) + 1)  # 0 is "no word"
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in corpora.ATTRIBUTES.items()})
+
+    def forward(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """mel (B, M, F), real frames (B,) -> word logits (B, T, W + 1) and attribute logits, each (B, values)."""
+        states = self.encoder(mel)
+        real = (torch.arange(states[1].shape[1], device=mel.device)[None] < frames[:, None])[..., None]  # (B, T, 1)
+        pooled = (states[1] * real).sum(dim=1) / frames[:, None]  # (B, D)
+        return self.words(states[-1]), {name: head(pooled) for name, head in self.heads.items()}
+
+
+def spectrograms(items: list[dict], n_samples: int, n_mels: int) -> tuple[Tensor, Tensor]:
+    """Log-mels (N, M, F) in float16 and real frames (N,) of a manifest's clips."""
+    mels, frames = [], []
+    for start in range(0, len(items), 64):
+        names = [item["audio_filepath"] for item in items[start : start + 64]]
+        waveforms, lengths = pad_waveforms([read_audio(name) for name in names], n_samples, names)
+        mels.append(log_mel(waveforms, n_mels).half())
+        frames.append(encoder_frames(lengths))
+    return torch.cat(mels), torch.cat(frames)
+
+
+def word_targets(items: list[dict], context: int) -> Tensor:
+    """Which word sounds in each frame, (N, T): 0 for none, else 1 + its place in corpora.WORDS."""
+    index = {word: i + 1 for i, word in enumerate(corpora.WORDS)}
+    targets = torch.zeros(len(items), context, dtype=torch.long)
+    for row, item in zip(targets, items):
+        for word, start, end in item["words"]:
+            row[round(start * FRAME_RATE) : round(end * FRAME_RATE)] = index[word]
+    return targets
+
+
+def read_words(logits: Tensor, frames: Tensor, shortest: int = 4) -> list[str]:
+    """Words of clips from frame logits (B, T, W + 1): runs of one word, those under `shortest` frames (80 ms) dropped."""
+    texts = []
+    smooth = F.avg_pool1d(logits.softmax(-1).transpose(1, 2), 5, stride=1, padding=2).transpose(1, 2)  # (B, T, W + 1)
+    for best, n in zip(smooth.argmax(dim=-1), frames):
+        values, counts = best[:n].unique_consecutive(return_counts=True)
+        kept = [v for v, c in zip(values.tolist(), counts.tolist()) if v and c >= shortest]
+        words = [w for i, w in enumerate(kept) if i == 0 or kept[i - 1] != w]
+        texts.append(" ".join(corpora.WORDS[w - 1] for w in words))
+    return texts
+
+
+def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str, position: int) -> dict:
+    """Train and save `out/whisper`; returns its word error rate and attribute accuracies on the held-out clips."""
+    torch.manual_seed(seed)
+    config = ENCODER_SIZES["toy"]
+    model = Listener(WhisperEncoder(config)).to(device)
+    train, test = load_manifest(corpus / "asr_train.json"), load_manifest(corpus / "asr_test.json")
+    mels, frames = spectrograms(train, config.n_samples, config.n_mels)
+    words = word_targets(train, config.context)
+    labels = {
+        name: torch.tensor([values.index(item["attributes"][name]) for item in train])
+        for name, values in corpora.ATTRIBUTES.items()
+    }
+    training = replace(ENCODER, seed=seed)
+
+    def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.from_numpy(pick(step, len(train), training.batch, seed))
+        mel, real, target = mels[rows].float().to(device), frames[rows].to(device), words[rows].to(device)
+        mel = mel + 0.1 * torch.randn(len(rows), 1, 1, generator=generator).to(device)  # loudness
+        logits, heads = model(mel, real)
+        inside = torch.arange(logits.shape[1], device=device)[None] < real[:, None]  # (B, T)
+        loss = F.cross_entropy(logits[inside], target[inside])
+        return loss + HEADS_WEIGHT * sum(F.cross_entropy(heads[n], labels[n][rows].to(device)) for n in heads)
+
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    losses = fit(parameters, loss_of_step, training, out / "checkpoints" / "encoder.pt", "1/4 encoder", position)
+    model.eval()
+    mels, frames = spectrograms(test, config.n_samples, config.n_mels)
+    said, right = [], dict.fromkeys(corpora.ATTRIBUTES, 0)
+    with torch.no_grad():
+        for start in range(0, len(test), 64):
+            batch = slice(start, start + 64)
+            logits, heads = model(mels[batch].float().to(device), frames[batch].to(device))
+            said += read_words(logits.cpu(), frames[batch])
+            for name, values in corpora.ATTRIBUTES.items():
+                guesses = [values[i] for i in heads[name].argmax(dim=-1).tolist()]
+                right[name] += sum(g == item["attributes"][name] for g, item in zip(guesses, test[batch]))
+    weights.save_whisper(model.encoder, out / "whisper")
+    result = {"word_error_rate": word_error_rate(said, [item["transcription"] for item in test])}
+    return result | {"heads": {n: 100 * r / len(test) for n, r in right.items()}, "items": len(test), "losses": losses}
+
+
+# ---- the language model
+def train_tokenizer(path: Path, seed: int) -> SentencePieceTokenizer:
+    """A sentencepiece BPE model in which markers and grammar words are single pieces and no character is lost."""
+    rng = random.Random(seed)
+    lines = [corpora.TRANSCRIBE, "You are a helpful voice assistant.", "This is the audio:", " <audio>. "]
+    for _ in range(4000):
+        sentence = corpora.random_sentence(rng, held_out=False)
+        for question, answer in corpora.instructions(sentence, corpora.random_attributes(rng), rng).values():
+            lines += [question, answer]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(path.with_suffix("")), model_type="bpe", vocab_size=900,
+        hard_vocab_limit=False, byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, split_by_unicode_script=False, minloglevel=2, num_threads=1,
+        user_defined_symbols=[START, HEADER, HEADER_END, TURN_END, TEXT_END, MASK, GAP, "\n\n"],
+    )  # fmt: skip
+    return SentencePieceTokenizer(path)
+
+
+def text_prompt(tokenizer, sentence, attributes, instruction: str, rng: random.Random, stretched: bool) -> list[int]:
+    """Ids of a prompt in which words stand for sound: attributes, then the sentence, as one item's P ids."""
+    gap = tokenizer.id(GAP)
+    known = [[gap] * rng.randint(0, 2) + tokenizer.encode(value) for value in vars(attributes).values()]
+    rng.shuffle(known)
+    region = [token for ids in known for token in ids]
+    for word in sentence.text.split():
+        ids = tokenizer.encode(word)
+        if stretched:  # a word lasts 1 to 3 semantic embeddings, then 0 to 2 of silence
+            region += [token for token in ids for _ in range(rng.randint(1, 3))] + [gap] * rng.choice((0, 0, 1, 2))
+        else:
+            region += ids
+    prompt = build_prompt(tokenizer, instruction)
+    return prompt.before + region + prompt.after
+
+
+KIND_WEIGHTS = {"transcribe": 5, "repeat": 1.5, "caption": 2, "count": 2, **dict.fromkeys(corpora.ATTRIBUTES, 0.75), **dict.fromkeys(corpora.SLOTS, 0.75)}  # fmt: skip
+
+
+def draw_item(tokenizer, rng: random.Random, held_out: bool, kind: str | None = None, stretched: bool | None = None) -> tuple[list[int], str]:
+    """A prompt of text alone, as ids, and its answer."""
+    sentence, attributes = corpora.random_sentence(rng, held_out=held_out), corpora.random_attributes(rng)
+    items = corpora.instructions(sentence, attributes, rng) | {"transcribe": (corpora.TRANSCRIBE, sentence.text)}
+    kinds = [k for k in items if k == kind] or list(items)
+    question, answer = items[rng.choices(kinds, [KIND_WEIGHTS[k] for k in kinds])[0]]
+    stretched = rng.random() < 0.5 if stretched is None else stretched
+    return text_prompt(tokenizer, sentence, attributes, question, rng, stretched), answer
+
+
+def embed_prompts(lm: DiffusionLM, prompts: list[list[int]], device: str) -> tuple[Tensor, Tensor]:
+    """Left-padded embeddings (B, P, D) and mask (B, P)."""
+    P = max(map(len, prompts))
+    ids = torch.tensor([[lm.config.end_id] * (P - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[False] * (P - len(p)) + [True] * len(p) for p in prompts], device=device)
+    return lm.embed(ids), mask
+
+
+def ask_text(lm: DiffusionLM, tokenizer, items: list[tuple[list[int], str]], device: str) -> list[str]:
+    """The LM's answers to prompts of text alone, a token a step."""
+    said = []
+    for start in range(0, len(items), 100):
+        embeddings, mask = embed_prompts(lm, [p for p, _ in items[start : start + 100]], device)
+        out = generate(lm, Spliced(embeddings, mask, mask), SamplerConfig(ANSWER, ANSWER, ANSWER))
+        said += [decode_answer(tokenizer, ids) for ids in out.ids.tolist()]
+    return said
+
+
+def pretrain_lm(out: Path, seed: int, device: str, position: int) -> dict:
+    """Train and save `out/llada` and `out/next_token`; returns copy error and oracle accuracies on unseen sentences."""
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(out / "llada" / "tokenizer.model", seed)
+    config = replace(LM_SIZES["toy"], vocab=tokenizer.size, mask_id=tokenizer.id(MASK), end_id=tokenizer.id(TEXT_END))
+    lm = DiffusionLM(config)
+    nn.init.normal_(lm.embedding.weight, std=0.2)
+    lm.to(device)
+
+    def batch_of(step: int, training: TrainConfig) -> tuple[Tensor, Tensor, Tensor]:
+        rng = random.Random(f"{training.seed} {step}")
+        items = [draw_item(tokenizer, rng, held_out=False) for _ in range(training.batch)]
+        embeddings, mask = embed_prompts(lm, [prompt for prompt, _ in items], device)
+        answers = encode_answers(tokenizer, [answer for _, answer in items], ANSWER).to(device)
+        return embeddings, mask, answers
+
+    def next_token(step: int, generator: torch.Generator) -> Tensor:
+        return next_token_loss(lm, *batch_of(step, first))
+
+    def masked(step: int, generator: torch.Generator) -> Tensor:
+        embeddings, mask, answers = batch_of(step, second)
+        t = noise_levels(len(answers), generator, t_min=0.1, stratified=True)
+        noisy = noise(answers, t, config.mask_id, generator)
+        return diffusion_loss(lm, embeddings, mask, answers, noisy, t, answers.numel())
+
+    def set_causal(value: bool) -> None:
+        lm.config = replace(config, causal=value)
+
+    first, second = replace(NEXT_TOKEN, seed=seed), replace(DIFFUSION, seed=seed + 1000)
+    set_causal(True)
+    checkpoints = out / "checkpoints"
+    losses = fit(dict(lm.named_parameters()), next_token, first, checkpoints / "next_token.pt", "2/4 LM, next token", position)
+    weights.save_llada(lm, out / "next_token")
+    (out / "next_token" / "tokenizer.model").write_bytes((out / "llada" / "tokenizer.model").read_bytes())
+    set_causal(False)
+    losses += fit(dict(lm.named_parameters()), masked, second, checkpoints / "lm.pt", "2/4 LM, diffusion", position)
+    weights.save_llada(lm, out / "llada")
+    rng, n = random.Random(seed), 200
+    plain = [draw_item(tokenizer, rng, True, "transcribe", stretched) for stretched in (False, True) for _ in range(n)]
+    said = ask_text(lm.eval(), tokenizer, plain, device)
+    result = {"copy_error": word_error_rate(said[:n], [a for _, a in plain[:n]])}
+    result["copy_error_stretched"] = word_error_rate(said[n:], [a for _, a in plain[n:]])
+    result["oracle"] = {}
+    for kind in (*corpora.ATTRIBUTES, "count", "animal"):
+        items = [draw_item(tokenizer, rng, True, kind, True) for _ in range(n)]
+        result["oracle"][kind] = 100 * sum(s == a for s, (_, a) in zip(ask_text(lm, tokenizer, items, device), items)) / n
+    return result | {"items": n, "losses": losses}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the tiny encoder and LM.")
+    parser.add_argument("which", nargs="?", choices=["encoder", "lm", "both"], default="both")
+    parser.add_argument("--corpus", type=Path, default=Path("runs/toy/corpus"))
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bar", type=int, default=0, help="line of the progress bar")
+    args = parser.parse_args()
+    if args.which == "both":  # two small models on half of the cores each are done sooner than one after the other
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        environment = os.environ | {"OMP_NUM_THREADS": str(max(cores // 2, 1)), "OMP_WAIT_POLICY": "passive"}
+        options = ["--corpus", str(args.corpus), "--out", str(args.out), "--seed", str(args.seed), "--device", args.device]
+        jobs = [
+            subprocess.Popen([sys.executable, __file__, which, *options, "--bar", str(bar)], env=environment)
+            for bar, which in enumerate(("encoder", "lm"))
+        ]
+        if any([job.wait() for job in jobs]):
+            raise SystemExit("pretrain.py: one of the two trainings failed; its message is above")
+        return
+    started = time.perf_counter()
+    if args.which == "encoder":
+        result = pretrain_encoder(args.corpus, args.out, args.seed, args.device, args.bar)
+    else:
+        result = pretrain_lm(args.out, args.seed, args.device, args.bar)
+    result["minutes"] = (time.perf_counter() - started) / 60
+    weights.write_json(args.out / f"{args.which}.json", result)
+    tqdm.write(json.dumps({k: v for k, v in result.items() if k != "losses"}))
+
+
+if __name__ == "__main__":
+    main()

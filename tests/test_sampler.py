@@ -1,0 +1,298 @@
+"""Every rule fills every mask, each item as if alone, and says what would work when a setting cannot."""
+
+import sys
+
+import pytest
+import torch
+
+import sampler
+from data import build_prompt, decode_answer, pad_waveforms, read_audio
+from diffa import Spliced
+from sampler import SamplerConfig, commit, generate, propose, shares, write_trace
+
+RULES = [
+    SamplerConfig(12, 12, 12),
+    SamplerConfig(12, 4, 7),
+    SamplerConfig(12, 6, rule="threshold", threshold=0.3),
+    SamplerConfig(12, 6, rule="factor", factor=2.5),
+]
+by_rule = pytest.mark.parametrize("config", RULES, ids=lambda c: f"{c.rule}-{c.block_length}-{c.steps}")
+
+
+def with_(config, **changes):
+    return SamplerConfig(**{**vars(config), **changes})
+
+
+def text(model, *instructions):
+    """Prompts without sound, left-padded."""
+    rows = [torch.tensor(build_prompt(model.tokenizer, line).after) for line in instructions]
+    P = max(map(len, rows))
+    ids = torch.stack([torch.nn.functional.pad(row, (P - len(row), 0)) for row in rows])
+    mask = torch.stack([torch.arange(P) >= P - len(row) for row in rows])
+    return Spliced(model.lm.embed(ids), mask, mask)
+
+
+@torch.inference_mode()
+def heard(model, clips, instructions):
+    """Prompts with sound."""
+    waveforms, lengths = pad_waveforms(clips, model.encoder.config.n_samples, ["clip"] * len(clips))
+    prompts = [build_prompt(model.tokenizer, line) for line in instructions]
+    return model.splice(prompts, *model.hear(*model.encode(waveforms, lengths)))
+
+
+def favour_mask(model, monkeypatch):
+    """Make [MASK] the model's likeliest token everywhere."""
+    head, mask = model.lm.head, torch.zeros(model.lm.config.vocab)
+    mask[model.lm.config.mask_id] = 50.0
+    monkeypatch.setattr(model.lm, "head", lambda hidden: head(hidden) + mask)
+
+
+# Every rule
+
+
+@by_rule
+@pytest.mark.parametrize("cfg_scale", [0.0, 0.7])
+def test_an_item_in_a_batch_gets_the_answer_it_gets_alone(toy, config, cfg_scale):
+    torch.manual_seed(3)
+    config = with_(config, cfg_scale=cfg_scale)
+    clips = [torch.randn(n) for n in (12_800, 3000, 7100, 400)]  # the last is too short for any semantic embedding
+    lines = ["What is said?", "two red birds sing and sing again until the night", "Why?", "Repeat what is said."]
+    together = generate(toy.lm, heard(toy, clips, lines), config)
+    assert len({tuple(row) for row in together.ids.tolist()}) > 1  # the items do differ
+    for i in range(4):
+        alone = generate(toy.lm, heard(toy, clips[i : i + 1], lines[i : i + 1]), config)
+        assert together.ids[i].tolist() == alone.ids[0].tolist()
+        assert together.steps[i] == alone.steps[0]
+
+
+@by_rule
+@pytest.mark.parametrize("extra", [{}, {"temperature": 1.0}, {"remasking": "random"}, {"cfg_scale": 1.0}], ids=str)
+def test_mask_is_never_an_answer_though_the_model_favours_it(toy, monkeypatch, config, extra):
+    favour_mask(toy, monkeypatch)
+    out = generate(toy.lm, text(toy, "What?", "Why is that?"), with_(config, **extra))
+    assert out.ids.shape == (2, 12)
+    assert not out.ids.eq(toy.lm.config.mask_id).any()
+
+
+@by_rule
+def test_on_step_is_called_once_a_call_and_the_trace_grows_alike(toy, config):
+    seen = []
+    out = generate(toy.lm, text(toy, "What?"), config, lambda ids, kept: seen.append((ids.clone(), kept.clone())), trace=True)
+    assert len(seen) == len(out.trace) == out.steps.item()
+    waiting = [ids.eq(toy.lm.config.mask_id).sum().item() for ids, _ in seen]
+    assert waiting == sorted(waiting, reverse=True) and waiting[-1] == 0
+    assert len(set([12, *waiting])) == len(waiting) + 1  # each step commits something
+    for (ids, kept), (trace_ids, trace_kept) in zip(seen, out.trace):
+        assert torch.equal(ids, trace_ids) and torch.equal(kept, trace_kept)
+        assert torch.equal(kept > 0, ids != toy.lm.config.mask_id)
+
+
+@by_rule
+def test_a_committed_token_stays_and_blocks_are_filled_left_to_right(toy, config):
+    before = torch.full((1, 12), toy.lm.config.mask_id)
+    for ids, _ in generate(toy.lm, text(toy, "What?"), config, trace=True).trace:
+        fixed = before != toy.lm.config.mask_id
+        assert torch.equal(ids[fixed], before[fixed])
+        first = int(before.eq(toy.lm.config.mask_id).int().argmax()) // config.block_length
+        assert ids[0, (first + 1) * config.block_length :].eq(toy.lm.config.mask_id).all()
+        before = ids
+
+
+# Each rule
+
+
+@pytest.mark.parametrize("length, block, steps", [(12, 12, 12), (12, 12, 5), (12, 4, 7), (12, 4, 3), (1, 1, 1)])
+def test_the_count_rule_makes_as_many_calls_as_steps(toy, length, block, steps):
+    assert generate(toy.lm, text(toy, "What?", "Why is that?"), SamplerConfig(length, block, steps)).steps.tolist() == [steps] * 2
+
+
+def test_threshold_1_commits_one_a_call(toy):
+    assert generate(toy.lm, text(toy, "What?"), SamplerConfig(12, 6, rule="threshold", threshold=1.0)).steps.item() == 12
+
+
+def test_a_low_threshold_commits_a_block_a_call(toy):
+    assert generate(toy.lm, text(toy, "What?"), SamplerConfig(12, 6, rule="threshold", threshold=1e-9)).steps.item() == 2
+
+
+CONFIDENCE = torch.tensor([[0.3, 0.95, 0.6, 0.9, 0.99]])
+
+
+@pytest.mark.parametrize(
+    "settings, kept",
+    [
+        ({"threshold": 0.5, "rule": "threshold"}, [1, 2, 3]),
+        ({"threshold": 0.96, "rule": "threshold"}, [1]),  # none passes: the surest of those masked
+        ({"factor": 0.5, "rule": "factor"}, [1, 3]),  # 0.95 >= 1 - 0.5/2, 0.9 >= 1 - 0.5/3, 0.6 < 1 - 0.5/4
+        ({"factor": 0.01, "rule": "factor"}, [1]),
+        ({"rule": "count"}, [1, 3]),
+    ],
+)
+def test_what_each_rule_commits(settings, kept):
+    masked = torch.tensor([[True, True, True, True, False]])  # the surest of all is not masked
+    keep = commit(CONFIDENCE, masked, SamplerConfig(**settings), count=2)
+    assert keep[0].nonzero().flatten().tolist() == kept
+
+
+def test_a_confidence_equal_to_the_threshold_is_not_enough():
+    keep = commit(torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool), SamplerConfig(rule="threshold", threshold=1.0), 1)
+    assert keep.tolist() == [[True, False, False]]
+
+
+def test_confidence_is_the_softmax_probability():
+    logits = torch.randn(1, 4, 9) * 3
+    tokens, confidence = propose(logits, 0, SamplerConfig(), torch.Generator())
+    chosen = logits.softmax(dim=-1)[..., 1:].max(dim=-1)
+    assert torch.equal(tokens, chosen.indices + 1)
+    assert torch.allclose(confidence, chosen.values)
+
+
+def test_gumbel_noise_draws_from_the_softmax():
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0]).expand(1, 20_000, 4)
+    tokens, _ = propose(logits, 3, SamplerConfig(temperature=1.0), torch.Generator().manual_seed(0))
+    shares_drawn = tokens[0].bincount(minlength=4) / 20_000
+    assert torch.allclose(shares_drawn, torch.tensor([0.0, 1.0, 2.0, -torch.inf]).softmax(0), atol=0.015)
+
+
+@pytest.mark.parametrize("total, parts, expected", [(7, 3, [3, 2, 2]), (6, 3, [2, 2, 2]), (2, 3, [1, 1, 0])])
+def test_shares_are_even_with_the_remainder_first(total, parts, expected):
+    assert shares(total, parts) == expected
+
+
+# Chance and guidance
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"remasking": "random"}], ids=str)
+def test_chance_repeats_by_seed_and_differs_between_seeds(toy, settings):
+    prompt = text(toy, "What?", "Why is that?")
+    first, again, other = (generate(toy.lm, prompt, SamplerConfig(12, 12, 12, seed=seed, **settings), trace=True) for seed in (1, 1, 2))
+    assert torch.equal(first.ids, again.ids)
+    assert any(not torch.equal(a[0], b[0]) for a, b in zip(first.trace, other.trace))
+
+
+def test_the_sampler_leaves_the_global_dice_alone(toy):
+    prompt, state = text(toy, "What?"), torch.get_rng_state()
+    generate(toy.lm, prompt, SamplerConfig(12, 12, 12, temperature=1.0, remasking="random"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_guidance_0_is_one_plain_pass_and_more_changes_the_answer(toy, monkeypatch):
+    prompt, batches, forward = text(toy, "What is said?"), [], toy.lm.forward
+    monkeypatch.setattr(toy.lm, "forward", lambda x, mask: (batches.append(len(x)), forward(x, mask))[1])
+    plain, zero, more = (generate(toy.lm, prompt, SamplerConfig(12, 12, 12, **s)) for s in ({}, {"cfg_scale": 0.0}, {"cfg_scale": 3.0}))
+    assert torch.equal(plain.ids, zero.ids) and not torch.equal(plain.ids, more.ids)
+    assert batches == [1] * 24 + [2] * 12
+
+
+def test_guidance_leads_away_from_the_answer_without_the_question(toy):
+    prompt = text(toy, "What is said?")
+    blind = Spliced(toy.lm.embed(torch.tensor(toy.lm.config.mask_id)).expand_as(prompt.embeddings), prompt.mask, prompt.is_text)
+    unmoved = [generate(toy.lm, blind, SamplerConfig(12, 12, 12, cfg_scale=scale)).ids for scale in (0.0, 3.0)]
+    assert torch.equal(*unmoved)  # a question of masks has nothing to lead from
+
+
+def test_guidance_blanks_the_text_but_not_the_sound(toy, monkeypatch):
+    prompt, seen, forward = heard(toy, [torch.ones(9000)], ["What?"]), [], toy.lm.forward
+    monkeypatch.setattr(toy.lm, "forward", lambda x, mask: (seen.append(x), forward(x, mask))[1])
+    generate(toy.lm, prompt, SamplerConfig(1, 1, 1, cfg_scale=1.0))
+    conditional, unconditional = seen[0][:, :-1]
+    changed = (conditional != unconditional).any(dim=-1)
+    assert torch.equal(changed, prompt.is_text[0]) and not changed.all()
+
+
+# Settings that cannot work
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"length": 12, "block_length": 4, "steps": 2}, "use 3 to 12"),
+        ({"length": 12, "block_length": 4, "steps": 13}, "use 3 to 12"),
+        ({"length": 12, "block_length": 5}, r"use one of \[1, 2, 3, 4, 6, 12\]"),
+        ({"length": 12, "block_length": 0}, r"use one of \[1, 2, 3, 4, 6, 12\]"),
+        ({"length": 0, "block_length": 1}, "length 0.*1 or more"),
+        ({"threshold": 0.0}, r"outside \(0, 1\]; 0.9 is usual"),
+        ({"threshold": 1.1}, r"outside \(0, 1\]; 0.9 is usual"),
+        ({"rule": "magic"}, "count, threshold, factor"),
+        ({"remasking": "magic"}, "low_confidence nor random"),
+        ({"temperature": -1.0}, "0 or more"),
+        ({"cfg_scale": -1.0}, "0 or more"),
+        ({"factor": 0.0}, "factor more than 0"),
+    ],
+)
+def test_impossible_settings_are_refused_with_what_would_work(settings, said):
+    with pytest.raises(ValueError, match=said):
+        SamplerConfig(**settings)
+
+
+def test_a_prompt_too_long_is_refused_with_the_longest_answer_possible(toy):
+    prompt = text(toy, "two red birds sing " * 9)
+    room = toy.lm.config.max_length - prompt.embeddings.shape[1]
+    assert 0 < room < 200
+    with pytest.raises(ValueError, match=f"at most {room}"):
+        generate(toy.lm, prompt, SamplerConfig(room + 1, 1, room + 1))
+    assert generate(toy.lm, prompt, SamplerConfig(room, room, 1)).ids.shape == (1, room)
+
+
+# The command
+
+
+def test_write_trace_has_a_row_a_step_and_escapes_the_words(tmp_path):
+    write_trace(tmp_path / "t.html", "a < b?", [(["_", "<b>"], [0.0, 0.5]), (["x", "<b>"], [0.9, 0.5])])
+    page = (tmp_path / "t.html").read_text()
+    assert page.count("<tr>") == 2 and page.count("<td") == 4
+    assert "&lt;b&gt;" in page and "<b>" not in page and "a &lt; b?" in page
+
+
+@pytest.fixture
+def command(toy, toy_dirs, tmp_path, monkeypatch):
+    """command(clip, *options) runs sampler.py on the toy."""
+    toy.save(tmp_path / "adapters", **toy_dirs)
+    places = ["--whisper", toy_dirs["whisper"], "--llm", toy_dirs["llm"], "--adapters", tmp_path / "adapters", "--device", "cpu"]
+
+    def run(clip, *options):
+        monkeypatch.setattr(sys, "argv", list(map(str, ["sampler.py", clip, "What is said?", *places, *options])))
+        sampler.main()
+
+    return run
+
+
+def test_the_command_prints_the_answer(toy, command, tone, tmp_path, capsys):
+    clip = tone(rate=44_100, channels=2)
+    command(clip, "--length", 8, "--trace", tmp_path / "t.html")
+    out = generate(toy.lm, heard(toy, [read_audio(clip)], ["What is said?"]), SamplerConfig(8, 8, 8, "threshold"))
+    printed = capsys.readouterr()
+    assert printed.out.endswith("\n" + decode_answer(toy.tokenizer, out.ids[0].tolist()) + "\n")
+    assert f"{out.steps.item()} model calls for 8 positions" in printed.err
+    assert (tmp_path / "t.html").read_text().count("<tr>") == out.steps.item()
+
+
+def test_the_command_hears_a_long_clip_only_with_cut(command, tone, capsys):
+    clip = tone(seconds=1.0)
+    with pytest.raises(SystemExit, match="--cut"):
+        command(clip, "--length", 4)
+    command(clip, "--length", 4, "--cut")
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ((), "nowhere.wav: no such audio file"),
+        (("--length", 12, "--block-length", 5), "use one of"),
+        (("--length", 12, "--rule", "count", "--steps", 0), "use 1 to 12"),
+        (("--length", 12, "--block-length", 0), "use one of"),
+        (("--threshold", 2), "0.9 is usual"),
+    ],
+)
+def test_the_command_fails_in_one_line(command, tmp_path, options, said):
+    with pytest.raises(SystemExit) as stop:
+        command(tmp_path / "nowhere.wav", *options)
+    assert stop.value.code.startswith("sampler.py: ") and said in stop.value.code
+    assert "\n" not in stop.value.code
+
+
+def test_the_command_names_weights_that_are_missing(command, tone, tmp_path):
+    with pytest.raises(SystemExit, match="sampler.py: .*nothing: no such directory"):
+        command(tone(), "--llm", tmp_path / "nothing")
+    with pytest.raises(SystemExit, match="sampler.py: .*nothing"):
+        command(tone(), "--adapters", tmp_path / "nothing")

@@ -1,0 +1,54 @@
+"""Stage 2: teach both adapters to answer (paper, section 3.3).
+
+Starts from stage 1's semantic adapter; its 20 prompts give way to the acoustic adapter. Encoder and LM stay frozen. The
+ablation `--audio semantic` leaves the acoustic adapter out, all else equal.
+
+    python train_instruct.py --train runs/toy/corpus/instruct_train.json --adapters runs/toy/stage1 --out runs/toy/stage2
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from data import AudioError, ManifestError, load_manifest
+from diffa import DIFFA
+from sampler import add_model_arguments
+from train_asr import TOY_SHAPES, Preset, add_training_arguments, chosen_preset, train_stage
+from trainer import TrainConfig
+from weights import write_json
+
+PRESETS = {
+    # 96,874 items, 10 epochs at batch 32 (paper, section 4.1).
+    "paper": Preset(TrainConfig(30_273, 32, 5e-5, 2000, "cosine"), 128, 0.0, False, False, {}),
+    "toy": Preset(TrainConfig(1500, 32, 2e-3, 50, "cosine"), 20, 0.1, True, True, TOY_SHAPES),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Stage 2: instructions.")
+    parser.add_argument("--train", type=Path, default=Path("runs/toy/corpus/instruct_train.json"), help="manifest")
+    parser.add_argument("--out", type=Path, default=Path("runs/toy/stage2"))
+    parser.add_argument("--audio", choices=["both", "semantic"], default="both", help="adapters in the prompt")
+    add_model_arguments(parser, "runs/toy/stage1")
+    add_training_arguments(parser)
+    args = parser.parse_args()
+    started = time.perf_counter()
+    preset = chosen_preset(PRESETS, args)
+    try:
+        items = load_manifest(args.train)
+        torch.manual_seed(args.seed)
+        stage = "stage2" if args.audio == "both" else "semantic"
+        model = DIFFA.from_pretrained(args.whisper, args.llm, args.adapters, stage, device=args.device)
+        if preset.match_embedding_scale:
+            model.match_embedding_scale(("acoustic",))
+        losses = train_stage(model, items, [item["target"] for item in items], preset, args.out, "4/4 stage 2")
+    except (AudioError, ManifestError, ValueError) as error:
+        raise SystemExit(f"train_instruct.py: {error}") from None
+    model.save(args.out, args.whisper, args.llm)
+    write_json(args.out / "training.json", {"losses": losses, "minutes": (time.perf_counter() - started) / 60})
+
+
+if __name__ == "__main__":
+    main()
