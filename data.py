@@ -127,12 +127,14 @@ def load_tokenizer(path: str | Path, lm_config) -> Tokenizer:
     Raises ValueError: none is there, or its [MASK] and end of text are not the LM's (a tokenizer of another model).
     """
     path = Path(path)
-    if (path / "tokenizer.json").is_file():
-        tokenizer = JSONTokenizer(path / "tokenizer.json")
-    elif (path / "tokenizer.model").is_file():
-        tokenizer = SentencePieceTokenizer(path / "tokenizer.model")
-    else:
+    kinds = {"tokenizer.json": JSONTokenizer, "tokenizer.model": SentencePieceTokenizer}
+    file = next((path / name for name in kinds if (path / name).is_file()), None)
+    if file is None:
         raise ValueError(f"{path}: holds neither tokenizer.json nor tokenizer.model")
+    try:
+        tokenizer = kinds[file.name](file)
+    except Exception as error:  # tokenizers raises no narrower class
+        raise ValueError(f"{file}: not a whole tokenizer ({error}); download it again") from error
     for piece, expected in ((MASK, lm_config.mask_id), (TEXT_END, lm_config.end_id)):
         if tokenizer.id(piece) != expected:
             raise ValueError(
@@ -196,7 +198,7 @@ def load_manifest(path: str | Path) -> list[dict]:
 
     Raises ManifestError: not a JSON list, empty, or items with missing fields or files, all of them listed at once.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     if not path.is_file():
         raise ManifestError(f"{path}: no such manifest; `make demo` makes the toy's, corpora.py others")
     try:
@@ -214,6 +216,9 @@ def load_manifest(path: str | Path) -> list[dict]:
         absent = [field for field in MANIFEST_FIELDS if field not in item]
         if absent:
             problems.append(f"{name}: lacks {', '.join(absent)}")
+            continue
+        if not isinstance(item["audio_filepath"], str):
+            problems.append(f"{name}: audio_filepath is not text")
             continue
         file = path.parent / item["audio_filepath"]
         if not file.is_file():

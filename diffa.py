@@ -77,7 +77,8 @@ class DIFFA(nn.Module):
         Returns:
             all n_layers + 1 hidden states (B, T, D_w), and the real encoder frames (B,) of clips of n_samples (B,).
         """
-        return self.encoder(log_mel(waveforms, self.encoder.config.n_mels)), encoder_frames(n_samples)
+        states = self.encoder(log_mel(waveforms, self.encoder.config.n_mels))
+        return [state.float() for state in states], encoder_frames(n_samples)  # float32, as the adapters are
 
     def hear(self, states: list[Tensor], frames: Tensor) -> tuple[Tensor, Tensor]:
         """Trained half of hearing: hidden states to audio embeddings (B, A, D) and their mask (B, A)."""
@@ -149,7 +150,7 @@ class DIFFA(nn.Module):
             taps = TAPS.get(encoder.config.n_layers)
             config, parts, info = AdapterConfig(**{**widths, "n_heads": encoder.config.n_heads, "taps": taps, **shapes}), {}, {}
         else:
-            config, parts, info = weights.load_adapters(adapters, encoder.config.n_heads)
+            config, parts, info = weights.load_adapters(adapters, encoder.config.n_heads, encoder.config.n_layers)
             for name, width in widths.items():
                 if getattr(config, name) != width:
                     raise ValueError(f"{adapters}: adapters were made for {name} {getattr(config, name)}, this one has {width}")

@@ -50,6 +50,7 @@ DIFFUSION = TrainConfig(steps=1400, batch=32, lr=2e-3, warmup=50)
 HEADS_WEIGHT = 0.3  # of the attribute heads in the encoder's loss
 ANSWER = 20  # tokens: the longest caption of the grammar, and its end
 GAP = "~"  # stands between stretched words, for the silence between spoken ones
+N_CHECK = 200  # unseen prompts for each figure of the LM
 FRAME_RATE = SAMPLE_RATE / HOP / CONV_STRIDE  # encoder frames a second
 
 
@@ -203,11 +204,11 @@ def embed_prompts(lm: DiffusionLM, prompts: list[list[int]], device: str) -> tup
 
 
 def ask_text(lm: DiffusionLM, tokenizer, items: list[tuple[list[int], str]], device: str) -> list[str]:
-    """The LM's answers to prompts of text alone, a token a step."""
+    """The LM's answers to prompts of text alone, by the threshold rule."""
     said = []
     for start in range(0, len(items), 100):
         embeddings, mask = embed_prompts(lm, [p for p, _ in items[start : start + 100]], device)
-        out = generate(lm, Spliced(embeddings, mask, mask), SamplerConfig(ANSWER, ANSWER, ANSWER))
+        out = generate(lm, Spliced(embeddings, mask, mask), SamplerConfig(ANSWER, ANSWER, ANSWER, "threshold", 0.9))
         said += [decode_answer(tokenizer, ids) for ids in out.ids.tolist()]
     return said
 
@@ -249,7 +250,7 @@ def pretrain_lm(out: Path, seed: int, device: str, position: int) -> dict:
     set_causal(False)
     losses += fit(dict(lm.named_parameters()), masked, second, checkpoints / "lm.pt", "2/4 LM, diffusion", position)
     weights.save_llada(lm, out / "llada")
-    rng, n = random.Random(seed), 200
+    rng, n = random.Random(seed), N_CHECK
     plain = [draw_item(tokenizer, rng, True, "transcribe", stretched) for stretched in (False, True) for _ in range(n)]
     said = ask_text(lm.eval(), tokenizer, plain, device)
     result = {"copy_error": word_error_rate(said[:n], [a for _, a in plain[:n]])}

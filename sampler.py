@@ -3,7 +3,7 @@
 The answer starts as `length` masks after the prompt. At each call of the model every masked position of the current
 block proposes its likeliest token; a *rule* says which proposals are certain enough to stay (LLaDA, section 2.4):
   count      a fixed number a step, the most confident first (the published sampler)
-  threshold  all with confidence of at least `threshold`, one at the least (Fast-dLLM, arXiv 2505.22618)
+  threshold  all with confidence above `threshold`, one at the least (Fast-dLLM, arXiv 2505.22618)
   factor     the longest prefix, sorted by confidence, in which the n-th has at least 1 - factor / (n + 1) (the same)
 
     python sampler.py CLIP "QUESTION"                       answers, denoising live
@@ -44,7 +44,9 @@ class SamplerConfig:
     seed: int = 0  # of temperature and random remasking
 
     def __post_init__(self):
-        if self.length < 1 or self.block_length < 1 or self.length % self.block_length:
+        if self.length < 1:
+            raise ValueError(f"length {self.length} holds no answer; use 1 or more")
+        if self.block_length < 1 or self.length % self.block_length:
             divisors = [n for n in range(1, self.length + 1) if self.length % n == 0]
             raise ValueError(f"length {self.length} does not divide into blocks of {self.block_length}; use one of {divisors}")
         n_blocks = self.length // self.block_length
@@ -227,7 +229,8 @@ def main() -> None:
     args = parser.parse_args()
     try:
         config = SamplerConfig(
-            args.length, args.block_length or args.length, args.steps or args.length, args.rule, args.threshold,
+            args.length, args.length if args.block_length is None else args.block_length,
+            args.length if args.steps is None else args.steps, args.rule, args.threshold,
             temperature=args.temperature, cfg_scale=args.cfg_scale,
         )  # fmt: skip
         waveform = read_audio(args.clip)

@@ -6,6 +6,7 @@ from its newest checkpoint to the same result, and a checkpoint need only hold w
 
 import math
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,6 +85,13 @@ def fit(
         state = {"config": asdict(config), "parameters": {n: p.detach() for n, p in parameters.items()}}
         save_atomically(state | {"optimizer": optimizer.state_dict(), "losses": losses}, checkpoint)
 
+    stop: list[int] = []  # Ctrl-C waits for the end of its step, so that no step is done by half; a second one does not wait
+
+    def on_ctrl_c(number: int, frame: object) -> None:
+        stop.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, on_ctrl_c)
     bar = tqdm(total=config.steps, initial=len(losses), desc=title, position=position, mininterval=1.0, unit="step")
     try:
         for step in range(len(losses), config.steps):
@@ -95,7 +103,10 @@ def fit(
                 raise SystemExit(f"{title}: loss is {loss.item()} at step {step}; the weights before it are in {checkpoint}")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters.values(), config.clip)
+            norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip)
+            if not torch.isfinite(norm):
+                save()
+                raise SystemExit(f"{title}: gradient is {norm.item()} at step {step}; the weights before it are in {checkpoint}")
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
             optimizer.step()
@@ -103,11 +114,13 @@ def fit(
             bar.update()
             if step % 10 == 9:
                 bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}", refresh=False)
+            if stop:
+                save()
+                raise SystemExit(f"\n{title}: stopped at step {len(losses)}; run the same command to go on")
             if len(losses) % config.save_every == 0:
                 save()
-    except KeyboardInterrupt:
-        save()
-        raise SystemExit(f"\n{title}: stopped at step {len(losses)}; run the same command to go on") from None
+    finally:
+        signal.signal(signal.SIGINT, before)
     bar.close()
     save()
     return losses

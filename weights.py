@@ -124,18 +124,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
         raise WeightsError(f"{path}: not a whole checkpoint file ({error}); download it again") from error
     except Exception as error:  # pickle.UnpicklingError and what broken pickles raise besides
         raise WeightsError(f"{path}: refused, holds more than plain tensors or is damaged ({error})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise WeightsError(f"{path}: holds something else than tensors with names")
+    return tensors
 
 
 def read_directory(path: Path) -> dict[str, Tensor]:
     """All tensors of a hub directory: shards with an index, one safetensors file, or `pytorch_model.bin`."""
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        names = read_json(index)["weight_map"]
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise WeightsError(f"{index}: lacks weight_map")
         shards = sorted(set(names.values()))
         absent = [shard for shard in shards if not (path / shard).is_file()]
         if absent:
@@ -156,11 +161,14 @@ def read_directory(path: Path) -> dict[str, Tensor]:
 def read_json(path: Path) -> dict:
     """A JSON object from a file; WeightsError names the file when it is absent or broken."""
     try:
-        return json.loads(Path(path).read_text())
+        value = json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path}: not a JSON object")
+    return value
 
 
 def write_json(path: Path, value: object) -> None:
@@ -261,7 +269,7 @@ def save_llada(model: DiffusionLM, path: str | Path, n_shards: int = 1) -> None:
     write_json(path / "config.json", raw)
 
 
-def load_adapters(path: str | Path, n_heads: int) -> tuple[AdapterConfig, dict[str, nn.Module | Tensor], dict]:
+def load_adapters(path: str | Path, n_heads: int, n_layers: int = 12) -> tuple[AdapterConfig, dict[str, nn.Module | Tensor], dict]:
     """Trained adapters: one of our directories, or the release's `pytorch_model.bin` (or a directory that holds it).
 
     Args:
@@ -287,8 +295,12 @@ def load_adapters(path: str | Path, n_heads: int) -> tuple[AdapterConfig, dict[s
     if "acoustic_connector.layer_weights" in tensors and not info:
         n_queries, n_taps = tensors["acoustic_connector.layer_weights"].shape
         layers = [int(k.split(".")[3]) for k in tensors if k.startswith("acoustic_connector.qformer.layer.")]
-        by_taps = {4: TAPS[12], 8: TAPS[32]}
-        shapes |= {"n_queries": n_queries, "qformer_layers": max(layers, default=-1) + 1, "taps": by_taps[n_taps]}
+        taps = TAPS.get(n_layers, ())
+        if len(taps) != n_taps:
+            raise WeightsError(f"{file}: taps {n_taps} hidden states, an encoder of {n_layers} layers has {len(taps)} tapped")
+        inner = tensors.get("acoustic_connector.qformer.layer.0.intermediate.dense.weight")
+        shapes |= {} if inner is None else {"ffn": inner.shape[0]}
+        shapes |= {"n_queries": n_queries, "qformer_layers": max(layers, default=-1) + 1, "taps": taps}
     config = AdapterConfig(**shapes)
     parts: dict[str, nn.Module | Tensor] = {}
     rest = dict(tensors)

@@ -8,6 +8,7 @@ import torch
 import sampler
 from data import build_prompt, decode_answer, pad_waveforms, read_audio
 from diffa import Spliced
+from diffusion_lm import DiffusionLM
 from sampler import SamplerConfig, commit, generate, propose, shares, write_trace
 
 RULES = [
@@ -17,6 +18,19 @@ RULES = [
     SamplerConfig(12, 6, rule="factor", factor=2.5),
 ]
 by_rule = pytest.mark.parametrize("config", RULES, ids=lambda c: f"{c.rule}-{c.block_length}-{c.steps}")
+
+
+@pytest.fixture(autouse=True)
+def no_endless_loop(monkeypatch):
+    """Fails a test whose sampler would never end; no test here needs half as many calls."""
+    calls, forward = [], DiffusionLM.forward
+
+    def counted(*arguments):
+        calls.append(None)
+        assert len(calls) < 500
+        return forward(*arguments)
+
+    monkeypatch.setattr(DiffusionLM, "forward", counted)
 
 
 def with_(config, **changes):
@@ -42,9 +56,9 @@ def heard(model, clips, instructions):
 
 def favour_mask(model, monkeypatch):
     """Make [MASK] the model's likeliest token everywhere."""
-    head, mask = model.lm.head, torch.zeros(model.lm.config.vocab)
-    mask[model.lm.config.mask_id] = 50.0
-    monkeypatch.setattr(model.lm, "head", lambda hidden: head(hidden) + mask)
+    head, bonus = model.lm.head, torch.zeros(model.lm.config.vocab)
+    bonus[model.lm.config.mask_id] = 50.0
+    monkeypatch.setattr(model.lm, "head", lambda hidden: head(hidden) + bonus)
 
 
 # Every rule
@@ -123,6 +137,7 @@ CONFIDENCE = torch.tensor([[0.3, 0.95, 0.6, 0.9, 0.99]])
         ({"threshold": 0.5, "rule": "threshold"}, [1, 2, 3]),
         ({"threshold": 0.96, "rule": "threshold"}, [1]),  # none passes: the surest of those masked
         ({"factor": 0.5, "rule": "factor"}, [1, 3]),  # 0.95 >= 1 - 0.5/2, 0.9 >= 1 - 0.5/3, 0.6 < 1 - 0.5/4
+        ({"factor": 0.25, "rule": "factor"}, [1]),  # 0.9 < 1 - 0.25/3
         ({"factor": 0.01, "rule": "factor"}, [1]),
         ({"rule": "count"}, [1, 3]),
     ],

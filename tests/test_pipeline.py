@@ -1,0 +1,121 @@
+"""The commands of `make demo`, in order, on a handful of clips and steps: they fit together, and what is frozen stays so."""
+
+import json
+import random
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import corpora
+import evaluate
+import pretrain
+import train_asr
+import train_instruct
+from data import build_prompt, word_error_rate
+from diffa import DIFFA
+
+
+def command(monkeypatch, module, *arguments):
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+    module.main()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run directory after every command but evaluate.py."""
+    run = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "ENCODER", replace(pretrain.ENCODER, steps=3, batch=4))
+        patch.setattr(pretrain, "NEXT_TOKEN", replace(pretrain.NEXT_TOKEN, steps=2, batch=4))
+        patch.setattr(pretrain, "DIFFUSION", replace(pretrain.DIFFUSION, steps=2, batch=4))
+        patch.setattr(pretrain, "N_CHECK", 4)
+        command(patch, corpora, "toy", "--out", run / "corpus", "--train", 12, "--test", 8)
+        command(patch, pretrain, "encoder", "--corpus", run / "corpus", "--out", run)
+        command(patch, pretrain, "lm", "--out", run)
+        where = ["--whisper", run / "whisper", "--llm", run / "llada", "--device", "cpu", "--batch", 4]
+        command(patch, train_asr, *where, "--train", run / "corpus/asr_train.json", "--out", run / "stage1", "--steps", 3)
+        frozen = ["--adapters", run / "stage1", "--train", run / "corpus/instruct_train.json", "--steps", 3]
+        command(patch, train_instruct, *where, *frozen, "--out", run / "stage2")
+        command(patch, train_instruct, *where, *frozen, "--out", run / "semantic", "--audio", "semantic")
+    return run
+
+
+def load(run, stage, **options):
+    return DIFFA.from_pretrained(run / "whisper", run / "llada", run / stage, **options)
+
+
+def test_stage_2_starts_from_stage_1(run):
+    first, second = load(run, "stage1"), load(run, "stage2")
+    assert first.stage == "stage1" and second.stage == "stage2"
+    change = (first.semantic.linear2.weight - second.semantic.linear2.weight).abs().max()
+    assert 0 < change < 0.05  # three steps away, not newly drawn
+
+
+def test_the_control_has_no_acoustic_adapter(run):
+    assert load(run, "semantic").trainable().keys() == {"semantic"}
+
+
+def test_training_leaves_encoder_and_lm_as_they_were(run):
+    model = load(run, "stage1")
+    assert not any(p.requires_grad for part in (model.encoder, model.lm) for p in part.parameters())
+    names = set(torch.load(run / "stage1/checkpoint.pt", weights_only=True)["parameters"])
+    assert names and all(name.split(".")[0] in ("prompts", "semantic") for name in names)
+
+
+def test_evaluate_writes_report_and_figures(run, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "PROMISES", [])
+    command(monkeypatch, evaluate, "--run", run, "--device", "cpu", "--check")
+    report = json.loads((run / "report.json").read_text())
+    assert report["stage1"]["items"] == 8
+    assert report["stage1"]["by_sampler"]["20 steps"]["calls"] == 20
+    assert report["stage2"]["gender"]["items"] == 8
+    assert all((run / name).stat().st_size > 1000 for name in ("losses.png", "steps.png", "questions.png"))
+
+
+def test_a_broken_promise_is_named(monkeypatch):
+    monkeypatch.setattr(evaluate, "PROMISES", [("a/b", "max", 5), ("a/c", "min", 90)])
+    assert evaluate.broken_promises({"a": {"b": 4.0, "c": 95.0}}) == []
+    assert evaluate.broken_promises({"a": {"b": 6.0, "c": 95.0}}) == ["a/b is 6.00, promised at most 5"]
+
+
+def test_the_tokenizer_loses_no_character_and_keeps_words_and_markers_whole(run):
+    tokenizer = load(run, "stage1").tokenizer
+    rng = random.Random(1)
+    for _ in range(200):
+        sentence = corpora.random_sentence(rng)
+        for question, answer in corpora.instructions(sentence, corpora.random_attributes(rng), rng).values():
+            assert tokenizer.decode(tokenizer.encode(question)) == question
+            assert tokenizer.decode(tokenizer.encode(answer)) == answer
+    assert tokenizer.decode(tokenizer.encode("Zürich, 日本 & \"quotes\"?")) == "Zürich, 日本 & \"quotes\"?"
+    words = {*corpora.WORDS, *corpora.NUMBER_WORDS.values(), *(v for vs in corpora.ATTRIBUTES.values() for v in vs)}
+    assert [word for word in words if len(tokenizer.encode(word)) != 1] == []
+    prompt = build_prompt(tokenizer, "What?")
+    assert {tokenizer.id(m) for m in ("<|startoftext|>", "<|eot_id|>", "\n\n")} <= set(prompt.before)
+
+
+def test_the_lm_trains_on_no_held_out_sentence(run):
+    tokenizer, rng = load(run, "stage1").tokenizer, random.Random(0)
+    answers = [pretrain.draw_item(tokenizer, rng, False, "transcribe")[1] for _ in range(300)]
+    assert not any(corpora.is_held_out(answer) for answer in answers)
+
+
+def test_frame_targets_read_back_as_the_words_said(run):
+    item = json.loads((run / "corpus/asr_train.json").read_text())[0]
+    targets = pretrain.word_targets([item], 160)
+    logits = 20.0 * torch.nn.functional.one_hot(targets, len(corpora.WORDS) + 1).float()
+    assert pretrain.read_words(logits, torch.tensor([160])) == [item["transcription"]]
+
+
+def test_word_error_rate_counts_every_kind_of_error():
+    assert word_error_rate(["a b c"], ["a b c"]) == 0
+    assert word_error_rate(["a x", "b"], ["a b", "b c"]) == 50
+
+
+def test_a_bad_manifest_stops_training_before_it_starts(run, monkeypatch, tmp_path):
+    (tmp_path / "bad.json").write_text("[{}, 3]")
+    with pytest.raises(SystemExit, match="2 bad items"):
+        where = ["--whisper", run / "whisper", "--llm", run / "llada", "--out", tmp_path / "out"]
+        command(monkeypatch, train_asr, *where, "--train", tmp_path / "bad.json")
+    assert not (tmp_path / "out").exists()
