@@ -44,11 +44,12 @@ from encoder import SIZES as ENCODER_SIZES
 from sampler import SamplerConfig, generate
 from trainer import TrainConfig, fit
 
-ENCODER = TrainConfig(steps=900, batch=32, lr=2e-3, warmup=60)
-NEXT_TOKEN = TrainConfig(steps=500, batch=32, lr=2e-3, warmup=50)
-DIFFUSION = TrainConfig(steps=1400, batch=32, lr=2e-3, warmup=50)
+ENCODER = TrainConfig(steps=1200, batch=32, lr=2e-3, warmup=60)
+NEXT_TOKEN = TrainConfig(steps=350, batch=32, lr=2e-3, warmup=50)
+DIFFUSION = TrainConfig(steps=1650, batch=32, lr=2e-3, warmup=50)
 HEADS_WEIGHT = 0.3  # of the attribute heads in the encoder's loss
 ANSWER = 20  # tokens: the longest caption of the grammar, and its end
+BLUR = 1.0  # most noise on the prompt's embeddings, in units of their root mean square
 GAP = "~"  # stands between stretched words, for the silence between spoken ones
 N_CHECK = 200  # unseen prompts for each figure of the LM
 FRAME_RATE = SAMPLE_RATE / HOP / CONV_STRIDE  # encoder frames a second
@@ -166,12 +167,12 @@ def train_tokenizer(path: Path, seed: int) -> SentencePieceTokenizer:
     return SentencePieceTokenizer(path)
 
 
-def text_prompt(tokenizer, sentence, attributes, instruction: str, rng: random.Random, stretched: bool) -> list[int]:
-    """Ids of a prompt in which words stand for sound: attributes, then the sentence, as one item's P ids."""
+def text_prompt(tokenizer, sentence, attributes, instruction: str, rng: random.Random, stretched: bool, voiced: bool) -> list[int]:
+    """Ids (P) of a prompt in which words stand for sound: attributes (if voiced), then the sentence."""
     gap = tokenizer.id(GAP)
     known = [[gap] * rng.randint(0, 2) + tokenizer.encode(value) for value in vars(attributes).values()]
     rng.shuffle(known)
-    region = [token for ids in known for token in ids]
+    region = [token for ids in known for token in ids] if voiced else []
     for word in sentence.text.split():
         ids = tokenizer.encode(word)
         if stretched:  # a word lasts 1 to 3 semantic embeddings, then 0 to 2 of silence
@@ -190,9 +191,11 @@ def draw_item(tokenizer, rng: random.Random, held_out: bool, kind: str | None = 
     sentence, attributes = corpora.random_sentence(rng, held_out=held_out), corpora.random_attributes(rng)
     items = corpora.instructions(sentence, attributes, rng) | {"transcribe": (corpora.TRANSCRIBE, sentence.text)}
     kinds = [k for k in items if k == kind] or list(items)
-    question, answer = items[rng.choices(kinds, [KIND_WEIGHTS[k] for k in kinds])[0]]
+    chosen = rng.choices(kinds, [KIND_WEIGHTS[k] for k in kinds])[0]
+    question, answer = items[chosen]
+    voiced = chosen in (*corpora.ATTRIBUTES, "caption") or rng.random() < 0.5  # stage 1 hears no voice
     stretched = rng.random() < 0.5 if stretched is None else stretched
-    return text_prompt(tokenizer, sentence, attributes, question, rng, stretched), answer
+    return text_prompt(tokenizer, sentence, attributes, question, rng, stretched, voiced), answer
 
 
 def embed_prompts(lm: DiffusionLM, prompts: list[list[int]], device: str) -> tuple[Tensor, Tensor]:
@@ -234,7 +237,10 @@ def pretrain_lm(out: Path, seed: int, device: str, position: int) -> dict:
 
     def masked(step: int, generator: torch.Generator) -> Tensor:
         embeddings, mask, answers = batch_of(step, second)
-        t = noise_levels(len(answers), generator, t_min=0.1, stratified=True)
+        # Adapters will never hit a word's embedding exactly: the LM learns to read blurred ones.
+        blur = BLUR * torch.rand(len(answers), 1, 1, generator=generator) * torch.randn(embeddings.shape, generator=generator)
+        embeddings = embeddings + blur.to(device) * lm.embedding.weight.detach().pow(2).mean().sqrt()
+        t = noise_levels(len(answers), generator, t_min=0.3, stratified=True)
         noisy = noise(answers, t, config.mask_id, generator)
         return diffusion_loss(lm, embeddings, mask, answers, noisy, t, answers.numel())
 
