@@ -29,6 +29,13 @@ ANSWER = 20  # tokens
 
 # What the README promises of `make demo`: (path in the report, "min" or "max", bound).
 PROMISES = [
+    ("encoder/word_error_rate", "max", 10),
+    ("lm/copy_error", "max", 10),
+    ("lm/oracle/gender", "min", 90),
+    ("lm/oracle/accent", "min", 90),
+    ("stage1/by_sampler/20 steps/word_error_rate", "max", 44),
+    ("stage2/content_mean", "min", 52),
+    ("stage2/voice_mean", "min", 71),
 ]
 
 
