@@ -1,4 +1,4 @@
-# make demo: the whole method at tiny scale, about 20 minutes on 2 cores.   make test: the tests.
+# make demo: the whole method at tiny scale, 20 to 30 minutes on 2 cores.   make test: the tests.
 PYTHON ?= python3
 VENV := .venv
 RUN ?= runs/toy
