@@ -187,10 +187,13 @@ KIND_WEIGHTS = {"transcribe": 5, "repeat": 1.5, "caption": 2, "count": 2, **dict
 
 
 def draw_item(tokenizer, rng: random.Random, held_out: bool, kind: str | None = None, stretched: bool | None = None) -> tuple[list[int], str]:
-    """A prompt of text alone, as ids, and its answer."""
-    sentence, attributes = corpora.random_sentence(rng, held_out=held_out), corpora.random_attributes(rng)
-    items = corpora.instructions(sentence, attributes, rng) | {"transcribe": (corpora.TRANSCRIBE, sentence.text)}
-    kinds = [k for k in items if k == kind] or list(items)
+    """A prompt of text alone, as ids, and its answer; of one kind of question, or of any."""
+    while True:
+        sentence, attributes = corpora.random_sentence(rng, held_out=held_out), corpora.random_attributes(rng)
+        items = corpora.instructions(sentence, attributes, rng) | {"transcribe": (corpora.TRANSCRIBE, sentence.text)}
+        if kind is None or kind in items:  # not every sentence has a number, say: draw until one has what is asked
+            break
+    kinds = list(items) if kind is None else [kind]
     chosen = rng.choices(kinds, [KIND_WEIGHTS[k] for k in kinds])[0]
     question, answer = items[chosen]
     voiced = chosen in (*corpora.ATTRIBUTES, "caption") or rng.random() < 0.5  # stage 1 hears no voice
@@ -262,7 +265,7 @@ def pretrain_lm(out: Path, seed: int, device: str, position: int) -> dict:
     result = {"copy_error": word_error_rate(said[:n], [a for _, a in plain[:n]])}
     result["copy_error_stretched"] = word_error_rate(said[n:], [a for _, a in plain[n:]])
     result["oracle"] = {}
-    for kind in (*corpora.ATTRIBUTES, "count", "animal"):
+    for kind in (*corpora.ATTRIBUTES, *corpora.SLOTS, "count"):
         items = [draw_item(tokenizer, rng, True, kind, True) for _ in range(n)]
         result["oracle"][kind] = 100 * sum(s == a for s, (_, a) in zip(ask_text(lm, tokenizer, items, device), items)) / n
     return result | {"items": n, "losses": losses}

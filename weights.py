@@ -274,6 +274,7 @@ def load_adapters(path: str | Path, n_heads: int, n_layers: int = 12) -> tuple[A
 
     Args:
         n_heads: of the Q-Former, which no tensor tells: the release takes the encoder's number.
+        n_layers: of the encoder, which tells the tapped layers of a release.
     Returns:
         config (shapes read off the tensors), parts among "prompts", "semantic" and "acoustic" (a part may be absent
         whole, never in pieces), and the directory's config.json ({} for the release).

@@ -119,3 +119,9 @@ def test_a_bad_manifest_stops_training_before_it_starts(run, monkeypatch, tmp_pa
         where = ["--whisper", run / "whisper", "--llm", run / "llada", "--out", tmp_path / "out"]
         command(monkeypatch, train_asr, *where, "--train", tmp_path / "bad.json")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_asked_kind_of_question_is_the_one_drawn(run):
+    tokenizer, rng = load(run, "stage1").tokenizer, random.Random(0)
+    for kind in corpora.SLOTS:
+        assert all(pretrain.draw_item(tokenizer, rng, True, kind)[1] in corpora.CATEGORIES[kind] for _ in range(30))
