@@ -1,8 +1,7 @@
 """Makes corpora: audio files and the JSON manifests that training reads.
 
-The toy corpus is made from nothing: a small grammar writes sentences and eSpeak NG speaks them in many voices, accents,
-speeds and pitches. So we know every answer: the words and when each is said, the animal in the sentence, who speaks and
-how. Training and test share neither a sentence nor a voice.
+The toy corpus is made from nothing: a small grammar (grammar.py) writes sentences and eSpeak NG speaks them in many
+voices, accents, speeds and pitches. Training and test share neither a sentence nor a voice.
 
     python corpora.py toy --out runs/toy/corpus --seed 0 --train 6000 --test 400
 
@@ -19,8 +18,7 @@ import multiprocessing
 import random
 import shutil
 import tempfile
-import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -29,90 +27,19 @@ import torch
 import torchaudio
 from tqdm import tqdm
 
+from grammar import (
+    ACCENTS, PITCHES, SPEEDS, TEMPLATES, TRANSCRIBE, instructions, random_attributes, random_sentence, seed_transcript,
+    training_kinds,
+)  # fmt: skip
+
 SAMPLE_RATE = 16_000  # Hz, of the files we write
 ESPEAK_RATE = 22_050  # Hz, of eSpeak's synthesis
 MAX_SECONDS = 3.15  # the toy encoder's context is 3.2 s
 RESAMPLE = torchaudio.transforms.Resample(ESPEAK_RATE, SAMPLE_RATE)  # made once: its filters take longer than a clip
 
-# ---- the grammar. Inside a category no two words sound alike, and most words hold a sound on which accents disagree:
-# an r after a vowel (tiger), the o of fox and of goat, the a of calf, a t between vowels (turtle), the th of arthur.
-CATEGORIES = {
-    "name": "arthur laura oscar peter hannah rosa judith marcus".split(),
-    "number": "two three four five six seven eight ten".split(),
-    "colour": "purple orange silver scarlet golden brown yellow blue".split(),
-    "animal": "fox horse tiger parrot calf goat turtle zebra".split(),
-    "place": "castle market church forest river tower school lake".split(),
-    "did": "heard chased painted watched followed carried asked found".split(),
-    "the": "the her your another".split(),
-    "near": "near across past over under behind".split(),
-    "often": "often never always slowly quickly softly".split(),
-    "little": "little old poor clever".split(),
-    "later": "later today yesterday again".split(),
-}
-SLOTS = ("name", "number", "colour", "animal", "place")  # the categories that questions ask about
-TEMPLATES = {  # by number of words; a word that names a category stands for any of its words, others for themselves
-    4: "name did the animal; the animal did name",
-    5: "name did the colour animal; name often did the animal; the colour animal did name",
-    6: "name did the animal at number; the animal did name number times; name often did the colour animal",
-    7: "name did the animal near the place; the animal near the place did name; name did the colour animal at number",
-    8: "name did the colour animal near the place; the little colour animal did name number times; "
-       "near the place name did the colour animal; name often did the colour animal at number",
-    9: "name did the animal near the place at number; the colour animal near the place did name later; "
-       "name often did the colour animal near the place; the little colour animal often did name at number",
-}
-NUMBER_WORDS = {4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}  # the answers to "how many words"
-WORDS = sorted({"at", "times"}.union(*CATEGORIES.values()))  # every word form
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """A sentence in lower case without punctuation, and the words in its slots, {"animal": "fox", ...}."""
-
-    text: str
-    slots: dict[str, str]
-
-
-def is_held_out(text: str) -> bool:
-    """True for the tenth of all sentences that nothing is ever trained on, neither with sound nor as bare text."""
-    return zlib.crc32(text.encode()) % 10 == 0
-
-
-def random_sentence(rng: random.Random, held_out: bool | None = None, length: int | None = None) -> Sentence:
-    """Draws a sentence of 4 to 9 words, by default evenly; held_out: False for training, True to test, None for all."""
-    length = length or rng.choice(list(TEMPLATES))
-    while True:
-        parts = rng.choice(TEMPLATES[length].split("; ")).split()
-        words = [rng.choice(CATEGORIES[part]) if part in CATEGORIES else part for part in parts]
-        text = " ".join(words)
-        if held_out in (None, is_held_out(text)):
-            return Sentence(text, {part: word for part, word in zip(parts, words) if part in SLOTS})
-
-
-# ---- how it is spoken. The accents are the four of eSpeak's English ones that differ most on this grammar; "english"
-# is the West Midlands' one, whose vowels are further from the other three than those of eSpeak's standard British.
-ACCENTS = {"american": "en-us", "caribbean": "en-029", "english": "en-gb-x-gbcwmd", "scottish": "en-gb-scotland"}
-SPEEDS = {"slow": (155, 175), "fast": (240, 290)}  # words a minute, by eSpeak's count
-PITCHES = {"low": (12, 30), "high": (70, 88)}  # eSpeak's 0 to 99, relative to the voice's own pitch
-ATTRIBUTES = {"gender": ["female", "male"], "accent": list(ACCENTS), "speed": list(SPEEDS), "pitch": list(PITCHES)}
-
-
-@dataclass(frozen=True)
-class Attributes:
-    """How a clip is spoken; each field is one of the words in ATTRIBUTES."""
-
-    gender: str
-    accent: str
-    speed: str
-    pitch: str
-
-
-def random_attributes(rng: random.Random) -> Attributes:
-    """Draws each attribute evenly and independently of the others."""
-    return Attributes(**{name: rng.choice(values) for name, values in ATTRIBUTES.items()})
-
-
-# eSpeak's own voices with a clear gender and a human, voiced sound: no whispers, robots, children; and without
-# Reed, who sounds different each time. Near duplicates (linda and belinda, the stephs, the ivens) stay on one side.
+# ---- the voices
+# eSpeak's own ones with a clear gender and a human, voiced sound: no whispers, robots, children; and without Reed, who
+# sounds different each time. Near duplicates (linda and belinda, the stephs, the ivens) stay on one side.
 REAL_VOICES = {
     ("train", "female"): "Alicia Annie aunty belinda linda f1 f3 f4 steph steph2 steph3",
     ("train", "male"): """Andy AnxiousAndy Denis Diogo Henrique Hugo Lee Marco Mario Michael Storm adam antonio
@@ -139,49 +66,6 @@ def made_voice(name: str, gender: str) -> str:
         f"consonants {rng.randint(70, 120)} {rng.randint(70, 120)}", f"echo 100 {rng.choice((0, 0, 0, 10, 20))}",
         f"tone 600 {rng.randint(150, 255)} 1200 {rng.randint(80, 200)} 2500 {rng.randint(60, 200)}",
         *formants, ""])
-
-
-# ---- questions and answers
-TRANSCRIBE = "Please transcribe the speech."
-WEIGHTS = {  # a training clip's five questions: two or three from each table, drawn with these weights
-    "content": {"animal": 1, "colour": 1, "name": 1, "number": 1.5, "place": 1.5, "count": 2, "repeat": 2},
-    "voice": {"gender": 1, "accent": 1.5, "speed": 1, "pitch": 1.5, "caption": 1},
-}
-KINDS = tuple(kind for table in WEIGHTS.values() for kind in table)
-CONTENT_KINDS, VOICE_KINDS = tuple(WEIGHTS["content"]), tuple(ATTRIBUTES)
-QUESTIONS = {
-    **{k: [f"Which {k} is in it?", f"What {k} do you hear?", f"Say the {k}.", f"What is the {k}?"] for k in SLOTS},
-    **{k: [f"What is the {k} of the speaker?", f"Which {k} do you hear?", f"Describe the {k}.", f"Name the {k}."]
-       for k in ATTRIBUTES},
-    "count": ["How many words do you hear?", "How many words are in it?", "Count the words.", "How many words?"],
-    "repeat": ["Repeat the sentence.", "What do you hear?", "Say it again.", "Write the sentence."],
-    "caption": ["Describe the speech.", "Who speaks, how, and what?", "Describe what you hear.", "Describe it all."],
-}
-
-
-def seed_transcript(sentence: Sentence, attributes: Attributes, seconds: float) -> str:
-    """One line with all that is known of a clip of this many seconds, under an hour: time span, words, attributes."""
-    end = int(seconds) + 1
-    return (f"[00:00:00 - 00:{end // 60:02d}:{end % 60:02d}] {sentence.text} (Gender: {attributes.gender}, "
-            f"Accent: {attributes.accent}, Speaking speed: {attributes.speed}, Pitch: {attributes.pitch})")
-
-
-def instructions(sentence: Sentence, attributes: Attributes, rng: random.Random) -> dict[str, tuple[str, str]]:
-    """Questions about a clip: {kind: (question, answer)} for every kind it has; rng picks the wordings."""
-    speaker = f"{attributes.accent} {'woman' if attributes.gender == 'female' else 'man'}"
-    article, manner = "an" if speaker[0] in "aeiou" else "a", f"{attributes.speed} and {attributes.pitch}"
-    answers = {**sentence.slots, **asdict(attributes), "count": NUMBER_WORDS[len(sentence.text.split())],
-               "repeat": sentence.text, "caption": f"{article} {speaker} says {manner}: {sentence.text}"}
-    return {kind: (rng.choice(QUESTIONS[kind]), answers[kind]) for kind in KINDS if kind in answers}
-
-
-def training_kinds(available: dict, rng: random.Random) -> list[str]:
-    """Five different kinds for a training clip out of those it has, on average half of them about the voice."""
-    voice, kinds = rng.choice((2, 3)), []
-    for table, n in (("voice", voice), ("content", 5 - voice)):  # largest u^(1/weight): weighted, no repeats
-        keys = {kind: rng.random() ** (1 / weight) for kind, weight in WEIGHTS[table].items() if kind in available}
-        kinds += sorted(keys, key=keys.get, reverse=True)[:n]
-    return kinds
 
 
 # ---- the engine

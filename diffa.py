@@ -7,6 +7,7 @@ loss:   the masked-diffusion loss of a batch of answers      (paper, section 3.2
 Shapes: B batch, S samples, T encoder frames, A audio embeddings, P prompt positions, G answer tokens, D LM width.
 """
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,3 +171,11 @@ class DIFFA(nn.Module):
         """Write the trained parts and where the frozen ones came from."""
         info = {"stage": self.stage, "whisper": str(whisper), "llm": str(llm)}
         weights.save_adapters(path, self.config, self.trainable(), info)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, adapters: str) -> None:
+    """The options by which every command finds its weights; the defaults are the toy run."""
+    parser.add_argument("--whisper", default="runs/toy/whisper", help="Whisper directory (hub format)")
+    parser.add_argument("--llm", default="runs/toy/llada", help="LLaDA directory (hub format)")
+    parser.add_argument("--adapters", default=adapters, help="trained adapters: directory, or the release's file")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -3,7 +3,8 @@
 LLaDA (Nie et al. 2025, arXiv 2502.09992) is a Llama without the causal mask. Noise replaces each answer token by [MASK]
 with probability t; the model learns to put back what was there, and generates by starting from masks alone.
 
-Shapes: B batch, L positions (prompt and answer), G answer tokens, D width, H heads, V vocabulary.
+Shapes: B batch, L positions (prompt and answer), G answer tokens, D width, H heads, K key-value heads, C head width, V
+vocabulary.
 """
 
 from dataclasses import dataclass
@@ -29,11 +30,27 @@ class LMConfig:
     norm_eps: float = 1e-5
     mask_id: int = 126_336
     end_id: int = 126_081  # <|endoftext|>: ends an answer and pads it
+    n_kv_heads: int | None = None  # fewer than n_heads: groups of queries share keys and values; None: n_heads
+    head_dim: int | None = None  # None: width / n_heads
+    qk_norm: bool = False  # an RMSNorm on the query and key of each head (Qwen3)
+    tied: bool = False  # the unembedding is the embedding table
     causal: bool = False  # true for the autoregressive twin of the paper's backbone ablation, never for LLaDA
+
+    def __post_init__(self):
+        if self.head_dim is None and self.width % self.n_heads:
+            raise ValueError(f"width {self.width} does not divide into {self.n_heads} heads")
+        object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
+        object.__setattr__(self, "head_dim", self.head_dim or self.width // self.n_heads)
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"{self.n_heads} heads do not divide into {self.n_kv_heads} groups")
 
 
 SIZES = {
     "llada-8b": LMConfig(),
+    "qwen3-0.6b": LMConfig(
+        width=1024, n_layers=28, n_heads=16, n_kv_heads=8, head_dim=128, qk_norm=True, ffn=3072, vocab=151_936,
+        max_length=40_960, rope_theta=1e6, norm_eps=1e-6, mask_id=151_669, end_id=151_643, tied=True,
+    ),
     "toy": LMConfig(width=128, n_layers=4, n_heads=4, ffn=352, vocab=0, max_length=256, mask_id=-1, end_id=-1),
 }  # the toy's vocabulary and special ids come from its tokenizer (pretrain.py)
 
@@ -53,15 +70,15 @@ class RMSNorm(nn.Module):
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, 1, L, head_dim) in float32 for positions (B, L) (RoPE, arXiv 2104.09864)."""
+    """Cosines and sines (B, 1, L, C) in float32 for positions (B, L) (RoPE, arXiv 2104.09864)."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
-    angles = positions[:, None, :, None].float() * frequencies  # (B, 1, L, head_dim / 2)
+    angles = positions[:, None, :, None].float() * frequencies  # (B, 1, L, C / 2)
     angles = torch.cat([angles, angles], dim=-1)  # the halves of a head are rotated against each other
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the heads x (B, H, L, head_dim) by the angles of their positions, in float32."""
+    """Rotate the heads x (B, H, L, C) by the angles of their positions, in float32."""
     first, second = x.float().chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
     return (x.float() * cos + turned * sin).to(x.dtype)
@@ -72,24 +89,31 @@ class LMBlock(nn.Module):
 
     def __init__(self, config: LMConfig):
         super().__init__()
-        D = config.width
-        self.n_heads = config.n_heads
+        self.config = config
+        D, H, K, C = config.width, config.n_heads, config.n_kv_heads, config.head_dim
         self.attn_norm = RMSNorm(D, config.norm_eps)
-        self.query, self.key, self.value, self.out = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.query = nn.Linear(D, H * C, bias=False)
+        self.key = nn.Linear(D, K * C, bias=False)
+        self.value = nn.Linear(D, K * C, bias=False)
+        self.out = nn.Linear(H * C, D, bias=False)
+        if config.qk_norm:
+            self.query_norm, self.key_norm = RMSNorm(C, config.norm_eps), RMSNorm(C, config.norm_eps)
         self.ffn_norm = RMSNorm(D, config.norm_eps)
         self.gate = nn.Linear(D, config.ffn, bias=False)
         self.up = nn.Linear(D, config.ffn, bias=False)
         self.down = nn.Linear(config.ffn, D, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        B, L, D = x.shape
-        normed = self.attn_norm(x)
-        q, k, v = (
-            project(normed).view(B, L, self.n_heads, D // self.n_heads).transpose(1, 2)  # (B, H, L, D / H)
-            for project in (self.query, self.key, self.value)
-        )
-        mixed = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, attn_mask=mask)
-        x = x + self.out(mixed.transpose(1, 2).reshape(B, L, D))
+        B, L, _ = x.shape
+        c, normed = self.config, self.attn_norm(x)
+        q, k = self.query(normed).view(B, L, c.n_heads, c.head_dim), self.key(normed).view(B, L, c.n_kv_heads, c.head_dim)
+        v = self.value(normed).view(B, L, c.n_kv_heads, c.head_dim)
+        if c.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, L, C), twice (B, K, L, C)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=c.n_heads != c.n_kv_heads)
+        x = x + self.out(mixed.transpose(1, 2).reshape(B, L, -1))  # (B, L, H C) -> (B, L, D)
         normed = self.ffn_norm(x)
         return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
 
@@ -104,6 +128,8 @@ class DiffusionLM(nn.Module):
         self.blocks = nn.ModuleList(LMBlock(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.unembedding = nn.Linear(config.width, config.vocab, bias=False)
+        if config.tied:
+            self.unembedding.weight = self.embedding.weight
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (B, L) -> embeddings (B, L, D)."""
@@ -131,7 +157,7 @@ class DiffusionLM(nn.Module):
             # A padded query may look at itself, or its softmax over nothing would be NaN.
             own = torch.eye(L, dtype=torch.bool, device=embeddings.device)
             attend = before if attend is None else (before & attend) | own  # (B, 1, L, L)
-        cos, sin = rotary_angles(positions, self.config.width // self.config.n_heads, self.config.rope_theta)
+        cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         x = embeddings
         for block in self.blocks:
             x = block(x, cos, sin, attend)

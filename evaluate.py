@@ -15,7 +15,7 @@ import matplotlib
 import torch
 from tqdm import tqdm
 
-from corpora import CONTENT_KINDS, SLOTS, VOICE_KINDS
+from grammar import CONTENT_KINDS, SLOTS, VOICE_KINDS
 from data import StateCache, build_prompt, decode_answer, load_manifest, word_error_rate
 from diffa import DIFFA
 from sampler import SamplerConfig, generate

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import corpora
+import grammar
 import weights
 from data import (
     HEADER, HEADER_END, MASK, START, TEXT_END, TURN_END, SentencePieceTokenizer, build_prompt, decode_answer,
@@ -63,8 +63,8 @@ class Listener(nn.Module):
         super().__init__()
         self.encoder = encoder
         width = encoder.config.width
-        self.words = nn.Linear(width, len(corpora.WORDS) + 1)  # 0 is "no word"
-        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in corpora.ATTRIBUTES.items()})
+        self.words = nn.Linear(width, len(grammar.WORDS) + 1)  # 0 is "no word"
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in grammar.ATTRIBUTES.items()})
 
     def forward(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """mel (B, M, F), real frames (B,) -> word logits (B, T, W + 1) and attribute logits, each (B, values)."""
@@ -86,8 +86,8 @@ def spectrograms(items: list[dict], n_samples: int, n_mels: int) -> tuple[Tensor
 
 
 def word_targets(items: list[dict], context: int) -> Tensor:
-    """Which word sounds in each frame, (N, T): 0 for none, else 1 + its place in corpora.WORDS."""
-    index = {word: i + 1 for i, word in enumerate(corpora.WORDS)}
+    """Which word sounds in each frame, (N, T): 0 for none, else 1 + its place in grammar.WORDS."""
+    index = {word: i + 1 for i, word in enumerate(grammar.WORDS)}
     targets = torch.zeros(len(items), context, dtype=torch.long)
     for row, item in zip(targets, items):
         for word, start, end in item["words"]:
@@ -103,7 +103,7 @@ def read_words(logits: Tensor, frames: Tensor, shortest: int = 4) -> list[str]:
         values, counts = best[:n].unique_consecutive(return_counts=True)
         kept = [v for v, c in zip(values.tolist(), counts.tolist()) if v and c >= shortest]
         words = [w for i, w in enumerate(kept) if i == 0 or kept[i - 1] != w]
-        texts.append(" ".join(corpora.WORDS[w - 1] for w in words))
+        texts.append(" ".join(grammar.WORDS[w - 1] for w in words))
     return texts
 
 
@@ -117,7 +117,7 @@ def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str, position: 
     words = word_targets(train, config.context)
     labels = {
         name: torch.tensor([values.index(item["attributes"][name]) for item in train])
-        for name, values in corpora.ATTRIBUTES.items()
+        for name, values in grammar.ATTRIBUTES.items()
     }
     training = replace(ENCODER, seed=seed)
 
@@ -134,13 +134,13 @@ def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str, position: 
     losses = fit(parameters, loss_of_step, training, out / "checkpoints" / "encoder.pt", "1/4 encoder", position)
     model.eval()
     mels, frames = spectrograms(test, config.n_samples, config.n_mels)
-    said, right = [], dict.fromkeys(corpora.ATTRIBUTES, 0)
+    said, right = [], dict.fromkeys(grammar.ATTRIBUTES, 0)
     with torch.no_grad():
         for start in range(0, len(test), 64):
             batch = slice(start, start + 64)
             logits, heads = model(mels[batch].float().to(device), frames[batch].to(device))
             said += read_words(logits.cpu(), frames[batch])
-            for name, values in corpora.ATTRIBUTES.items():
+            for name, values in grammar.ATTRIBUTES.items():
                 guesses = [values[i] for i in heads[name].argmax(dim=-1).tolist()]
                 right[name] += sum(g == item["attributes"][name] for g, item in zip(guesses, test[batch]))
     weights.save_whisper(model.encoder, out / "whisper")
@@ -152,10 +152,10 @@ def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str, position: 
 def train_tokenizer(path: Path, seed: int) -> SentencePieceTokenizer:
     """A sentencepiece BPE model in which markers and grammar words are single pieces and no character is lost."""
     rng = random.Random(seed)
-    lines = [corpora.TRANSCRIBE, "You are a helpful voice assistant.", "This is the audio:", " <audio>. "]
+    lines = [grammar.TRANSCRIBE, "You are a helpful voice assistant.", "This is the audio:", " <audio>. "]
     for _ in range(4000):
-        sentence = corpora.random_sentence(rng, held_out=False)
-        for question, answer in corpora.instructions(sentence, corpora.random_attributes(rng), rng).values():
+        sentence = grammar.random_sentence(rng, held_out=False)
+        for question, answer in grammar.instructions(sentence, grammar.random_attributes(rng), rng).values():
             lines += [question, answer]
     path.parent.mkdir(parents=True, exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
@@ -183,20 +183,20 @@ def text_prompt(tokenizer, sentence, attributes, instruction: str, rng: random.R
     return prompt.before + region + prompt.after
 
 
-KIND_WEIGHTS = {"transcribe": 5, "repeat": 1.5, "caption": 2, "count": 2, **dict.fromkeys(corpora.ATTRIBUTES, 0.75), **dict.fromkeys(corpora.SLOTS, 0.75)}  # fmt: skip
+KIND_WEIGHTS = {"transcribe": 5, "repeat": 1.5, "caption": 2, "count": 2, **dict.fromkeys(grammar.ATTRIBUTES, 0.75), **dict.fromkeys(grammar.SLOTS, 0.75)}  # fmt: skip
 
 
 def draw_item(tokenizer, rng: random.Random, held_out: bool, kind: str | None = None, stretched: bool | None = None) -> tuple[list[int], str]:
     """A prompt of text alone, as ids, and its answer; of one kind of question, or of any."""
     while True:
-        sentence, attributes = corpora.random_sentence(rng, held_out=held_out), corpora.random_attributes(rng)
-        items = corpora.instructions(sentence, attributes, rng) | {"transcribe": (corpora.TRANSCRIBE, sentence.text)}
+        sentence, attributes = grammar.random_sentence(rng, held_out=held_out), grammar.random_attributes(rng)
+        items = grammar.instructions(sentence, attributes, rng) | {"transcribe": (grammar.TRANSCRIBE, sentence.text)}
         if kind is None or kind in items:  # not every sentence has a number, say: draw until one has what is asked
             break
     kinds = list(items) if kind is None else [kind]
     chosen = rng.choices(kinds, [KIND_WEIGHTS[k] for k in kinds])[0]
     question, answer = items[chosen]
-    voiced = chosen in (*corpora.ATTRIBUTES, "caption") or rng.random() < 0.5  # stage 1 hears no voice
+    voiced = chosen in (*grammar.ATTRIBUTES, "caption") or rng.random() < 0.5  # stage 1 hears no voice
     stretched = rng.random() < 0.5 if stretched is None else stretched
     return text_prompt(tokenizer, sentence, attributes, question, rng, stretched, voiced), answer
 
@@ -265,7 +265,7 @@ def pretrain_lm(out: Path, seed: int, device: str, position: int) -> dict:
     result = {"copy_error": word_error_rate(said[:n], [a for _, a in plain[:n]])}
     result["copy_error_stretched"] = word_error_rate(said[n:], [a for _, a in plain[n:]])
     result["oracle"] = {}
-    for kind in (*corpora.ATTRIBUTES, *corpora.SLOTS, "count"):
+    for kind in (*grammar.ATTRIBUTES, *grammar.SLOTS, "count"):
         items = [draw_item(tokenizer, rng, True, kind, True) for _ in range(n)]
         result["oracle"][kind] = 100 * sum(s == a for s, (_, a) in zip(ask_text(lm, tokenizer, items, device), items)) / n
     return result | {"items": n, "losses": losses}

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from data import AudioError, Tokenizer, build_prompt, decode_answer, pad_waveforms, read_audio
-from diffa import DIFFA, Spliced
+from diffa import DIFFA, Spliced, add_model_arguments
 from diffusion_lm import DiffusionLM
 
 
@@ -202,14 +202,6 @@ def write_trace(path: Path, question: str, rows: list[tuple[list[str], list[floa
         f"th{{color:#888}}</style><h1>{html.escape(question)}</h1><p>One row a step; the greener, the surer.</p>"
         f"<table>{''.join(body)}</table>\n"
     )
-
-
-def add_model_arguments(parser: argparse.ArgumentParser, adapters: str) -> None:
-    """The options by which every command finds its weights; the defaults are the toy run."""
-    parser.add_argument("--whisper", default="runs/toy/whisper", help="Whisper directory (hub format)")
-    parser.add_argument("--llm", default="runs/toy/llada", help="LLaDA directory (hub format)")
-    parser.add_argument("--adapters", default=adapters, help="trained adapters: directory, or the release's file")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:

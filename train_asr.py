@@ -18,8 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import AudioError, ManifestError, StateCache, build_prompt, encode_answers, load_manifest, pick
-from diffa import AUDIO_PARTS, DIFFA
-from sampler import add_model_arguments
+from diffa import AUDIO_PARTS, DIFFA, add_model_arguments
 from trainer import TrainConfig, fit
 from weights import write_json
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 
 from data import AudioError, ManifestError, load_manifest
-from diffa import DIFFA
-from sampler import add_model_arguments
+from diffa import DIFFA, add_model_arguments
 from train_asr import TOY_SHAPES, Preset, add_training_arguments, chosen_preset, train_stage
 from trainer import TrainConfig
 from weights import write_json

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 import corpora
+import grammar
 
 TRAIN, TEST = 24, 12
 
@@ -24,24 +25,24 @@ def corpus(tmp_path_factory):
 
 def sentences(n, **options):
     rng = random.Random(0)
-    return [corpora.random_sentence(rng, **options) for _ in range(n)]
+    return [grammar.random_sentence(rng, **options) for _ in range(n)]
 
 
 def test_grammar_is_even_and_within_its_words():
     drawn = sentences(3000)
     lengths = Counter(len(s.text.split()) for s in drawn)
-    assert set(lengths) == set(corpora.NUMBER_WORDS) and min(lengths.values()) > 400
-    assert {word for s in drawn for word in s.text.split()} == set(corpora.WORDS)
-    assert all(len(words) <= 8 for words in corpora.CATEGORIES.values())
+    assert set(lengths) == set(grammar.NUMBER_WORDS) and min(lengths.values()) > 400
+    assert {word for s in drawn for word in s.text.split()} == set(grammar.WORDS)
+    assert all(len(words) <= 8 for words in grammar.CATEGORIES.values())
     assert all(len(s.slots) >= 2 for s in drawn)
 
 
 def test_held_out_sentences_never_train():
-    assert all(not corpora.is_held_out(s.text) for s in sentences(1000, held_out=False))
-    assert all(corpora.is_held_out(s.text) for s in sentences(300, held_out=True))
-    share = sum(corpora.is_held_out(s.text) for s in sentences(3000)) / 3000
+    assert all(not grammar.is_held_out(s.text) for s in sentences(1000, held_out=False))
+    assert all(grammar.is_held_out(s.text) for s in sentences(300, held_out=True))
+    share = sum(grammar.is_held_out(s.text) for s in sentences(3000)) / 3000
     assert 0.07 < share < 0.13
-    assert corpora.is_held_out("oscar found the zebra") == corpora.is_held_out("oscar found the zebra")
+    assert grammar.is_held_out("oscar found the zebra") == grammar.is_held_out("oscar found the zebra")
 
 
 def test_train_and_test_share_neither_sentence_nor_voice(corpus):
@@ -80,7 +81,7 @@ def test_words_are_where_the_alignment_says(corpus):
 
 def test_attributes_are_balanced_and_independent():
     rng = random.Random(0)
-    drawn = [corpora.random_attributes(rng) for _ in range(6400)]
+    drawn = [grammar.random_attributes(rng) for _ in range(6400)]
     joint = Counter((a.gender, a.accent, a.speed, a.pitch) for a in drawn)  # 32 cells of 200
     assert len(joint) == 32 and 140 < min(joint.values()) and max(joint.values()) < 260
 
@@ -89,15 +90,15 @@ def test_attributes_are_what_was_spoken(corpus):
     _, manifests = corpus
     for item in manifests["asr_train"] + manifests["asr_test"]:
         a = item["attributes"]
-        low, high = corpora.SPEEDS[a["speed"]]
+        low, high = grammar.SPEEDS[a["speed"]]
         assert low <= a["rate"] <= high
-        low, high = corpora.PITCHES[a["pitch"]]
+        low, high = grammar.PITCHES[a["pitch"]]
         assert low <= a["pitch_parameter"] <= high
         split = item["audio_filepath"].split("/")[1]
         assert a["voice"] in corpora.REAL_VOICES[split, a["gender"]].split() + corpora.MADE_VOICES[split, a["gender"]]
         assert f"Accent: {a['accent']}" in item["seed_transcript"]
     seconds = {speed: sorted(item["duration"] / len(item["words"]) for item in manifests["asr_train"]
-                             if item["attributes"]["speed"] == speed) for speed in corpora.SPEEDS}
+                             if item["attributes"]["speed"] == speed) for speed in grammar.SPEEDS}
     assert seconds["slow"][len(seconds["slow"]) // 2] > 1.2 * seconds["fast"][len(seconds["fast"]) // 2]
 
 
@@ -141,17 +142,17 @@ def test_unfinished_corpus_is_made_again(tmp_path):
 def test_answers_agree_with_the_sentence():
     rng = random.Random(1)
     for sentence in sentences(500):
-        a = corpora.random_attributes(rng)
-        pairs = corpora.instructions(sentence, a, rng)
+        a = grammar.random_attributes(rng)
+        pairs = grammar.instructions(sentence, a, rng)
         words = sentence.text.split()
-        assert list(pairs) == [k for k in corpora.KINDS if k in pairs]
-        assert {k for k in pairs if k in corpora.SLOTS} == set(sentence.slots)
+        assert list(pairs) == [k for k in grammar.KINDS if k in pairs]
+        assert {k for k in pairs if k in grammar.SLOTS} == set(sentence.slots)
         for kind in sentence.slots:
-            assert pairs[kind][1] in words and pairs[kind][1] in corpora.CATEGORIES[kind]
-            assert sum(word in corpora.CATEGORIES[kind] for word in words) == 1  # one right answer
+            assert pairs[kind][1] in words and pairs[kind][1] in grammar.CATEGORIES[kind]
+            assert sum(word in grammar.CATEGORIES[kind] for word in words) == 1  # one right answer
         assert pairs["count"][1] == "zero one two three four five six seven eight nine".split()[len(words)]
         assert pairs["repeat"][1] == sentence.text
-        for kind in corpora.VOICE_KINDS:
+        for kind in grammar.VOICE_KINDS:
             assert pairs[kind][1] == getattr(a, kind)
         head, said = pairs["caption"][1].split(": ")
         assert said == sentence.text and len(head.split()) == 7
@@ -159,10 +160,10 @@ def test_answers_agree_with_the_sentence():
 
 
 def test_questions_have_several_short_wordings():
-    assert set(corpora.QUESTIONS) == set(corpora.KINDS) == {*corpora.CONTENT_KINDS, *corpora.VOICE_KINDS, "caption"}
-    wordings = [question for questions in corpora.QUESTIONS.values() for question in questions]
+    assert set(grammar.QUESTIONS) == set(grammar.KINDS) == {*grammar.CONTENT_KINDS, *grammar.VOICE_KINDS, "caption"}
+    wordings = [question for questions in grammar.QUESTIONS.values() for question in questions]
     assert len(set(wordings)) == len(wordings)  # none is asked of two kinds
-    for questions in corpora.QUESTIONS.values():
+    for questions in grammar.QUESTIONS.values():
         assert len(questions) >= 4
     assert all(q[0].isupper() and q[-1] in "?." and len(q.split()) <= 10 for q in wordings)
 
@@ -173,22 +174,22 @@ def test_instruction_manifests(corpus):
     assert len(train) == 5 * TRAIN
     per_clip = Counter((item["audio_id"], item["kind"]) for item in train)
     assert max(per_clip.values()) == 1
-    voice = sum(item["kind"] in (*corpora.VOICE_KINDS, "caption") for item in train)
+    voice = sum(item["kind"] in (*grammar.VOICE_KINDS, "caption") for item in train)
     assert all(2 * TRAIN <= n <= 3 * TRAIN for n in (voice, len(train) - voice))
     for clip in manifests["asr_test"]:
         kinds = {item["kind"] for item in test if item["audio_id"] == clip["audio_id"]}
-        slots = {k for k in corpora.SLOTS if set(corpora.CATEGORIES[k]) & set(clip["transcription"].split())}
-        assert kinds == slots | {"count", "repeat", "caption", *corpora.VOICE_KINDS}
+        slots = {k for k in grammar.SLOTS if set(grammar.CATEGORIES[k]) & set(clip["transcription"].split())}
+        assert kinds == slots | {"count", "repeat", "caption", *grammar.VOICE_KINDS}
     facts = {i["audio_id"]: i["attributes"] for i in manifests["asr_train"] + manifests["asr_test"]}
     for item in train + test:
-        assert item["input"] in corpora.QUESTIONS[item["kind"]] and (out / item["audio_filepath"]).exists()
-        if item["kind"] in corpora.VOICE_KINDS:
+        assert item["input"] in grammar.QUESTIONS[item["kind"]] and (out / item["audio_filepath"]).exists()
+        if item["kind"] in grammar.VOICE_KINDS:
             assert item["target"] == facts[item["audio_id"]][item["kind"]]
 
 
 def test_seed_transcript():
-    sentence = corpora.Sentence("laura found the fox", {"name": "laura", "animal": "fox"})
-    line = corpora.seed_transcript(sentence, corpora.Attributes("female", "scottish", "fast", "high"), 2.3)
+    sentence = grammar.Sentence("laura found the fox", {"name": "laura", "animal": "fox"})
+    line = grammar.seed_transcript(sentence, grammar.Attributes("female", "scottish", "fast", "high"), 2.3)
     assert line == ("[00:00:00 - 00:00:03] laura found the fox "
                     "(Gender: female, Accent: scottish, Speaking speed: fast, Pitch: high)")
 

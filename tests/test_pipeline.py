@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import corpora
+import grammar
 import evaluate
 import pretrain
 import train_asr
@@ -84,12 +85,12 @@ def test_the_tokenizer_loses_no_character_and_keeps_words_and_markers_whole(run)
     tokenizer = load(run, "stage1").tokenizer
     rng = random.Random(1)
     for _ in range(200):
-        sentence = corpora.random_sentence(rng)
-        for question, answer in corpora.instructions(sentence, corpora.random_attributes(rng), rng).values():
+        sentence = grammar.random_sentence(rng)
+        for question, answer in grammar.instructions(sentence, grammar.random_attributes(rng), rng).values():
             assert tokenizer.decode(tokenizer.encode(question)) == question
             assert tokenizer.decode(tokenizer.encode(answer)) == answer
     assert tokenizer.decode(tokenizer.encode("Zürich, 日本 & \"quotes\"?")) == "Zürich, 日本 & \"quotes\"?"
-    words = {*corpora.WORDS, *corpora.NUMBER_WORDS.values(), *(v for vs in corpora.ATTRIBUTES.values() for v in vs)}
+    words = {*grammar.WORDS, *grammar.NUMBER_WORDS.values(), *(v for vs in grammar.ATTRIBUTES.values() for v in vs)}
     assert [word for word in words if len(tokenizer.encode(word)) != 1] == []
     prompt = build_prompt(tokenizer, "What?")
     assert {tokenizer.id(m) for m in ("<|startoftext|>", "<|eot_id|>", "\n\n")} <= set(prompt.before)
@@ -98,13 +99,13 @@ def test_the_tokenizer_loses_no_character_and_keeps_words_and_markers_whole(run)
 def test_the_lm_trains_on_no_held_out_sentence(run):
     tokenizer, rng = load(run, "stage1").tokenizer, random.Random(0)
     answers = [pretrain.draw_item(tokenizer, rng, False, "transcribe")[1] for _ in range(300)]
-    assert not any(corpora.is_held_out(answer) for answer in answers)
+    assert not any(grammar.is_held_out(answer) for answer in answers)
 
 
 def test_frame_targets_read_back_as_the_words_said(run):
     item = json.loads((run / "corpus/asr_train.json").read_text())[0]
     targets = pretrain.word_targets([item], 160)
-    logits = 20.0 * torch.nn.functional.one_hot(targets, len(corpora.WORDS) + 1).float()
+    logits = 20.0 * torch.nn.functional.one_hot(targets, len(grammar.WORDS) + 1).float()
     assert pretrain.read_words(logits, torch.tensor([160])) == [item["transcription"]]
 
 
@@ -123,5 +124,5 @@ def test_a_bad_manifest_stops_training_before_it_starts(run, monkeypatch, tmp_pa
 
 def test_an_asked_kind_of_question_is_the_one_drawn(run):
     tokenizer, rng = load(run, "stage1").tokenizer, random.Random(0)
-    for kind in corpora.SLOTS:
-        assert all(pretrain.draw_item(tokenizer, rng, True, kind)[1] in corpora.CATEGORIES[kind] for _ in range(30))
+    for kind in grammar.SLOTS:
+        assert all(pretrain.draw_item(tokenizer, rng, True, kind)[1] in grammar.CATEGORIES[kind] for _ in range(30))
