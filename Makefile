@@ -20,8 +20,8 @@ demo: $(VENV)/installed
 	$(PY) train_asr.py --whisper $(RUN)/whisper --llm $(RUN)/llada --train $(RUN)/corpus/asr_train.json --out $(RUN)/stage1 --seed $(SEED)
 	$(PY) train_instruct.py --whisper $(RUN)/whisper --llm $(RUN)/llada --adapters $(RUN)/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/stage2 --seed $(SEED)
 	$(PY) evaluate.py --run $(RUN) --check
-	$(PY) sampler.py $(RUN)/corpus/audio/test/000000.wav "Repeat the sentence." --whisper $(RUN)/whisper --llm $(RUN)/llada --adapters $(RUN)/stage2 --length 20
-	$(PY) sampler.py $(RUN)/corpus/audio/test/000000.wav "Describe the speech." --whisper $(RUN)/whisper --llm $(RUN)/llada --adapters $(RUN)/stage2 --length 20 --trace $(RUN)/trace.html
+	$(PY) sampler.py $(RUN)/corpus/audio/test/000000.wav "Repeat the sentence." --whisper $(RUN)/whisper --llm $(RUN)/llada --adapters $(RUN)/stage2 --length 18
+	$(PY) sampler.py $(RUN)/corpus/audio/test/000000.wav "Describe the speech." --whisper $(RUN)/whisper --llm $(RUN)/llada --adapters $(RUN)/stage2 --length 18 --trace $(RUN)/trace.html
 
 # The control of the paper's adapter ablation: stage 2 with the semantic adapter alone, the same budget.
 semantic: $(VENV)/installed

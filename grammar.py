@@ -36,6 +36,7 @@ TEMPLATES = {  # by number of words; a word that names a category stands for any
        "name often did the colour animal near the place; the little colour animal often did name at number",
 }
 NUMBER_WORDS = {4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}  # the answers to "how many words"
+ANSWER_LENGTH = 18  # tokens: the longest caption and the end of text
 WORDS = sorted({"at", "times"}.union(*CATEGORIES.values()))  # every word form
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data import AudioError, ManifestError, StateCache, build_prompt, encode_answers, load_manifest, pick
 from diffa import AUDIO_PARTS, DIFFA, add_model_arguments
+from grammar import ANSWER_LENGTH
 from trainer import TrainConfig, fit
 from weights import write_json
 
@@ -39,7 +40,7 @@ TOY_SHAPES = {"n_queries": 8, "qformer_layers": 2, "ffn": 512, "dropout": 0.0}
 PRESETS = {
     # 960 hours of LibriSpeech hold 281,241 clips; 10 epochs at batch 128 (paper, section 4.1).
     "paper": Preset(TrainConfig(21_972, 128, 1e-4, 1000, "linear"), 128, 0.0, False, False, {}),
-    "toy": Preset(TrainConfig(1600, 32, 2e-3, 50, "cosine"), 20, 0.1, True, True, TOY_SHAPES),
+    "toy": Preset(TrainConfig(1600, 32, 2e-3, 50, "cosine"), ANSWER_LENGTH, 0.1, True, True, TOY_SHAPES),
 }
 
 

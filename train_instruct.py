@@ -14,6 +14,7 @@ import torch
 
 from data import AudioError, ManifestError, load_manifest
 from diffa import DIFFA, add_model_arguments
+from grammar import ANSWER_LENGTH
 from train_asr import TOY_SHAPES, Preset, add_training_arguments, chosen_preset, train_stage
 from trainer import TrainConfig
 from weights import write_json
@@ -21,7 +22,7 @@ from weights import write_json
 PRESETS = {
     # 96,874 items, 10 epochs at batch 32 (paper, section 4.1).
     "paper": Preset(TrainConfig(30_273, 32, 5e-5, 2000, "cosine"), 128, 0.0, False, False, {}),
-    "toy": Preset(TrainConfig(1500, 32, 2e-3, 50, "cosine"), 20, 0.1, True, True, TOY_SHAPES),
+    "toy": Preset(TrainConfig(1500, 32, 2e-3, 50, "cosine"), ANSWER_LENGTH, 0.1, True, True, TOY_SHAPES),
 }
 
 

@@ -32,6 +32,7 @@ def run(tmp_path_factory):
         patch.setattr(pretrain, "NEXT_TOKEN", replace(pretrain.NEXT_TOKEN, steps=2, batch=4))
         patch.setattr(pretrain, "DIFFUSION", replace(pretrain.DIFFUSION, steps=2, batch=4))
         patch.setattr(pretrain, "N_CHECK", 4)
+        patch.setattr(pretrain, "GATE", {"copy_error": float("inf"), "oracle": 0.0})  # three steps teach nothing
         command(patch, corpora, "toy", "--out", run / "corpus", "--train", 12, "--test", 8)
         command(patch, pretrain, "encoder", "--corpus", run / "corpus", "--out", run)
         command(patch, pretrain, "lm", "--out", run)
@@ -70,9 +71,16 @@ def test_evaluate_writes_report_and_figures(run, monkeypatch, capsys):
     command(monkeypatch, evaluate, "--run", run, "--device", "cpu", "--check")
     report = json.loads((run / "report.json").read_text())
     assert report["stage1"]["items"] == 8
-    assert report["stage1"]["by_sampler"]["20 steps"]["calls"] == 20
+    assert report["stage1"]["by_sampler"]["18 steps"]["calls"] == 18
     assert report["stage2"]["gender"]["items"] == 8
     assert all((run / name).stat().st_size > 1000 for name in ("losses.png", "steps.png", "questions.png"))
+
+
+def test_an_lm_that_cannot_quote_or_answer_does_not_pass_the_gate():
+    good = {"copy_error": 1.0, "oracle": {"gender": 100.0, "number": 98.5}}
+    assert pretrain.short_of_gate(good) == ""
+    assert "copy error" in pretrain.short_of_gate(good | {"copy_error": 4.0})
+    assert "number" in pretrain.short_of_gate(good | {"oracle": {"gender": 100.0, "number": 16.0}})
 
 
 def test_a_broken_promise_is_named(monkeypatch):
