@@ -141,7 +141,7 @@ class DIFFA(nn.Module):
             whisper, llm: directories in the hub's formats (whisper: OpenAI's `.pt` too). adapters: a directory of ours or
                 the release's file; None starts new adapters, of the paper's shapes but for AdapterConfig fields in `shapes`.
             stage: a key of AUDIO_PARTS; by default what the adapters' directory says, else stage 2 when they hold an
-                acoustic adapter, else stage 1.
+                acoustic adapter or weights are random, else stage 1.
             dtype: of the frozen parts; None: the LM's as in its file, the encoder's float32. Adapters stay float32.
             audio_context: seconds of the encoder's window; None: what the adapters were trained with, else all of it.
             random_weights: named sizes, "small+llada-8b", to be made up; the three paths are then not looked at.
@@ -175,7 +175,7 @@ class DIFFA(nn.Module):
             audio_context = info.get("audio_context") if audio_context is None else audio_context
             encoder = encoder if audio_context is None else encoder.shorten(audio_context)
             lm = weights.load_lm(llm, dtype, device)
-        stage = stage or info.get("stage") or ("stage2" if "acoustic" in parts else "stage1")
+        stage = stage or info.get("stage") or ("stage2" if "acoustic" in parts or random_weights else "stage1")
         model = cls(encoder, lm, config, stage)
         for name, part in parts.items():
             setattr(model, name, part)
