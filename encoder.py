@@ -84,9 +84,10 @@ def encoder_frames(n_samples: Tensor | int) -> Tensor | int:
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Whisper's fixed positions (length, width): sines in the first half, cosines in the second."""
+    """Whisper's fixed positions (length, width), always on the CPU: sines in the first half, cosines in the second."""
     scale = math.log(10_000) / (width // 2 - 1)
-    angles = torch.arange(length)[:, None] * torch.exp(-scale * torch.arange(width // 2))[None, :]
+    frequencies = torch.exp(-scale * torch.arange(width // 2, device="cpu"))
+    angles = torch.arange(length, device="cpu")[:, None] * frequencies[None, :]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from checkpoint_files import WeightsError
@@ -171,6 +172,19 @@ def their_name(table: dict[str, str], ours: str) -> str:
         return table[template].format(*numbers)
     module, _, leaf = template.rpartition(".")
     return f"{table[module].format(*numbers)}.{leaf}"
+
+
+class Unfilled(TorchFunctionMode):
+    """`with torch.device("meta"), Unfilled():` builds a module's shapes alone: no memory, and no first weights drawn in vain.
+
+    Drawing them, even on the meta device, makes PyTorch import two seconds' worth of modules.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):  # of tensors and of torch.nn.init
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 
 
 def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:

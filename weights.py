@@ -22,7 +22,7 @@ from encoder import EncoderConfig, WhisperEncoder, sinusoids
 from encoder import SIZES as ENCODER_SIZES
 from key_tables import (
     ACOUSTIC_KEYS, ADAPTERS_DROPPED, LM_FAMILIES, LM_TABLES, OPENAI_CONFIG, OPENAI_DROPPED, OPENAI_KEYS, PROMPT_KEYS, SEMANTIC_KEYS,
-    WHISPER_CONFIG, WHISPER_DROPPED, WHISPER_FIXED, WHISPER_KEYS, assign, fill, named, our_fields, their_name,
+    WHISPER_CONFIG, WHISPER_DROPPED, WHISPER_FIXED, WHISPER_KEYS, Unfilled, assign, fill, named, our_fields, their_name,
 )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def load_whisper(
         del whole
     config = configure(EncoderConfig, values, path)
     check_device(device, dtype or torch.float32)
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         model = WhisperEncoder(config)
     fill(model, tensors, table, dropped, path, files, dtype, device)
     return (model if audio_context is None else model.shorten(audio_context)).eval()
@@ -156,7 +156,7 @@ def load_lm(path: str | Path, dtype: torch.dtype | None = None, device: str = "c
     if dtype is None and embedding in tensors:
         dtype = tensors[embedding].dtype
     check_device(device, dtype or torch.float32)
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         model = DiffusionLM(config)
     fill(model, tensors, table, (), path, files, dtype, device)
     return model.eval()
@@ -238,7 +238,7 @@ def load_adapters(path: str | Path, n_heads: int, n_layers: int = 12) -> tuple[A
         shapes |= {"n_queries": n_queries, "qformer_layers": max(layers, default=-1) + 1, "taps": taps}
     config = AdapterConfig(**shapes)
     parts: dict[str, nn.Module | Tensor] = {}
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         prompts = nn.ParameterDict({"prompts": nn.Parameter(torch.empty(config.n_prompts, config.lm_width))})
         modules = {
             "prompts": (prompts, PROMPT_KEYS, "trainable_prompts."),
@@ -294,7 +294,7 @@ def random_pieces(
     config = LM_SIZES[llm]
     if not config.vocab:  # the toy's comes from its tokenizer; this one has bytes and markers
         config = replace(config, vocab=272, mask_id=256, end_id=257)
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         encoder, lm = WhisperEncoder(ENCODER_SIZES[whisper]), DiffusionLM(config)
     encoder = randomize(encoder, dtype or torch.float32, device)
     encoder.positions.data.copy_(sinusoids(encoder.config.context, encoder.config.width))
