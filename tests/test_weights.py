@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import key_tables
 import weights
 from adapters import AcousticAdapter, AdapterConfig, SemanticAdapter
 from conftest import ENCODER, QWEN3, SHAPES, edit_config, edit_tensors
@@ -73,6 +74,29 @@ def test_loaded_adapters_can_train_and_frozen_parts_cannot(toy_dirs, toy, tmp_pa
     again = DIFFA.from_pretrained(**toy_dirs, adapters=tmp_path / "saved")
     assert all(p.requires_grad for part in (again.semantic, again.acoustic) for p in part.parameters())
     assert not any(p.requires_grad for part in (again.encoder, again.lm) for p in part.parameters())
+
+
+def test_training_loaded_adapters_leaves_their_file_as_it_was(toy, toy_dirs, tmp_path):
+    toy.save(tmp_path, **toy_dirs)
+    before = (tmp_path / "adapters.safetensors").read_bytes()
+    again = DIFFA.from_pretrained(**toy_dirs, adapters=tmp_path)
+    with torch.no_grad():
+        for parameter in again.semantic.parameters():
+            parameter.add_(1)  # in place, on memory that is mapped from the file
+    assert (tmp_path / "adapters.safetensors").read_bytes() == before
+
+
+def test_loading_shows_how_far_it_is_in_bytes(toy_dirs, monkeypatch):
+    bars = []
+
+    class Bar(key_tables.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options | {"disable": False, "delay": 0})
+            bars.append(self)
+
+    monkeypatch.setattr(key_tables, "tqdm", Bar)
+    lm = weights.load_lm(toy_dirs["llm"])
+    assert [(bar.n, bar.total, bar.desc) for bar in bars] == [(n := sum(p.nbytes for p in lm.parameters()), n, "loading llada")]
 
 
 def test_frozen_parts_in_bfloat16_work_with_adapters_in_float32(toy_dirs):
