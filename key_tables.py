@@ -182,7 +182,7 @@ class Unfilled(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):  # of tensors and of torch.nn.init
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):  # of tensors and of torch.nn.init
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 

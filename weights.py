@@ -77,6 +77,8 @@ def load_whisper(
         values = our_fields(read_config(path, ("whisper",)), WHISPER_CONFIG, WHISPER_FIXED, path / "config.json")
         table, dropped, (tensors, files) = WHISPER_KEYS, WHISPER_DROPPED, read_checkpoint(path)
     else:
+        if path.suffix != ".pt":
+            raise WeightsError(f"--whisper {path}: pass the directory that holds it and its config.json, or OpenAI's own .pt file")
         whole = unpickle(path)
         if not isinstance(whole, dict) or not isinstance(whole.get("dims"), dict) or "model_state_dict" not in whole:
             raise WeightsError(f"{path}: not one of OpenAI's Whisper files, which hold dims and model_state_dict")

@@ -109,6 +109,11 @@ def test_a_pt_file_that_is_not_openai_s_is_refused(tmp_path, value):
         weights.load_whisper(tmp_path / "tiny.pt")
 
 
+def test_a_weights_file_in_place_of_its_directory_is_refused(toy_dirs):
+    with pytest.raises(WeightsError, match="model.safetensors: pass the directory"):
+        weights.load_whisper(toy_dirs["whisper"] / "model.safetensors")
+
+
 # Directories of the wrong kind
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import weights
 from adapters import TAPS, AcousticAdapter, AdapterConfig, SemanticAdapter
+from conftest import SHAPES
 from diffa import DIFFA
 from diffusion_lm import SIZES as LM_SIZES
 from diffusion_lm import DiffusionLM, LMConfig
@@ -73,6 +74,52 @@ def test_named_sizes_are_made_up_and_answer(monkeypatch, llm):
         audio, mask = model.hear(*model.encode(torch.randn(1, 16_000), torch.tensor([9000])))
         prompt = model.splice([build_prompt(model.tokenizer, "What?")], audio, mask)
         assert generate(model.lm, prompt, SamplerConfig(4, 4, 2)).ids.shape == (1, 4)
+
+
+gpu = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+
+
+@pytest.mark.parametrize("size", ["toy+toy", *(pytest.param(f"small+{llm}", marks=gpu) for llm in ("qwen3-0.6b", "llada-8b"))])
+def test_made_up_weights_answer_a_clip_that_fills_the_window_and_take_a_training_step(size):
+    full = size != "toy+toy"
+    device, length, batch, dtype = ("cuda", 128, 8, torch.bfloat16) if full else ("cpu", 8, 2, None)
+    torch.manual_seed(0)
+    model = DIFFA.from_pretrained("", "", random_weights=size, device=device, dtype=dtype, **({} if full else SHAPES)).eval()
+    lines = []
+
+    def measured(what, count, act):
+        if full:
+            torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        result = act()
+        if full:
+            torch.cuda.synchronize()
+        seconds, peak = time.perf_counter() - started, torch.cuda.max_memory_allocated() / 1e9 if full else 0.0
+        lines.append(f"{size}, {what}: {seconds:.3f} s, {count / seconds:.1f} tokens/s, peak {peak:.2f} GB")
+        return result
+
+    clips = 0.1 * torch.randn(batch, model.encoder.config.n_samples, device=device)
+    n_samples = torch.full((batch,), clips.shape[1], device=device)
+
+    @torch.inference_mode()
+    def answer():
+        prompt = model.splice([build_prompt(model.tokenizer, "What can you hear?")], *model.hear(*model.encode(clips[:1], n_samples[:1])))
+        return generate(model.lm, prompt, SamplerConfig(length, length, length))
+
+    def step():
+        optimizer = torch.optim.AdamW([p for part in (model.semantic, model.acoustic) for p in part.parameters()], 1e-4)
+        answers = torch.randint(200, (batch, length))
+        heard = model.hear(*model.encode(clips, n_samples))
+        loss = model.loss(heard, [build_prompt(model.tokenizer, "What can you hear?")] * batch, answers, torch.Generator().manual_seed(0))
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    for _ in range(2 if full else 1):  # the first time on a GPU is not the usual one
+        assert measured("answer", length, answer).ids.shape == (1, length)
+        assert measured(f"training step at batch {batch}", batch * length, step).isfinite()
+        model.zero_grad()
+    print("\n".join(lines))
 
 
 def test_a_size_that_has_no_name_is_refused_with_those_that_have():
