@@ -255,7 +255,11 @@ def our_fields(raw: dict, table: dict[str, str], fixed: dict[str, tuple], source
     absent = [theirs for theirs in table.values() if raw.get(theirs) is None]
     if absent:
         raise WeightsError(f"{source}: lacks {', '.join(absent)}")
-    odd = [f"{theirs} is {raw[theirs]!r}" for theirs in table.values() if not isinstance(raw[theirs], (int, float))]
+    odd = [
+        f"{theirs} is {raw[theirs]!r}"
+        for ours, theirs in table.items()
+        if not isinstance(raw[theirs], (int, float)) or (raw[theirs] < 0 and not ours.endswith("_id"))
+    ]
     odd += [f"{theirs} is {raw[theirs]!r}" for theirs, can in fixed.items() if raw.get(theirs) is not None and raw[theirs] not in can]
     if odd:
         raise WeightsError(f"{source}: {', '.join(odd)}, which this code cannot run")

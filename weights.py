@@ -3,6 +3,8 @@
 A loader uses every tensor of a checkpoint exactly once (by the tables in `key_tables.py`), or drops it on purpose by a
 listed prefix, or stops with the tensor, both shapes and the file. Models are built on the meta device, where they take no
 memory, and each tensor is then assigned: mapped from the file, or moved straight to the device, one at a time.
+
+Trained adapters stay float32; the frozen parts may have any dtype that their device can run.
 """
 
 from dataclasses import asdict, fields, replace
@@ -40,8 +42,8 @@ def check_device(device: str | torch.device, dtype: torch.dtype) -> None:
     except (RuntimeError, TypeError):
         runs = False
     if not runs:
-        other = "float16" if dtype == torch.bfloat16 else "float32"
-        raise WeightsError(f"--device {device} cannot run {name}; pass --dtype {other}, or --dtype float32 where memory allows")
+        other = "float16, or float32 where memory allows" if dtype == torch.bfloat16 else "float32"
+        raise WeightsError(f"--device {device} cannot run {name}; pass --dtype {other}")
 
 
 def read_config(path: Path, model_types: tuple[str, ...]) -> dict:

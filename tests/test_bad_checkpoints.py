@@ -137,7 +137,7 @@ def test_config_fields_that_lack_are_named(dirs):
         weights.load_whisper(dirs["whisper"])
 
 
-@pytest.mark.parametrize("field, value", [("activation_function", "relu"), ("d_model", "16"), ("encoder_attention_heads", 3)])
+@pytest.mark.parametrize("field, value", [("activation_function", "relu"), ("d_model", "16"), ("encoder_ffn_dim", -32), ("encoder_attention_heads", 3)])
 def test_a_config_that_asks_for_what_we_cannot_do_is_refused(dirs, field, value):
     edit_config(dirs["whisper"], **{field: value})
     with pytest.raises(WeightsError, match=str(dirs["whisper"])):
