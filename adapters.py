@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 SQUEEZE = 4  # encoder frames in a semantic embedding (stride of the second convolution)
 
-# Tapped hidden states by the encoder's depth. Quirk of the release, kept since its weights were trained so: the indices
-# count the list [what enters block 1, block 1, ..., block N], so 11 of 12 is not the last block. Depths 4, 12, 24 and 32
-# (tiny, small, medium, large-v3) are the release's; 6 (base) and 3 (our toy) are ours, spaced alike.
+# Tapped hidden states by the encoder's depth, which tells the Whispers apart better than a path's name does. Quirk of the
+# release, kept since its weights were trained so: the indices count the list [what enters block 1, block 1, ..., block N],
+# so 11 of 12 is not the last block.
 TAPS = {
-    3: (0, 1, 2),
-    4: (0, 1, 2, 3),
-    6: (1, 3, 5),
-    12: (2, 5, 8, 11),
-    24: (5, 11, 17, 23),
-    32: (3, 7, 11, 15, 19, 23, 27, 31),
+    3: (0, 1, 2),  # our toy; ours, tiny's pattern
+    4: (0, 1, 2, 3),  # tiny, tiny.en: DIFFA's released code
+    6: (1, 3, 5),  # base, base.en: ours, spaced as small's are; the release names none
+    12: (2, 5, 8, 11),  # small, small.en: DIFFA's released code; the paper's and the released weights' encoder
+    24: (5, 11, 17, 23),  # medium, medium.en: DIFFA's released code
+    32: (3, 7, 11, 15, 19, 23, 27, 31),  # large-v3: DIFFA's released code; large, large-v2 and large-v3-turbo: the same by depth, ours
 }
 
 

@@ -1,4 +1,4 @@
-"""Audio files, tokenizers, the one prompt builder, and manifests.
+"""Audio files, manifests and batches of clips.
 
 A manifest is a JSON list with one object an item: `audio_id, audio_filepath, input` (the instruction), `transcription,
 target, dataset, duration` (seconds), `seed_transcript`; the format of the DIFFA release.
@@ -7,27 +7,23 @@ Shapes: S samples.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import soundfile
-import tokenizers
 import torch
 import torchaudio
 from torch import Tensor
 
 from encoder import SAMPLE_RATE
+from text import (  # noqa: F401  asked for here by those who need both
+    HEADER, HEADER_END, MASK, START, SYSTEM, TEXT_END, TURN_END, ByteTokenizer, JSONTokenizer, Prompt, SentencePieceTokenizer,
+    Tokenizer, build_prompt, decode_answer, encode_answers, load_tokenizer,
+)  # fmt: skip
 
 MANIFEST_FIELDS = (
     "audio_id", "audio_filepath", "input", "transcription", "target", "dataset", "duration", "seed_transcript",
 )  # fmt: skip
-
-# LLaDA's chat markers; each header is followed by two newlines (its tokenizer_config.json).
-START, HEADER, HEADER_END = "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>"
-TURN_END, TEXT_END, MASK = "<|eot_id|>", "<|endoftext|>", "<|mdm_mask|>"
-SYSTEM = "You are a helpful voice assistant."
 
 
 class AudioError(ValueError):
@@ -81,110 +77,6 @@ def pad_waveforms(waveforms: list[Tensor], n_samples: int, names: list[str], cut
             )
         row[: len(waveform)] = waveform[:n_samples]
     return batch, torch.tensor([min(len(w), n_samples) for w in waveforms])
-
-
-class SentencePieceTokenizer:
-    """The toy's tokenizer: `tokenizer.model` of sentencepiece."""
-
-    def __init__(self, path: Path):
-        self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        self.size = self.model.get_piece_size()
-
-    def encode(self, text: str) -> list[int]:
-        return self.model.encode(text)
-
-    def decode(self, ids: list[int]) -> str:
-        return self.model.decode(ids)
-
-    def id(self, piece: str) -> int | None:
-        found = self.model.piece_to_id(piece)
-        return None if found == self.model.unk_id() else found
-
-
-class JSONTokenizer:
-    """A hub tokenizer: `tokenizer.json`, through the `tokenizers` library."""
-
-    def __init__(self, path: Path):
-        self.model = tokenizers.Tokenizer.from_file(str(path))
-        self.size = self.model.get_vocab_size()
-
-    def encode(self, text: str) -> list[int]:
-        return self.model.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: list[int]) -> str:
-        return self.model.decode(ids, skip_special_tokens=False)
-
-    def id(self, piece: str) -> int | None:
-        return self.model.token_to_id(piece)
-
-
-Tokenizer = SentencePieceTokenizer | JSONTokenizer
-
-
-def load_tokenizer(path: str | Path, lm_config) -> Tokenizer:
-    """The tokenizer of an LM directory.
-
-    Raises ValueError: none is there, or its [MASK] and end of text are not the LM's (a tokenizer of another model).
-    """
-    path = Path(path)
-    kinds = {"tokenizer.json": JSONTokenizer, "tokenizer.model": SentencePieceTokenizer}
-    file = next((path / name for name in kinds if (path / name).is_file()), None)
-    if file is None:
-        raise ValueError(f"{path}: holds neither tokenizer.json nor tokenizer.model")
-    try:
-        tokenizer = kinds[file.name](file)
-    except Exception as error:  # tokenizers raises no narrower class
-        raise ValueError(f"{file}: not a whole tokenizer ({error}); download it again") from error
-    for piece, expected in ((MASK, lm_config.mask_id), (TEXT_END, lm_config.end_id)):
-        if tokenizer.id(piece) != expected:
-            raise ValueError(
-                f"{path}: its tokenizer has {piece} at {tokenizer.id(piece)}, its config at {expected}; "
-                "they belong to different models"
-            )
-    return tokenizer
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids of a prompt on both sides of the place where the audio goes."""
-
-    before: list[int]
-    after: list[int]
-
-
-def build_prompt(tokenizer: Tokenizer, instruction: str) -> Prompt:
-    """The prompt of DIFFA, the same in training and inference (paper, section 3.3; LLaDA's chat format).
-
-    The assistant's header belongs to the prompt; the release noised and scored it as part of the answer in training but
-    not in inference. The literal " <audio>. " after the embeddings is a quirk of the release that its weights expect.
-    """
-    before = (
-        f"{START}{HEADER}system{HEADER_END}\n\n{SYSTEM}{TURN_END}{HEADER}user{HEADER_END}\n\nThis is the audio:"
-    )  # fmt: skip
-    after = f" <audio>. {instruction}{TURN_END}{HEADER}assistant{HEADER_END}\n\n"
-    return Prompt(tokenizer.encode(before), tokenizer.encode(after))
-
-
-def encode_answers(tokenizer: Tokenizer, answers: list[str], length: int) -> Tensor:
-    """Answers as ids (B, length), padded with the end of text, which is itself part of what is learned.
-
-    Raises ValueError: an answer leaves no room for its end; it names the answer.
-    """
-    end = tokenizer.id(TEXT_END)
-    rows = []
-    for answer in answers:
-        ids = tokenizer.encode(answer)
-        if len(ids) >= length:
-            raise ValueError(f"answer of {len(ids)} tokens does not fit {length} with its end: {answer[:60]!r}")
-        rows.append(ids + [end] * (length - len(ids)))
-    return torch.tensor(rows)
-
-
-def decode_answer(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """Text of generated ids up to the first end of text."""
-    ends = {tokenizer.id(TEXT_END), tokenizer.id(TURN_END)}
-    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    return tokenizer.decode(list(ids[:stop])).strip()
 
 
 def word_error_rate(said: list[str], meant: list[str]) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import weights
 from adapters import TAPS, AcousticAdapter, AdapterConfig, SemanticAdapter
-from data import Prompt, load_tokenizer
+from text import ByteTokenizer, Prompt, load_tokenizer
 from diffusion_lm import DiffusionLM, diffusion_loss, noise, noise_levels
 from encoder import WhisperEncoder, encoder_frames, log_mel
 
@@ -49,6 +49,7 @@ class DIFFA(nn.Module):
         self.prompts = nn.Parameter(torch.randn(config.n_prompts, config.lm_width))
         self.semantic = SemanticAdapter(config)
         self.acoustic = AcousticAdapter(config)
+        self.audio_context = None  # seconds, where the encoder's window was cut
 
     @torch.no_grad()
     def match_embedding_scale(self, parts: tuple[str, ...]) -> None:
@@ -131,51 +132,81 @@ class DIFFA(nn.Module):
         return diffusion_loss(self.lm, prompt.embeddings, prompt.mask, answer_ids, noisy_ids, t, answer_ids.numel())
 
     @classmethod
-    def from_pretrained(cls, whisper, llm, adapters=None, stage=None, dtype=torch.float32, device="cpu", **shapes):
+    def from_pretrained(
+        cls, whisper, llm, adapters=None, stage=None, dtype=None, device="cpu", audio_context=None, random_weights=None, **shapes
+    ):
         """A DIFFA from directories, with its tokenizer in `.tokenizer`.
 
         Args:
-            whisper, llm: directories in the hub's formats. adapters: a directory of ours or the release's file; None
-                starts new adapters, of the paper's shapes but for AdapterConfig fields given in `shapes`.
+            whisper, llm: directories in the hub's formats (whisper: OpenAI's `.pt` too). adapters: a directory of ours or
+                the release's file; None starts new adapters, of the paper's shapes but for AdapterConfig fields in `shapes`.
             stage: a key of AUDIO_PARTS; by default what the adapters' directory says, else stage 2 when they hold an
-                acoustic adapter, else stage 1. dtype: of the frozen parts; adapters stay float32.
+                acoustic adapter or weights are random, else stage 1.
+            dtype: of the frozen parts; None: the LM's as in its file, the encoder's float32. Adapters stay float32.
+            audio_context: seconds of the encoder's window; None: what the adapters were trained with, else all of it.
+            random_weights: named sizes, "small+llada-8b", to be made up; the three paths are then not looked at.
         Raises:
             WeightsError: files absent, damaged or of other shapes; ValueError: parts that do not fit each other.
         """
-        encoder = weights.load_whisper(whisper, dtype, device)
-        lm = weights.load_llada(llm, dtype, device)
-        widths = {"encoder_width": encoder.config.width, "lm_width": lm.config.width}
+        parts, info = {}, {}
+        # The large part comes last: what does not fit is found before it is read.
+        if random_weights:
+            encoder, lm = weights.random_pieces(random_weights, dtype, device, audio_context)
+            tokenizer, lm_config, adapters = ByteTokenizer(lm.config), lm.config, None
+        else:
+            weights.require(whisper=whisper, llm=llm, adapters=adapters)
+            encoder = weights.load_whisper(whisper, dtype or torch.float32, device)
+            lm_config = weights.read_lm_config(llm)
+            tokenizer = load_tokenizer(llm, lm_config)
+        widths = {"encoder_width": encoder.config.width, "lm_width": lm_config.width}
         if adapters is None:
             if encoder.config.n_layers not in TAPS and "taps" not in shapes:
                 raise ValueError(f"no tapped layers are known for {encoder.config.n_layers} encoder layers; pass taps=")
             taps = TAPS.get(encoder.config.n_layers)
-            config, parts, info = AdapterConfig(**{**widths, "n_heads": encoder.config.n_heads, "taps": taps, **shapes}), {}, {}
+            config = AdapterConfig(**{**widths, "n_heads": encoder.config.n_heads, "taps": taps, **shapes})
         else:
             config, parts, info = weights.load_adapters(adapters, encoder.config.n_heads, encoder.config.n_layers)
             for name, width in widths.items():
                 if getattr(config, name) != width:
                     raise ValueError(f"{adapters}: adapters were made for {name} {getattr(config, name)}, this one has {width}")
-        stage = stage or info.get("stage") or ("stage2" if "acoustic" in parts else "stage1")
+        if max(config.taps) > encoder.config.n_layers:
+            raise ValueError(f"taps {config.taps} reach past the encoder's {encoder.config.n_layers} layers")
+        if not random_weights:
+            audio_context = info.get("audio_context") if audio_context is None else audio_context
+            encoder = encoder if audio_context is None else encoder.shorten(audio_context)
+            lm = weights.load_lm(llm, dtype, device)
+        stage = stage or info.get("stage") or ("stage2" if "acoustic" in parts or random_weights else "stage1")
         model = cls(encoder, lm, config, stage)
         for name, part in parts.items():
             setattr(model, name, part)
-        if max(config.taps) > encoder.config.n_layers:
-            raise ValueError(f"taps {config.taps} reach past the encoder's {encoder.config.n_layers} layers")
         model.semantic.to(device).float()
         model.acoustic.to(device).float()
         model.prompts = nn.Parameter(model.prompts.data.to(device).float())
-        model.tokenizer = load_tokenizer(llm, lm.config)
+        model.tokenizer, model.audio_context = tokenizer, audio_context
         return model
 
     def save(self, path: str | Path, whisper: str, llm: str) -> None:
-        """Write the trained parts and where the frozen ones came from."""
+        """Write the trained parts, where the frozen ones came from, and the window they were trained with when it was cut."""
         info = {"stage": self.stage, "whisper": str(whisper), "llm": str(llm)}
+        info |= {"audio_context": self.audio_context} if self.audio_context is not None else {}
         weights.save_adapters(path, self.config, self.trainable(), info)
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, adapters: str) -> None:
     """The options by which every command finds its weights; the defaults are the toy run."""
-    parser.add_argument("--whisper", default="runs/toy/whisper", help="Whisper directory (hub format)")
-    parser.add_argument("--llm", default="runs/toy/llada", help="LLaDA directory (hub format)")
+    parser.add_argument("--whisper", default="runs/toy/whisper", help="Whisper: directory (hub format), or OpenAI's .pt")
+    parser.add_argument("--llm", default="runs/toy/llada", help="LLaDA or Qwen3-diffusion directory (hub format)")
     parser.add_argument("--adapters", default=adapters, help="trained adapters: directory, or the release's file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the frozen encoder and LM (default: the LM as in its file, the encoder float32)")
+    parser.add_argument("--audio-context", type=float, metavar="SECONDS", help="hear a window shorter than Whisper's 30 s")
+    parser.add_argument("--random-weights", metavar="SIZE", help="make the frozen parts up, such as small+llada-8b: for speed and memory")
+
+
+def model_options(args: argparse.Namespace) -> dict:
+    """What add_model_arguments parsed, beside the paths, as arguments of DIFFA.from_pretrained."""
+    dtype = DTYPES[args.dtype] if args.dtype else None
+    return {"device": args.device, "dtype": dtype, "audio_context": args.audio_context, "random_weights": args.random_weights}

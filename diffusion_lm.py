@@ -34,6 +34,7 @@ class LMConfig:
     head_dim: int | None = None  # None: width / n_heads
     qk_norm: bool = False  # an RMSNorm on the query and key of each head (Qwen3)
     tied: bool = False  # the unembedding is the embedding table
+    family: str = "llada"  # or "qwen3": whose names the files use, and whose chat format its prompts
     causal: bool = False  # true for the autoregressive twin of the paper's backbone ablation, never for LLaDA
 
     def __post_init__(self):
@@ -49,7 +50,7 @@ SIZES = {
     "llada-8b": LMConfig(),
     "qwen3-0.6b": LMConfig(
         width=1024, n_layers=28, n_heads=16, n_kv_heads=8, head_dim=128, qk_norm=True, ffn=3072, vocab=151_936,
-        max_length=40_960, rope_theta=1e6, norm_eps=1e-6, mask_id=151_669, end_id=151_643, tied=True,
+        max_length=40_960, rope_theta=1e6, norm_eps=1e-6, mask_id=151_669, end_id=151_643, tied=True, family="qwen3",
     ),
     "toy": LMConfig(width=128, n_layers=4, n_heads=4, ffn=352, vocab=0, max_length=256, mask_id=-1, end_id=-1),
 }  # the toy's vocabulary and special ids come from its tokenizer (pretrain.py)

@@ -8,7 +8,7 @@ Shapes: B batch, S samples, F mel frames (100 a second), T encoder frames (50 a 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ SAMPLE_RATE = 16_000  # Hz
 N_FFT = 400  # samples of a window: 25 ms
 HOP = 160  # samples between mel frames: 10 ms
 CONV_STRIDE = 2  # of the second convolution: mel frames in an encoder frame
+FRAMES_PER_SECOND = SAMPLE_RATE // (HOP * CONV_STRIDE)  # 50 encoder frames
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,23 @@ class EncoderConfig:
     ffn: int = 3072
     context: int = 1500  # encoder frames in the window; 1,500 are 30 s
 
+    def __post_init__(self):
+        if self.width % self.n_heads or self.width % 2:
+            raise ValueError(f"width {self.width} does not divide into {self.n_heads} heads")
+
     @property
     def n_samples(self) -> int:
         """Samples that fill the context."""
         return self.context * CONV_STRIDE * HOP
 
 
-# Whisper paper, table 1. The English-only variants (.en) have the same shapes.
+# Whisper paper, table 1. The English-only variants (.en) have the same shapes; large-v3-turbo has large-v3's encoder.
 SIZES = {
     "tiny": EncoderConfig(width=384, n_layers=4, n_heads=6, ffn=1536),
     "base": EncoderConfig(width=512, n_layers=6, n_heads=8, ffn=2048),
     "small": EncoderConfig(),
     "medium": EncoderConfig(width=1024, n_layers=24, n_heads=16, ffn=4096),
+    "large-v2": EncoderConfig(width=1280, n_layers=32, n_heads=20, ffn=5120),
     "large-v3": EncoderConfig(n_mels=128, width=1280, n_layers=32, n_heads=20, ffn=5120),
     "toy": EncoderConfig(width=128, n_layers=3, n_heads=4, ffn=512, context=160),  # 3.2 s; made by pretrain.py
 }
@@ -78,9 +84,10 @@ def encoder_frames(n_samples: Tensor | int) -> Tensor | int:
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Whisper's fixed positions (length, width): sines in the first half, cosines in the second."""
+    """Whisper's fixed positions (length, width), always on the CPU: sines in the first half, cosines in the second."""
     scale = math.log(10_000) / (width // 2 - 1)
-    angles = torch.arange(length)[:, None] * torch.exp(-scale * torch.arange(width // 2))[None, :]
+    frequencies = torch.exp(-scale * torch.arange(width // 2, device="cpu"))
+    angles = torch.arange(length, device="cpu")[:, None] * frequencies[None, :]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -132,6 +139,19 @@ class WhisperEncoder(nn.Module):
         self.positions = nn.Parameter(sinusoids(config.context, config.width), requires_grad=False)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(config.width)
+
+    def shorten(self, seconds: float) -> "WhisperEncoder":
+        """Hear only a window of so many seconds, at most the present one: the positions past it are cut off; returns self.
+
+        Whisper learned with 30 s, filled up with silence; short clips cost less in a window near their length, at the
+        price of somewhat other hidden states.
+        """
+        context, now = round(seconds * FRAMES_PER_SECOND), self.config.context
+        if not 0 < context <= now:
+            raise ValueError(f"a window of {seconds:g} s is asked for; this encoder's has {now / FRAMES_PER_SECOND:g} s, which can only be cut")
+        self.positions = nn.Parameter(self.positions.data[:context].clone(), requires_grad=False)
+        self.config = replace(self.config, context=context)
+        return self
 
     def forward(self, mel: Tensor) -> list[Tensor]:
         """All hidden states of a batch of log-mels.

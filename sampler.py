@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from data import AudioError, Tokenizer, build_prompt, decode_answer, pad_waveforms, read_audio
-from diffa import DIFFA, Spliced, add_model_arguments
+from diffa import DIFFA, Spliced, add_model_arguments, model_options
 from diffusion_lm import DiffusionLM
 
 
@@ -226,7 +226,7 @@ def main() -> None:
             temperature=args.temperature, cfg_scale=args.cfg_scale,
         )  # fmt: skip
         waveform = read_audio(args.clip)
-        model = DIFFA.from_pretrained(args.whisper, args.llm, args.adapters, device=args.device).eval()
+        model = DIFFA.from_pretrained(args.whisper, args.llm, args.adapters, **model_options(args)).eval()
         n_samples = model.encoder.config.n_samples
         waveforms, lengths = pad_waveforms([waveform], n_samples, [args.clip], args.cut)
         with torch.inference_mode():

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import AudioError, ManifestError, StateCache, build_prompt, encode_answers, load_manifest, pick
-from diffa import AUDIO_PARTS, DIFFA, add_model_arguments
+from diffa import AUDIO_PARTS, DIFFA, add_model_arguments, model_options
 from grammar import ANSWER_LENGTH
 from trainer import TrainConfig, fit
 from weights import write_json
@@ -99,7 +99,7 @@ def main() -> None:
     try:
         items = load_manifest(args.train)
         torch.manual_seed(args.seed)
-        model = DIFFA.from_pretrained(args.whisper, args.llm, args.adapters or None, "stage1", device=args.device, **preset.shapes)
+        model = DIFFA.from_pretrained(args.whisper, args.llm, args.adapters or None, "stage1", **model_options(args), **preset.shapes)
         if preset.match_embedding_scale and not args.adapters:
             model.match_embedding_scale(("prompts", "semantic"))
         losses = train_stage(model, items, [item["transcription"] for item in items], preset, args.out, "3/4 stage 1")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from data import AudioError, ManifestError, load_manifest
-from diffa import DIFFA, add_model_arguments
+from diffa import DIFFA, add_model_arguments, model_options
 from grammar import ANSWER_LENGTH
 from train_asr import TOY_SHAPES, Preset, add_training_arguments, chosen_preset, train_stage
 from trainer import TrainConfig
@@ -40,7 +40,7 @@ def main() -> None:
         items = load_manifest(args.train)
         torch.manual_seed(args.seed)
         stage = "stage2" if args.audio == "both" else "semantic"
-        model = DIFFA.from_pretrained(args.whisper, args.llm, args.adapters, stage, device=args.device)
+        model = DIFFA.from_pretrained(args.whisper, args.llm, args.adapters, stage, **model_options(args))
         if preset.match_embedding_scale:
             model.match_embedding_scale(("acoustic",))
         losses = train_stage(model, items, [item["target"] for item in items], preset, args.out, "4/4 stage 2")

@@ -1,236 +1,99 @@
-"""Names in checkpoint files <-> names in our modules. Reads and writes the very formats of the Hugging Face hub.
+"""Loads and saves the four pieces of a DIFFA in the very formats of the Hugging Face hub, and builds them at random.
 
-One table per format. A loader uses every tensor of the file exactly once, or drops it on purpose by a listed prefix, or
-stops with the tensor, both shapes and the file. Nothing is ever unpickled but tensors (`weights_only=True`).
+A loader uses every tensor of a checkpoint exactly once (by the tables in `key_tables.py`), or drops it on purpose by a
+listed prefix, or stops with the tensor, both shapes and the file. Models are built on the meta device, where they take no
+memory, and each tensor is then assigned: mapped from the file, or moved straight to the device, one at a time.
+
+Trained adapters stay float32; the frozen parts may have any dtype that their device can run.
 """
 
-import json
-import os
-import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters import TAPS, AcousticAdapter, AdapterConfig, SemanticAdapter
+from checkpoint_files import (
+    WeightsError, named_tensors, read_checkpoint, read_json, read_tensors, require, save_tensors, unpickle, write_json,
+)  # fmt: skip
+from diffusion_lm import SIZES as LM_SIZES
 from diffusion_lm import DiffusionLM, LMConfig
-from encoder import EncoderConfig, WhisperEncoder
-
-# Ours -> theirs. "{}" is a layer number; an entry may name a module, whose tensors keep their last name, or one tensor.
-WHISPER_KEYS = {
-    "conv1": "model.encoder.conv1",
-    "conv2": "model.encoder.conv2",
-    "positions": "model.encoder.embed_positions.weight",
-    "blocks.{}.attn_norm": "model.encoder.layers.{}.self_attn_layer_norm",
-    "blocks.{}.attn.query": "model.encoder.layers.{}.self_attn.q_proj",
-    "blocks.{}.attn.key": "model.encoder.layers.{}.self_attn.k_proj",
-    "blocks.{}.attn.value": "model.encoder.layers.{}.self_attn.v_proj",
-    "blocks.{}.attn.out": "model.encoder.layers.{}.self_attn.out_proj",
-    "blocks.{}.mlp_norm": "model.encoder.layers.{}.final_layer_norm",
-    "blocks.{}.mlp_in": "model.encoder.layers.{}.fc1",
-    "blocks.{}.mlp_out": "model.encoder.layers.{}.fc2",
-    "norm": "model.encoder.layer_norm",
-}
-WHISPER_DROPPED = ("model.decoder.", "proj_out.")  # DIFFA reads no word from Whisper's own decoder
-
-LLADA_KEYS = {
-    "embedding": "model.transformer.wte",
-    "blocks.{}.attn_norm": "model.transformer.blocks.{}.attn_norm",
-    "blocks.{}.query": "model.transformer.blocks.{}.q_proj",
-    "blocks.{}.key": "model.transformer.blocks.{}.k_proj",
-    "blocks.{}.value": "model.transformer.blocks.{}.v_proj",
-    "blocks.{}.out": "model.transformer.blocks.{}.attn_out",
-    "blocks.{}.ffn_norm": "model.transformer.blocks.{}.ff_norm",
-    "blocks.{}.gate": "model.transformer.blocks.{}.ff_proj",
-    "blocks.{}.up": "model.transformer.blocks.{}.up_proj",
-    "blocks.{}.down": "model.transformer.blocks.{}.ff_out",
-    "norm": "model.transformer.ln_f",
-    "unembedding": "model.transformer.ff_out",
-}
-
-PROMPT_KEYS = {"prompts": "trainable_prompts.weight"}
-SEMANTIC_KEYS = {
-    "conv1": "semantic_connector.conv.0",
-    "conv2": "semantic_connector.conv.2",
-    "linear1": "semantic_connector.linear_connector.0",
-    "linear2": "semantic_connector.linear_connector.2",
-    "norm": "semantic_connector.layernorm",
-}
-_QFORMER = "acoustic_connector.qformer.layer.{}"
-ACOUSTIC_KEYS = {
-    "queries.{}": "acoustic_connector.layer_prompts.{}",
-    "layer_weights": "acoustic_connector.layer_weights",
-    "blocks.{}.ffn_in": f"{_QFORMER}.intermediate.dense",
-    "blocks.{}.ffn_out": f"{_QFORMER}.output.dense",
-    "blocks.{}.norm": f"{_QFORMER}.output.LayerNorm",
-    "norm": "acoustic_connector.proj.0",
-    "proj": "acoustic_connector.proj.1",
-}
-for _ours, _theirs in {"self_attn": "attention", "cross_attn": "crossattention"}.items():
-    for _part in ("query", "key", "value"):
-        ACOUSTIC_KEYS[f"blocks.{{}}.{_ours}.{_part}"] = f"{_QFORMER}.{_theirs}.self.{_part}"
-    ACOUSTIC_KEYS[f"blocks.{{}}.{_ours}.out"] = f"{_QFORMER}.{_theirs}.output.dense"
-    ACOUSTIC_KEYS[f"blocks.{{}}.{_ours}.norm"] = f"{_QFORMER}.{_theirs}.output.LayerNorm"
-ADAPTERS_DROPPED = ("whisper_model.", "llm_model.")  # copies of the frozen parts, loaded from their own directories
-
-# config.json fields: ours -> theirs.
-WHISPER_CONFIG = {
-    "n_mels": "num_mel_bins",
-    "width": "d_model",
-    "n_layers": "encoder_layers",
-    "n_heads": "encoder_attention_heads",
-    "ffn": "encoder_ffn_dim",
-    "context": "max_source_positions",
-}
-LLADA_CONFIG = {
-    "width": "d_model",
-    "n_layers": "n_layers",
-    "n_heads": "n_heads",
-    "ffn": "mlp_hidden_size",
-    "vocab": "embedding_size",
-    "max_length": "max_sequence_length",
-    "rope_theta": "rope_theta",
-    "norm_eps": "rms_norm_eps",
-    "mask_id": "mask_token_id",
-    "end_id": "eos_token_id",
-}
+from encoder import EncoderConfig, WhisperEncoder, sinusoids
+from encoder import SIZES as ENCODER_SIZES
+from key_tables import (
+    ACOUSTIC_KEYS, ADAPTERS_DROPPED, LM_FAMILIES, LM_TABLES, OPENAI_CONFIG, OPENAI_DROPPED, OPENAI_KEYS, PROMPT_KEYS, SEMANTIC_KEYS,
+    WHISPER_CONFIG, WHISPER_DROPPED, WHISPER_FIXED, WHISPER_KEYS, Unfilled, assign, fill, named, our_fields, their_name,
+)  # fmt: skip
 
 
-class WeightsError(ValueError):
-    """A checkpoint that cannot be used, said in terms of its files and tensors."""
-
-
-def their_name(table: dict[str, str], ours: str) -> str:
-    """The name in the file of our tensor `ours`, by a key table."""
-    numbers = re.findall(r"\.(\d+)(?=\.|$)", ours)
-    template = re.sub(r"\.\d+(?=\.|$)", ".{}", ours)
-    if template in table:
-        return table[template].format(*numbers)
-    module, _, leaf = template.rpartition(".")
-    return f"{table[module].format(*numbers)}.{leaf}"
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a `.safetensors` or `.bin` file, memory-mapped.
-
-    Raises WeightsError when the file is absent, truncated, or a pickle that holds anything but tensors.
-    """
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
+def check_device(device: str | torch.device, dtype: torch.dtype) -> None:
+    """WeightsError when there is no such device, or it cannot run `dtype`: tried out, not looked up in a list."""
+    name = str(dtype).removeprefix("torch.")
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"{path}: not a whole checkpoint file ({error}); download it again") from error
-    except Exception as error:  # pickle.UnpicklingError and what broken pickles raise besides
-        raise WeightsError(f"{path}: refused, holds more than plain tensors or is damaged ({error})") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise WeightsError(f"{path}: holds something else than tensors with names")
-    return tensors
-
-
-def read_directory(path: Path) -> dict[str, Tensor]:
-    """All tensors of a hub directory: shards with an index, one safetensors file, or `pytorch_model.bin`."""
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        names = read_json(index).get("weight_map")
-        if not isinstance(names, dict):
-            raise WeightsError(f"{index}: lacks weight_map")
-        shards = sorted(set(names.values()))
-        absent = [shard for shard in shards if not (path / shard).is_file()]
-        if absent:
-            raise WeightsError(f"{index} names files that are not there: {', '.join(absent)}; download them")
-        tensors = {}
-        for shard in shards:
-            tensors.update(read_tensors(path / shard))
-        if set(tensors) != set(names):
-            odd = sorted(set(tensors) ^ set(names))
-            raise WeightsError(f"{index} and its shards disagree about {', '.join(odd[:5])}")
-        return tensors
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (path / name).is_file():
-            return read_tensors(path / name)
-    raise WeightsError(f"{path}: holds neither model.safetensors, its index, nor pytorch_model.bin")
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file; WeightsError names the file when it is absent or broken."""
+        torch.ones(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise WeightsError(f"--device {device}: cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from None
     try:
-        value = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise WeightsError(f"{path}: not a JSON object")
-    return value
+        x = torch.ones(1, 1, 2, 2, device=device, dtype=dtype)
+        F.linear(F.scaled_dot_product_attention(x, x, x), x[0, 0])
+        runs = torch.device(device).type != "cuda" or dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
+    except (RuntimeError, TypeError):
+        runs = False
+    if not runs:
+        other = "float16, or float32 where memory allows" if dtype == torch.bfloat16 else "float32"
+        raise WeightsError(f"--device {device} cannot run {name}; pass --dtype {other}")
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON under another name first, so that a killed run leaves the old file whole."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-def fill(module: nn.Module, tensors: dict[str, Tensor], table: dict[str, str], dropped: tuple[str, ...], source: Path) -> None:
-    """Give every parameter of `module` its tensor, and every tensor its parameter.
-
-    Raises WeightsError that lists all missing, extra and mis-shaped tensors with both shapes and the file.
-    """
-    wanted = {their_name(table, ours): ours for ours in module.state_dict()}
-    given = {name: tensor for name, tensor in tensors.items() if not name.startswith(dropped)}
-    shapes = {theirs: tuple(module.state_dict()[ours].shape) for theirs, ours in wanted.items()}
-    problems = [f"missing {name} {shapes[name]}" for name in wanted if name not in given]
-    problems += [f"extra {name} {tuple(tensor.shape)}" for name, tensor in given.items() if name not in wanted]
-    problems += [
-        f"{name} is {tuple(given[name].shape)} in the file, {shape} by the config"
-        for name, shape in shapes.items()
-        if name in given and tuple(given[name].shape) != shape
-    ]
-    if problems:
-        shown = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise WeightsError(f"{source}: tensors do not fit\n  {shown}")
-    module.load_state_dict({ours: given[theirs] for theirs, ours in wanted.items()}, assign=True)
-
-
-def named(module: nn.Module, table: dict[str, str]) -> dict[str, Tensor]:
-    """The module's tensors under their names in the file, ready to be saved."""
-    return {their_name(table, ours): t.detach().cpu().contiguous() for ours, t in module.state_dict().items()}
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file atomically."""
-    temporary = Path(f"{path}.tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    os.replace(temporary, path)
-
-
-def _config(path: Path, table: dict[str, str], model_type: str) -> dict:
-    """Our config fields from a directory's config.json."""
-    if not path.is_dir():
-        raise WeightsError(f"{path}: no such directory; see 'Real weights' in the README for the download command")
+def read_config(path: Path, model_types: tuple[str, ...]) -> dict:
+    """The `config.json` of a directory, its model_type one of those that are expected."""
     raw = read_json(path / "config.json")
-    if raw.get("model_type") != model_type:
-        raise WeightsError(f"{path / 'config.json'}: model_type is {raw.get('model_type')!r}, expected {model_type!r}")
-    absent = [theirs for theirs in table.values() if raw.get(theirs) is None]
-    if absent:
-        raise WeightsError(f"{path / 'config.json'}: lacks {', '.join(absent)}")
-    return {ours: raw[theirs] for ours, theirs in table.items()}
+    if raw.get("model_type") not in model_types:
+        expected = " or ".join(repr(name) for name in model_types)
+        raise WeightsError(f"{path / 'config.json'}: model_type is {raw.get('model_type')!r}, expected {expected}")
+    return raw
 
 
-def load_whisper(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> WhisperEncoder:
-    """The encoder of a Hugging Face Whisper directory (`openai/whisper-*`); its decoder is dropped."""
+def configure(config_class: type, values: dict, source: Path):
+    """config_class(**values); what it refuses is said of the file."""
+    try:
+        return config_class(**values)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise WeightsError(f"{source}: {error}") from error
+
+
+# Encoder
+
+
+def load_whisper(
+    path: str | Path, dtype: torch.dtype | None = torch.float32, device: str = "cpu", audio_context: float | None = None
+) -> WhisperEncoder:
+    """The encoder of a Whisper, its decoder dropped: a Hugging Face directory (`openai/whisper-*`) or OpenAI's `.pt`.
+
+    audio_context: seconds of the window, at most the file's (30 s); the positions past it are cut off.
+    """
     path = Path(path)
-    with torch.device("meta"):
-        model = WhisperEncoder(EncoderConfig(**_config(path, WHISPER_CONFIG, "whisper")))
-    fill(model, read_directory(path), WHISPER_KEYS, WHISPER_DROPPED, path)
-    return model.to(device=device, dtype=dtype).eval()
+    require(whisper=path)
+    if path.is_dir():
+        values = our_fields(read_config(path, ("whisper",)), WHISPER_CONFIG, WHISPER_FIXED, path / "config.json")
+        table, dropped, (tensors, files) = WHISPER_KEYS, WHISPER_DROPPED, read_checkpoint(path)
+    else:
+        if path.suffix != ".pt":
+            raise WeightsError(f"--whisper {path}: pass the directory that holds it and its config.json, or OpenAI's own .pt file")
+        whole = unpickle(path)
+        if not isinstance(whole, dict) or not isinstance(whole.get("dims"), dict) or "model_state_dict" not in whole:
+            raise WeightsError(f"{path}: not one of OpenAI's Whisper files, which hold dims and model_state_dict")
+        values = our_fields(whole["dims"], OPENAI_CONFIG, {}, path)
+        values["ffn"] = 4 * values["width"]
+        table, dropped, tensors, files = OPENAI_KEYS, OPENAI_DROPPED, named_tensors(whole["model_state_dict"], path), None
+        del whole
+    config = configure(EncoderConfig, values, path)
+    check_device(device, dtype or torch.float32)
+    with torch.device("meta"), Unfilled():
+        model = WhisperEncoder(config)
+    fill(model, tensors, table, dropped, path, files, dtype, device)
+    return (model if audio_context is None else model.shorten(audio_context)).eval()
 
 
 def save_whisper(model: WhisperEncoder, path: str | Path) -> None:
@@ -242,20 +105,76 @@ def save_whisper(model: WhisperEncoder, path: str | Path) -> None:
     write_json(path / "config.json", {"model_type": "whisper", "activation_function": "gelu"} | raw)
 
 
-def load_llada(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> DiffusionLM:
-    """The language model of a LLaDA directory (`GSAI-ML/LLaDA-8B-*`)."""
-    path = Path(path)
-    with torch.device("meta"):
-        model = DiffusionLM(LMConfig(**_config(path, LLADA_CONFIG, "llada")))
-    fill(model, read_directory(path), LLADA_KEYS, (), path)
-    return model.to(device=device, dtype=dtype).eval()
+# Language model
 
 
-def save_llada(model: DiffusionLM, path: str | Path, n_shards: int = 1) -> None:
-    """Write a language model as LLaDA lies on the hub: config, shards and their index."""
+def read_lm_config(path: str | Path) -> LMConfig:
+    """Shapes and special ids of a language model directory, LLaDA's or Qwen3's, without its weights."""
     path = Path(path)
+    require(llm=path)
+    source, raw = path / "config.json", read_config(path, tuple(LM_FAMILIES))
+    family = LM_FAMILIES[raw["model_type"]]
+    _, table, fixed = LM_TABLES[family]
+    if family == "llada":
+        implied = {"weight_tying": False, "embedding_size": raw.get("vocab_size")}
+        implied["n_kv_heads"] = 1 if raw.get("multi_query_attention") else raw.get("n_heads")
+        if isinstance(raw.get("mlp_ratio"), int) and isinstance(raw.get("d_model"), int):
+            implied["mlp_hidden_size"] = raw["mlp_ratio"] * raw["d_model"]
+        ours = {}
+    else:
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}  # transformers 5 writes the first, older ones the second
+        if rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise WeightsError(f"{source}: stretches its rotary positions ({rope}), which this code cannot run")
+        implied = {"rope_theta": rope.get("rope_theta"), "tie_word_embeddings": False}
+        # Its config need not tell [MASK], and its end of turn is not what pads an answer: both by name (-1: not known here).
+        added = added_ids(path)
+        ends = [i for i in (added.get("<|endoftext|>"), raw.get("pad_token_id"), raw.get("eos_token_id")) if isinstance(i, int)]
+        mask = raw.get("mask_token_id")
+        ours = {"qk_norm": True, "end_id": (ends + [-1])[0], "mask_id": added.get("<|mask|>", -1) if mask is None else mask}
+    raw |= {theirs: value for theirs, value in implied.items() if raw.get(theirs) is None}
+    ours |= our_fields(raw, table, fixed, source) | {"family": family, "causal": raw.get("causal", False)}
+    return configure(LMConfig, ours, source)
+
+
+def added_ids(path: Path) -> dict[str, int]:
+    """Ids of the tokens that were added to a tokenizer's vocabulary, by name; empty when there is no `tokenizer.json`."""
+    if not (path / "tokenizer.json").is_file():
+        return {}
+    entries = read_json(path / "tokenizer.json").get("added_tokens") or []
+    return {entry["content"]: entry["id"] for entry in entries if isinstance(entry, dict) and {"content", "id"} <= entry.keys()}
+
+
+def load_lm(path: str | Path, dtype: torch.dtype | None = None, device: str = "cpu") -> DiffusionLM:
+    """The language model of a LLaDA or Qwen3 directory (`GSAI-ML/LLaDA-*`, `dllm-hub/Qwen3-0.6B-diffusion-*`).
+
+    dtype: None keeps the file's, so that on the CPU the parameters are the mapped file itself.
+    """
+    path = Path(path)
+    config = read_lm_config(path)
+    table = LM_TABLES[config.family][0]
+    tensors, files = read_checkpoint(path)
+    embedding, unembedding = (their_name(table, f"{part}.weight") for part in ("embedding", "unembedding"))
+    if config.tied and unembedding in tensors and embedding in tensors:  # some files hold the shared table twice
+        if not torch.equal(tensors.pop(unembedding), tensors[embedding]):
+            raise WeightsError(f"{files[unembedding]}: {unembedding} differs from {embedding}, which the config says are one")
+    if dtype is None and embedding in tensors:
+        dtype = tensors[embedding].dtype
+    check_device(device, dtype or torch.float32)
+    with torch.device("meta"), Unfilled():
+        model = DiffusionLM(config)
+    fill(model, tensors, table, (), path, files, dtype, device)
+    return model.eval()
+
+
+def save_lm(model: DiffusionLM, path: str | Path, n_shards: int = 1) -> None:
+    """Write a language model as its family lies on the hub: config, shards and their index. A causal one says so."""
+    path, config = Path(path), model.config
+    plain = LMConfig(**{**asdict(config), "head_dim": None, "qk_norm": False}) if config.width % config.n_heads == 0 else None
+    if config.family == "llada" and plain != config:
+        raise ValueError("LLaDA's format has no norms on heads and no head width of its own; save it with family='qwen3'")
     path.mkdir(parents=True, exist_ok=True)
-    tensors = named(model, LLADA_KEYS)
+    table, config_table, _ = LM_TABLES[config.family]
+    tensors = named(model, table)
     names = sorted(tensors)
     weight_map = {}
     for i in range(n_shards):
@@ -263,10 +182,30 @@ def save_llada(model: DiffusionLM, path: str | Path, n_shards: int = 1) -> None:
         save_tensors(path / shard, {name: tensors[name] for name in names[i::n_shards]})
         weight_map.update(dict.fromkeys(names[i::n_shards], shard))
     write_json(path / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
-    raw = {theirs: getattr(model.config, ours) for ours, theirs in LLADA_CONFIG.items()}
-    raw |= {"model_type": "llada", "vocab_size": model.config.vocab, "n_kv_heads": model.config.n_heads}
-    raw |= {"pad_token_id": model.config.end_id, "weight_tying": False}
-    write_json(path / "config.json", raw)
+    raw = {theirs: getattr(config, ours) for ours, theirs in config_table.items()}
+    raw |= {"model_type": "llada" if config.family == "llada" else "a2d-qwen3", "vocab_size": config.vocab}
+    raw |= {"mask_token_id": config.mask_id, "eos_token_id": config.end_id, "pad_token_id": config.end_id}
+    write_json(path / "config.json", raw | ({"causal": True} if config.causal else {}))  # a field of ours; absent: both directions
+
+
+load_llada, save_llada = load_lm, save_lm  # the names under which LLaDA is asked for
+
+
+# Adapters
+
+
+def find_adapters(path: Path) -> Path:
+    """The one weights file of an adapters' path; WeightsError names the choice where a directory holds several below it."""
+    require(adapters=path)
+    if not path.is_dir():
+        return path
+    for name in ("adapters.safetensors", "pytorch_model.bin"):
+        if (path / name).is_file():
+            return path / name
+    below = sorted(path.glob("**/adapters.safetensors")) + sorted(path.glob("**/pytorch_model.bin"))
+    if below:
+        raise WeightsError(f"--adapters {path}: holds several things; pass one of {', '.join(str(file) for file in below[:10])}")
+    raise WeightsError(f"{path}: holds neither adapters.safetensors nor pytorch_model.bin; is the download or training complete?")
 
 
 def load_adapters(path: str | Path, n_heads: int, n_layers: int = 12) -> tuple[AdapterConfig, dict[str, nn.Module | Tensor], dict]:
@@ -279,9 +218,8 @@ def load_adapters(path: str | Path, n_heads: int, n_layers: int = 12) -> tuple[A
         config (shapes read off the tensors), parts among "prompts", "semantic" and "acoustic" (a part may be absent
         whole, never in pieces), and the directory's config.json ({} for the release).
     """
-    path = Path(path)
-    info = read_json(path / "config.json") if (path / "adapters.safetensors").is_file() else {}
-    file = path / "adapters.safetensors" if info else path / "pytorch_model.bin" if path.is_dir() else path
+    file = find_adapters(Path(path))
+    info = read_json(file.parent / "config.json") if file.name == "adapters.safetensors" else {}
     tensors = {k: v for k, v in read_tensors(file).items() if not k.startswith(ADAPTERS_DROPPED)}
     for needed in ("semantic_connector.conv.0.weight", "semantic_connector.linear_connector.2.weight"):
         if needed not in tensors:
@@ -304,8 +242,7 @@ def load_adapters(path: str | Path, n_heads: int, n_layers: int = 12) -> tuple[A
         shapes |= {"n_queries": n_queries, "qformer_layers": max(layers, default=-1) + 1, "taps": taps}
     config = AdapterConfig(**shapes)
     parts: dict[str, nn.Module | Tensor] = {}
-    rest = dict(tensors)
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         prompts = nn.ParameterDict({"prompts": nn.Parameter(torch.empty(config.n_prompts, config.lm_width))})
         modules = {
             "prompts": (prompts, PROMPT_KEYS, "trainable_prompts."),
@@ -313,12 +250,12 @@ def load_adapters(path: str | Path, n_heads: int, n_layers: int = 12) -> tuple[A
             "acoustic": (AcousticAdapter(config), ACOUSTIC_KEYS, "acoustic_connector."),
         }
     for name, (module, table, prefix) in modules.items():
-        mine = {k: rest.pop(k) for k in list(rest) if k.startswith(prefix)}
+        mine = {k: tensors.pop(k) for k in list(tensors) if k.startswith(prefix)}
         if mine:
-            fill(module, mine, table, (), file)
+            fill(module, mine, table, (), file, dtype=torch.float32)
             parts[name] = module["prompts"] if name == "prompts" else module
-    if rest:
-        raise WeightsError(f"{file}: extra tensors {', '.join(sorted(rest)[:5])}")
+    if tensors:
+        raise WeightsError(f"{file}: extra tensors {', '.join(sorted(tensors)[:5])}")
     return config, parts, info
 
 
@@ -334,3 +271,37 @@ def save_adapters(path: str | Path, config: AdapterConfig, parts: dict[str, nn.M
             tensors |= named(parts[name], table)
     save_tensors(path / "adapters.safetensors", tensors)
     write_json(path / "config.json", info | {"adapters": asdict(config)})
+
+
+# Random weights of full shapes, for trying speed and memory without a download
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
+    """A model from the meta device with weights: matrices N(0, 0.02), norms 1, biases 0."""
+    check_device(device, dtype)
+    new = {}
+    for name, parameter in model.named_parameters():
+        new[name] = torch.empty(parameter.shape, dtype=dtype, device=device)
+        new[name].normal_(std=0.02) if parameter.ndim > 1 else new[name].fill_(float(name.endswith("weight")))
+    assign(model, new)
+    return model.eval()
+
+
+def random_pieces(
+    size: str, dtype: torch.dtype | None = None, device: str = "cpu", audio_context: float | None = None
+) -> tuple[WhisperEncoder, DiffusionLM]:
+    """An encoder and a language model of named sizes, such as "small+llada-8b"; "toy+toy" for the smallest."""
+    whisper, _, llm = size.partition("+")
+    if whisper not in ENCODER_SIZES or llm not in LM_SIZES:
+        raise ValueError(f"--random-weights {size}: give one of {', '.join(ENCODER_SIZES)}, a plus, and one of {', '.join(LM_SIZES)}")
+    config = LM_SIZES[llm]
+    if not config.vocab:  # the toy's comes from its tokenizer; this one has bytes and markers
+        config = replace(config, vocab=272, mask_id=256, end_id=257)
+    with torch.device("meta"), Unfilled():
+        encoder, lm = WhisperEncoder(ENCODER_SIZES[whisper]), DiffusionLM(config)
+    encoder = randomize(encoder, dtype or torch.float32, device)
+    encoder.positions.data.copy_(sinusoids(encoder.config.context, encoder.config.width))
+    if audio_context is not None:
+        encoder.shorten(audio_context)
+    return encoder, randomize(lm, dtype or (torch.float32 if llm == "toy" else torch.bfloat16), device)

@@ -1,6 +1,8 @@
 """A tiny random model, saved as the hub lays out the real ones."""
 
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import sentencepiece
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 
 import weights
 from data import HEADER, HEADER_END, MASK, START, SYSTEM, TEXT_END, TURN_END
@@ -21,6 +24,7 @@ from encoder import SAMPLE_RATE, EncoderConfig, WhisperEncoder
 
 ENCODER = EncoderConfig(n_mels=80, width=16, n_layers=3, n_heads=2, ffn=32, context=40)  # hears 0.8 s
 SHAPES = {"n_queries": 4, "qformer_layers": 1, "ffn": 24, "n_prompts": 3}  # of the adapters
+QWEN3 = LMConfig(24, 2, 4, 20, vocab=30, mask_id=28, end_id=29, n_kv_heads=2, head_dim=10, qk_norm=True, tied=True, family="qwen3")
 SENTENCES = [SYSTEM, "system user assistant", "This is the audio:", " <audio>. What is said?", "Repeat what is said.", "two red birds sing"]
 
 
@@ -74,3 +78,22 @@ def tone(tmp_path):
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def dirs(toy_dirs, tmp_path):
+    """Copies of the toy directories that a test may spoil."""
+    return {name: shutil.copytree(path, tmp_path / name) for name, path in toy_dirs.items()}
+
+
+def edit_tensors(directory, change):
+    """change(tensors) in place, in the one safetensors file of a directory."""
+    (file,) = directory.glob("*.safetensors")
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def edit_config(directory, **fields):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | fields))

@@ -1,5 +1,7 @@
 """Other people's code computes what ours computes, on random models of odd shapes and on one real encoder."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import transformers
 import whisper
 from torch import nn
 from transformers.models.bert.modeling_bert import BertLayer
+from whisper.model import ModelDimensions
 
 import weights
 from adapters import AdapterConfig, QFormerBlock
@@ -45,17 +48,70 @@ def test_encoder_states_equal_transformers_and_its_decoder_is_dropped(tmp_path, 
     )  # fmt: skip
     theirs = transformers.WhisperForConditionalGeneration(config).eval()
     theirs.save_pretrained(tmp_path)
-    names = weights.read_directory(tmp_path)
+    names, _ = weights.read_checkpoint(tmp_path)
     assert all(any(name.startswith(prefix) for name in names) for prefix in weights.WHISPER_DROPPED)
     compare_states(theirs, tmp_path, torch.randn(2, n_mels, 2 * context), 1e-4)
 
 
+def openai_model(n_mels=80, width=24, layers=2, heads=3, context=50):
+    """OpenAI's Whisper with random weights, its LayerNorms too."""
+    torch.manual_seed(width)
+    dims = ModelDimensions(n_mels, context, width, heads, layers, 64, 8, 8, 1, 1)
+    theirs = whisper.model.Whisper(dims).eval()
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return theirs
+
+
+def openai_states(theirs, mel):
+    """All hidden states of OpenAI's encoder: what enters the first block, what leaves each, the last normed."""
+    states, blocks = [], theirs.encoder.blocks
+    hooks = [blocks[0].register_forward_pre_hook(lambda block, given: states.append(given[0]))]
+    hooks += [block.register_forward_hook(lambda block, given, left: states.append(left)) for block in blocks]
+    last = theirs.encoder(mel)
+    for hook in hooks:
+        hook.remove()
+    return [*states[:-1], last]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("n_mels, width, layers, heads, context", [(80, 24, 2, 3, 50), (128, 40, 5, 5, 30)])
+def test_encoder_states_equal_openai_whisper_from_its_own_file(tmp_path, n_mels, width, layers, heads, context):
+    theirs = openai_model(n_mels, width, layers, heads, context)
+    torch.save({"dims": asdict(theirs.dims), "model_state_dict": theirs.state_dict()}, tmp_path / "small.pt")
+    ours, mel = weights.load_whisper(tmp_path / "small.pt"), torch.randn(2, n_mels, 2 * context)
+    for state, expected in zip(ours(mel), openai_states(theirs, mel), strict=True):
+        close(state, expected, 1e-4)
+
+
+@torch.no_grad()
 @pytest.mark.skipif(not (SHARED / "whisper-tiny.en").is_dir() or not CLIP.is_file(), reason="no real encoder on this machine")
-def test_real_encoder_states_equal_transformers_on_speech():
-    theirs = transformers.WhisperForConditionalGeneration.from_pretrained(SHARED / "whisper-tiny.en").eval().float()
-    clip = read_audio(CLIP)
-    mel = log_mel(nn.functional.pad(clip, (0, 480_000 - len(clip))))[None]
-    compare_states(theirs, SHARED / "whisper-tiny.en", mel, 1e-2)  # some states reach hundreds
+def test_real_encoder_states_equal_two_other_implementations_on_speech(tmp_path):
+    reference = transformers.WhisperForConditionalGeneration.from_pretrained(SHARED / "whisper-tiny.en").eval().float()
+    ours = weights.load_whisper(SHARED / "whisper-tiny.en")
+    renamed = {}
+    for name, tensor in reference.model.encoder.state_dict().items():  # by hand, not by our tables
+        for old, new in (
+            ("layers.", "blocks."), ("self_attn_layer_norm", "attn_ln"), ("final_layer_norm", "mlp_ln"), ("layer_norm", "ln_post"),
+            ("self_attn.", "attn."), ("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"),
+            ("fc1", "mlp.0"), ("fc2", "mlp.2"), ("embed_positions.weight", "positional_embedding"),
+        ):  # fmt: skip
+            name = name.replace(old, new)
+        renamed[name] = tensor
+    openai = whisper.model.Whisper(ModelDimensions(80, 1500, 384, 6, 4, 64, 8, 8, 1, 1)).eval()
+    openai.encoder.load_state_dict(renamed)
+    items = json.loads((SHARED / "speech/test.json").read_text())[::8][:10]
+    assert len(items) == 10
+    for item in items:
+        clip = read_audio(SHARED / "speech" / item["audio_filepath"])
+        mel = log_mel(nn.functional.pad(clip, (0, 480_000 - len(clip))))[None]
+        states = ours(mel)
+        theirs = reference.model.encoder(mel, output_hidden_states=True)
+        for state, expected in zip(states, [*theirs.hidden_states[:-1], theirs.last_hidden_state], strict=True):
+            close(state, expected, 1e-3)
+        their_mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(clip))[None]
+        for state, expected in zip(states, openai_states(openai, their_mel), strict=True):
+            close(state, expected, 1e-3)
 
 
 def test_qformer_block_equals_bert_with_cross_attention():
@@ -119,6 +175,45 @@ def test_causal_lm_equals_llama():
     theirs, ours = llama_and_ours(causal=True)
     ids = torch.randint(58, (2, 13))
     close(ours.head(ours(ours.embed(ids))), theirs(ids).logits, 1e-4)
+
+
+def qwen3(path, tied, max_shard_size="5GB", **shapes):
+    """A random Qwen3 of odd shapes, saved by transformers as one that was made a diffusion model."""
+    torch.manual_seed(7)
+    given = {
+        "vocab_size": 60, "hidden_size": 40, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
+        "intermediate_size": 72, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "tie_word_embeddings": tied,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "initializer_range": 0.3, "attn_implementation": "eager",
+    } | shapes  # fmt: skip
+    theirs = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**given)).eval()
+    for name, parameter in theirs.named_parameters():
+        if name.endswith("norm.weight"):
+            nn.init.normal_(parameter, mean=1.0, std=0.3)  # none at rest, those of the heads neither
+    theirs.save_pretrained(path, max_shard_size=max_shard_size)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"model_type": "a2d-qwen3", "mask_token_id": 58, "pad_token_id": 59}))
+    return theirs
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("heads, kv_heads, head_dim", [(6, 2, 16), (5, 5, 8), (4, 1, 10)])
+def test_lm_equals_qwen3_without_its_causal_mask(tmp_path, tied, heads, kv_heads, head_dim):
+    shapes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim}
+    theirs, ids = qwen3(tmp_path, tied, **shapes), torch.randint(58, (2, 13))
+    ours = weights.load_lm(tmp_path)
+    assert (ours.config.mask_id, ours.config.end_id, ours.config.tied) == (58, 59, tied)
+    expected = theirs(ids, attention_mask=torch.zeros(2, 1, 13, 13)).logits
+    assert (expected - theirs(ids).logits).abs().max() > 1e-2  # the mask is off in the reference
+    close(ours.head(ours(ours.embed(ids))), expected, 1e-4)
+
+
+@torch.no_grad()
+def test_qwen3_in_shards_is_read_alike(tmp_path):
+    theirs, ids = qwen3(tmp_path, tied=False, max_shard_size="40KB"), torch.randint(58, (1, 9))
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    ours = weights.load_lm(tmp_path)
+    close(ours.head(ours(ours.embed(ids))), theirs(ids, attention_mask=torch.zeros(1, 1, 9, 9)).logits, 1e-4)
 
 
 @torch.no_grad()

@@ -1,39 +1,21 @@
-"""A checkpoint is read whole and exactly, or refused with words that help; nothing in it is ever run."""
+"""A checkpoint of every published form is read whole and exactly, and what was saved returns as it was."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import key_tables
 import weights
 from adapters import AcousticAdapter, AdapterConfig, SemanticAdapter
-from conftest import ENCODER, SHAPES
+from conftest import ENCODER, QWEN3, SHAPES, edit_config, edit_tensors
 from data import build_prompt
 from diffa import DIFFA
+from diffusion_lm import DiffusionLM, LMConfig
 from encoder import WhisperEncoder
 from weights import WeightsError
-
-
-@pytest.fixture
-def dirs(toy_dirs, tmp_path):
-    """Copies of the toy directories that a test may spoil."""
-    return {name: shutil.copytree(path, tmp_path / name) for name, path in toy_dirs.items()}
-
-
-def edit_tensors(directory, change):
-    """change(tensors) in place, in the one safetensors file of a directory."""
-    (file,) = directory.glob("*.safetensors")
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file)
-
-
-def edit_config(directory, **fields):
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | fields))
 
 
 def equal(first, second):
@@ -94,12 +76,139 @@ def test_loaded_adapters_can_train_and_frozen_parts_cannot(toy_dirs, toy, tmp_pa
     assert not any(p.requires_grad for part in (again.encoder, again.lm) for p in part.parameters())
 
 
+def test_training_loaded_adapters_leaves_their_file_as_it_was(toy, toy_dirs, tmp_path):
+    toy.save(tmp_path, **toy_dirs)
+    before = (tmp_path / "adapters.safetensors").read_bytes()
+    again = DIFFA.from_pretrained(**toy_dirs, adapters=tmp_path)
+    with torch.no_grad():
+        for parameter in again.semantic.parameters():
+            parameter.add_(1)  # in place, on memory that is mapped from the file
+    assert (tmp_path / "adapters.safetensors").read_bytes() == before
+
+
+def test_loading_shows_how_far_it_is_in_bytes(toy_dirs, monkeypatch):
+    bars = []
+
+    class Bar(key_tables.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options | {"disable": False, "delay": 0})
+            bars.append(self)
+
+    monkeypatch.setattr(key_tables, "tqdm", Bar)
+    lm = weights.load_lm(toy_dirs["llm"])
+    assert [(bar.n, bar.total, bar.desc) for bar in bars] == [(n := sum(p.nbytes for p in lm.parameters()), n, "loading llada")]
+
+
 def test_frozen_parts_in_bfloat16_work_with_adapters_in_float32(toy_dirs):
     model = DIFFA.from_pretrained(**toy_dirs, stage="stage2", dtype=torch.bfloat16, **SHAPES).eval()
     assert {p.dtype for p in model.semantic.parameters()} == {torch.float32}
     states, frames = model.encode(torch.randn(1, ENCODER.n_samples), torch.tensor([9000]))
     prompt = model.splice([build_prompt(model.tokenizer, "What is said?")], *model.hear(states, frames))
     assert prompt.embeddings.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_an_encoder_in_shards_is_read_alike(dirs, kind):
+    whole = weights.load_whisper(dirs["whisper"])
+    tensors = load_file(dirs["whisper"] / "model.safetensors")
+    (dirs["whisper"] / "model.safetensors").unlink()
+    main = "model.safetensors" if kind == "safetensors" else "pytorch_model.bin"
+    weight_map = {}
+    for i in range(3):
+        shard = {name: tensors[name] for name in sorted(tensors)[i::3]}
+        (save_file if kind == "safetensors" else torch.save)(shard, dirs["whisper"] / f"part{i}.{kind}")
+        weight_map |= dict.fromkeys(shard, f"part{i}.{kind}")
+    (dirs["whisper"] / f"{main}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    equal(weights.load_whisper(dirs["whisper"]), whole)
+
+
+def test_a_bin_file_from_before_zip_archives_is_read_alike(dirs):
+    whole = weights.load_whisper(dirs["whisper"])
+    torch.save(
+        load_file(dirs["whisper"] / "model.safetensors"), dirs["whisper"] / "pytorch_model.bin", _use_new_zipfile_serialization=False
+    )
+    (dirs["whisper"] / "model.safetensors").unlink()
+    equal(weights.load_whisper(dirs["whisper"]), whole)
+
+
+def test_frozen_parts_keep_the_file_s_dtype_and_adapters_are_float32(toy, toy_dirs, dirs, tmp_path):
+    weights.save_llada(weights.load_llada(toy_dirs["llm"]).bfloat16(), dirs["llm"])
+    toy.save(tmp_path / "saved", **toy_dirs)
+    edit_tensors(tmp_path / "saved", lambda tensors: tensors.update({name: t.bfloat16() for name, t in tensors.items()}))
+    model = DIFFA.from_pretrained(**dirs, adapters=tmp_path / "saved")
+    assert {p.dtype for p in model.lm.parameters()} == {torch.bfloat16}
+    assert {p.dtype for part in (model.semantic, model.acoustic, model.encoder) for p in part.parameters()} == {torch.float32}
+    assert {p.dtype for p in weights.load_llada(dirs["llm"], torch.float32).parameters()} == {torch.float32}
+
+
+def test_a_causal_lm_returns_causal_and_any_other_not(toy_dirs, tmp_path):
+    lm = weights.load_llada(toy_dirs["llm"])
+    assert not lm.config.causal
+    lm.config = replace(lm.config, causal=True)
+    weights.save_llada(lm, tmp_path)
+    assert weights.load_llada(tmp_path).config == lm.config
+
+
+@pytest.mark.parametrize("config", [
+    QWEN3, replace(QWEN3, tied=False, rope_theta=1e4), LMConfig(24, 2, 4, 20, vocab=30, mask_id=28, end_id=29, n_kv_heads=2, tied=True)
+])  # fmt: skip
+def test_every_shape_of_both_families_returns_as_it_was_saved(tmp_path, config):
+    lm = DiffusionLM(config)
+    weights.save_lm(lm, tmp_path, n_shards=2)
+    again = weights.load_lm(tmp_path)
+    assert again.config == config
+    equal(again, lm)
+    assert (again.unembedding.weight is again.embedding.weight) == config.tied
+
+
+def test_llada_s_format_does_not_take_what_it_cannot_say(tmp_path):
+    with pytest.raises(ValueError, match="norms on heads"):
+        weights.save_lm(DiffusionLM(replace(QWEN3, family="llada")), tmp_path)
+
+
+def test_a_tied_table_that_lies_in_the_file_twice_must_be_one(tmp_path):
+    weights.save_lm(DiffusionLM(QWEN3), tmp_path)
+    edit_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    index = tmp_path / "model.safetensors.index.json"
+    names = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": names | {"lm_head.weight": next(iter(names.values()))}}))
+    assert weights.load_lm(tmp_path).config.tied
+    edit_tensors(tmp_path, lambda t: t["lm_head.weight"].add_(1))
+    with pytest.raises(WeightsError, match="lm_head.weight differs from model.embed_tokens.weight"):
+        weights.load_lm(tmp_path)
+
+
+def test_qwen3_s_mask_and_end_are_found_by_name_in_its_tokenizer(tmp_path):
+    weights.save_lm(DiffusionLM(QWEN3), tmp_path)
+    edit_config(tmp_path, mask_token_id=None, eos_token_id=3, pad_token_id=None)
+    added = [{"id": 26, "content": "<|endoftext|>"}, {"id": 27, "content": "<|mask|>"}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    config = weights.read_lm_config(tmp_path)
+    assert (config.mask_id, config.end_id) == (27, 26)
+
+
+# A shorter window
+
+
+def test_a_cut_window_is_the_encoder_without_its_last_positions(toy_dirs):
+    whole, cut = weights.load_whisper(toy_dirs["whisper"]), weights.load_whisper(toy_dirs["whisper"], audio_context=0.4)
+    assert cut.config == replace(ENCODER, context=20) and torch.equal(cut.positions, whole.positions[:20])
+    mel = torch.randn(1, 80, 40)
+    assert torch.equal(cut(mel)[0][:, :19], whole(torch.cat([mel, mel], dim=-1))[0][:, :19])
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 0.9, 30.0])
+def test_a_window_that_the_encoder_does_not_have_is_refused(toy_dirs, seconds):
+    with pytest.raises(ValueError, match=f"window of {seconds:g} s is asked for; this encoder's has 0.8 s"):
+        weights.load_whisper(toy_dirs["whisper"], audio_context=seconds)
+
+
+def test_adapters_remember_the_window_they_were_trained_with(toy_dirs, tmp_path):
+    model = DIFFA.from_pretrained(**toy_dirs, stage="stage2", audio_context=0.4, **SHAPES).eval()
+    model.save(tmp_path, **toy_dirs)
+    again = DIFFA.from_pretrained(**toy_dirs, adapters=tmp_path).eval()
+    assert again.encoder.config.context == 20
+    assert DIFFA.from_pretrained(**toy_dirs, adapters=tmp_path, audio_context=0.8).encoder.config.context == 40
 
 
 # Tensors that do not fit
@@ -123,116 +232,25 @@ def test_tensors_that_do_not_fit_are_named_with_shapes_and_place(dirs, change, s
     assert said in str(error.value) and str(dirs["whisper"]) in str(error.value)
 
 
+def test_the_shard_of_a_tensor_that_does_not_fit_is_named(dirs):
+    weights.save_llada(weights.load_llada(dirs["llm"]), dirs["llm"], n_shards=3)
+    (shard,) = [f for f in dirs["llm"].glob("*-of-00003.*") if "model.transformer.ln_f.weight" in load_file(f)]
+    tensors = load_file(shard)
+    save_file(tensors | {"model.transformer.ln_f.weight": torch.ones(3)}, shard)
+    with pytest.raises(WeightsError, match=rf"ln_f.weight is \(3,\) in the file, \(32,\) by the config \({shard.name}\)"):
+        weights.load_llada(dirs["llm"])
+
+
+def test_quantised_weights_are_refused(dirs):
+    edit_tensors(dirs["whisper"], lambda t: t.update({"model.encoder.conv1.weight": torch.ones(16, 80, 3, dtype=torch.int8)}))
+    with pytest.raises(WeightsError, match="conv1.weight is torch.int8: quantised"):
+        weights.load_whisper(dirs["whisper"])
+
+
 def test_a_config_of_other_shapes_than_the_tensors_is_refused(dirs):
     edit_config(dirs["llm"], mlp_hidden_size=50)
     with pytest.raises(WeightsError, match=r"blocks.0.ff_proj.weight is \(48, 32\) in the file, \(50, 32\) by the config"):
         weights.load_llada(dirs["llm"])
-
-
-# Damaged files
-
-
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_safetensors_file_is_named(dirs, share):
-    file = dirs["whisper"] / "model.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(WeightsError, match="model.safetensors.*download it again"):
-        weights.load_whisper(dirs["whisper"])
-
-
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
-def test_a_truncated_bin_file_is_named(toy_dirs, tmp_path, share):
-    torch.save(load_file(toy_dirs["whisper"] / "model.safetensors"), tmp_path / "x.bin")
-    whole = (tmp_path / "x.bin").read_bytes()
-    (tmp_path / "x.bin").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(WeightsError, match="x.bin"):
-        weights.read_tensors(tmp_path / "x.bin")
-
-
-class Mischief:
-    """Unpickling this writes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, zipped):
-    file, trace = tmp_path / "pytorch_model.bin", tmp_path / "was_run"
-    torch.save({"weight": Mischief(trace)}, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(WeightsError, match="pytorch_model.bin"):
-        weights.read_tensors(file)
-    assert not trace.exists()
-
-
-@pytest.mark.parametrize("value", [torch.ones(3), {"epoch": 3}, {"model": {"weight": torch.ones(3)}}])
-def test_a_bin_file_of_anything_but_named_tensors_is_refused(tmp_path, value):
-    torch.save(value, tmp_path / "x.bin")
-    with pytest.raises(WeightsError, match="x.bin"):
-        weights.read_tensors(tmp_path / "x.bin")
-
-
-def test_shards_that_are_absent_are_all_named(dirs):
-    weights.save_llada(weights.load_llada(dirs["llm"]), dirs["llm"], n_shards=3)
-    for i in (1, 3):
-        (dirs["llm"] / f"model-0000{i}-of-00003.safetensors").unlink()
-    with pytest.raises(WeightsError, match="model-00001-of-00003.safetensors, model-00003-of-00003.safetensors"):
-        weights.load_llada(dirs["llm"])
-
-
-def test_an_index_that_disagrees_with_its_shards_is_refused(dirs):
-    edit_tensors(dirs["llm"], lambda t: t.pop("model.transformer.ln_f.weight"))
-    with pytest.raises(WeightsError, match="disagree about model.transformer.ln_f.weight"):
-        weights.load_llada(dirs["llm"])
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}'])
-def test_a_broken_index_is_named(dirs, text):
-    (dirs["llm"] / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(WeightsError, match="model.safetensors.index.json"):
-        weights.load_llada(dirs["llm"])
-
-
-# Directories of the wrong kind
-
-
-def test_the_two_directories_swapped_are_refused(toy_dirs):
-    with pytest.raises(WeightsError, match="model_type is 'llada', expected 'whisper'"):
-        weights.load_whisper(toy_dirs["llm"])
-    with pytest.raises(WeightsError, match="model_type is 'whisper', expected 'llada'"):
-        weights.load_llada(toy_dirs["whisper"])
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "7"])
-def test_a_broken_config_is_named(dirs, text):
-    (dirs["whisper"] / "config.json").write_text(text)
-    with pytest.raises(WeightsError, match="config.json"):
-        weights.load_whisper(dirs["whisper"])
-
-
-def test_config_fields_that_lack_are_named(dirs):
-    edit_config(dirs["whisper"], d_model=None, encoder_layers=None)
-    with pytest.raises(WeightsError, match="config.json: lacks d_model, encoder_layers"):
-        weights.load_whisper(dirs["whisper"])
-
-
-def test_a_directory_that_is_absent_or_empty_is_named(dirs, tmp_path):
-    with pytest.raises(WeightsError, match="nowhere: no such directory"):
-        weights.load_whisper(tmp_path / "nowhere")
-    (dirs["whisper"] / "model.safetensors").unlink()
-    with pytest.raises(WeightsError, match="neither model.safetensors"):
-        weights.load_whisper(dirs["whisper"])
-
-
-@pytest.mark.parametrize("field", ["mask_token_id", "eos_token_id"])
-def test_a_tokenizer_of_another_model_is_refused(dirs, field):
-    edit_config(dirs["llm"], **{field: 3})
-    with pytest.raises(ValueError, match="at 3; they belong to different models"):
-        DIFFA.from_pretrained(**dirs, **SHAPES)
 
 
 # Adapters
@@ -259,6 +277,14 @@ def test_the_release_s_file_is_read_without_its_copies_of_frozen_parts(tmp_path,
     equal(parts["semantic"], semantic)
     equal(parts["acoustic"], acoustic)
     assert torch.equal(parts["prompts"], prompts)
+
+
+def test_a_release_of_several_files_asks_which(tmp_path):
+    for stage in ("stage1", "stage2"):
+        (tmp_path / stage).mkdir()
+        release(tmp_path / stage / "pytorch_model.bin", RELEASE)
+    with pytest.raises(WeightsError, match="stage1/pytorch_model.bin, .*stage2/pytorch_model.bin"):
+        weights.load_adapters(tmp_path, n_heads=2)
 
 
 def test_the_release_s_taps_follow_the_depth_of_the_encoder(toy_dirs, tmp_path):
