@@ -25,15 +25,18 @@ CATEGORIES = {
     "later": "later today yesterday again".split(),
 }
 SLOTS = ("name", "number", "colour", "animal", "place")  # the categories that questions ask about
-TEMPLATES = {  # by number of words; a word that names a category stands for any of its words, others for themselves
-    4: "name did the animal; the animal did name",
-    5: "name did the colour animal; name often did the animal; the colour animal did name",
-    6: "name did the animal at number; the animal did name number times; name often did the colour animal",
-    7: "name did the animal near the place; the animal near the place did name; name did the colour animal at number",
-    8: "name did the colour animal near the place; the little colour animal did name number times; "
-       "near the place name did the colour animal; name often did the colour animal at number",
-    9: "name did the animal near the place at number; the colour animal near the place did name later; "
-       "name often did the colour animal near the place; the little colour animal often did name at number",
+TEMPLATES = {  # by number of words; a word that names a category stands for any of its words, others for themselves.
+    # Each category is in a fifth of the sentences or more: the words of a rare one are told apart long after the others.
+    4: "name did the animal; the little animal did; the colour animal did; the animal did later",
+    5: "name did the colour animal; the little animal did name; name often did the animal; the animal did name later",
+    6: "name did the animal at number; the animal did name number times; the little animal often did name; "
+       "name did the colour animal later",
+    7: "name did the animal near the place; the animal near the place did name; name often did the animal at number; "
+       "the little animal did name number times",
+    8: "name did the colour animal near the place; the little animal did name near the place; "
+       "near the place the animal did name later; name often did the colour animal at number",
+    9: "name did the animal near the place at number; the little colour animal did name number times later; "
+       "name often did the animal near the place later; the colour animal near the place often did name",
 }
 NUMBER_WORDS = {4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}  # the answers to "how many words"
 ANSWER_LENGTH = 18  # tokens: the longest caption and the end of text

@@ -21,7 +21,7 @@ import random
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sentencepiece
@@ -33,7 +33,7 @@ from tqdm import tqdm
 import grammar
 import weights
 from data import (
-    HEADER, HEADER_END, MASK, START, TEXT_END, TURN_END, SentencePieceTokenizer, build_prompt, decode_answer,
+    HEADER, HEADER_END, MASK, START, TEXT_END, TURN_END, Prompt, SentencePieceTokenizer, build_prompt, decode_answer,
     encode_answers, load_manifest, pad_waveforms, pick, read_audio, word_error_rate,
 )  # fmt: skip
 from diffa import Spliced
@@ -45,12 +45,11 @@ from grammar import ANSWER_LENGTH as G
 from sampler import SamplerConfig, generate
 from trainer import TrainConfig, fit
 
-ENCODER = TrainConfig(steps=1200, batch=32, lr=2e-3, warmup=60)
+ENCODER = TrainConfig(steps=1000, batch=32, lr=2e-3, warmup=60)
 NEXT_TOKEN = TrainConfig(steps=350, batch=32, lr=2e-3, warmup=50)
-DIFFUSION = TrainConfig(steps=1650, batch=32, lr=2e-3, warmup=50)
+DIFFUSION = TrainConfig(steps=1300, batch=32, lr=2e-3, warmup=50)
 HEADS_WEIGHT = 0.3  # of the attribute heads in the encoder's loss
-BLUR = 0.5  # most noise on the prompt's embeddings, in units of their root mean square
-RIVAL = 0.5  # most that a word of the prompt is mixed with another of its category
+BLUR = 0.9  # most noise, as a share of variance, in the embeddings that stand for sound, at the end of training
 GAP = "~"  # stands between stretched words, for the silence between spoken ones
 N_CHECK = 200  # unseen prompts for each figure of the LM
 GATE = {"copy_error": 3.0, "oracle": 98.0}  # percent, at most and at least: no adapter can mend what the LM cannot read
@@ -172,8 +171,8 @@ def train_tokenizer(path: Path, seed: int) -> SentencePieceTokenizer:
     return SentencePieceTokenizer(path)
 
 
-def text_prompt(tokenizer, sentence, attributes, instruction: str, rng: random.Random, stretched: bool, voiced: bool) -> list[int]:
-    """Ids (P) of a prompt in which words stand for sound: attributes (if voiced), then the sentence."""
+def text_prompt(tokenizer, sentence, attributes, instruction: str, rng: random.Random, stretched: bool, voiced: bool) -> tuple[Prompt, list[int]]:
+    """A prompt, and the ids of words that stand where its sound would be: attributes (if voiced), then the sentence."""
     gap, pace = tokenizer.id(GAP), rng.uniform(0.4, 1.0)
     known = [[gap] * rng.randint(0, 2) + tokenizer.encode(value) for value in vars(attributes).values()]
     rng.shuffle(known)
@@ -185,15 +184,14 @@ def text_prompt(tokenizer, sentence, attributes, instruction: str, rng: random.R
             region += [token for token in ids for _ in range(lasts)] + [gap] * rng.choice((0, 0, 0, 1))
         else:
             region += ids
-    prompt = build_prompt(tokenizer, instruction)
-    return prompt.before + region + prompt.after
+    return build_prompt(tokenizer, instruction), region
 
 
 KIND_WEIGHTS = {"transcribe": 5, "repeat": 1.5, "caption": 2, "count": 2, **dict.fromkeys(grammar.ATTRIBUTES, 0.75), **dict.fromkeys(grammar.SLOTS, 0.75)}  # fmt: skip
 
 
-def draw_item(tokenizer, rng: random.Random, held_out: bool, kind: str | None = None, stretched: bool | None = None) -> tuple[list[int], str]:
-    """A prompt of text alone, as ids, and its answer; of one kind of question, or of any."""
+def draw_item(tokenizer, rng: random.Random, held_out: bool, kind: str | None = None, stretched: bool | None = None) -> tuple[tuple[Prompt, list[int]], str]:
+    """A prompt, the words in the place of its sound, and the answer; of one kind of question, or of any."""
     while True:
         sentence, attributes = grammar.random_sentence(rng, held_out=held_out), grammar.random_attributes(rng)
         items = grammar.instructions(sentence, attributes, rng) | {"transcribe": (grammar.TRANSCRIBE, sentence.text)}
@@ -207,46 +205,46 @@ def draw_item(tokenizer, rng: random.Random, held_out: bool, kind: str | None = 
     return text_prompt(tokenizer, sentence, attributes, question, rng, stretched, voiced), answer
 
 
-def pad_prompts(lm: DiffusionLM, prompts: list[list[int]], device: str) -> tuple[Tensor, Tensor]:
-    """Left-padded ids (B, P) and mask (B, P)."""
-    P = max(map(len, prompts))
-    ids = torch.tensor([[lm.config.end_id] * (P - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[False] * (P - len(p)) + [True] * len(p) for p in prompts], device=device)
-    return ids, mask
+@dataclass(frozen=True)
+class Prompts:
+    """A left-padded batch of prompts in which words stand for sound."""
+
+    ids: Tensor  # (B, P)
+    mask: Tensor  # (B, P) true where a position is real
+    is_sound: Tensor  # (B, P) true where a word stands for sound
 
 
-def rival_words(tokenizer) -> Tensor:
-    """For each token (V, 24) others of its category, each as often as the next; a token of no category has itself."""
-    rivals = torch.arange(tokenizer.size)[:, None].repeat(1, 24)  # 24: 2, 3, 4, 6 and 8, the sizes of categories, divide it
-    for words in (*grammar.CATEGORIES.values(), *grammar.ATTRIBUTES.values()):
-        tokens = torch.tensor([tokenizer.encode(word)[0] for word in words])
-        rivals[tokens] = tokens.repeat(24 // len(tokens))
-    return rivals
+def pad_prompts(lm: DiffusionLM, prompts: list[tuple[Prompt, list[int]]], device: str) -> Prompts:
+    """One tensor of many prompts."""
+    rows = [(prompt.before, region, prompt.after) for prompt, region in prompts]
+    P = max(sum(map(len, row)) for row in rows)
+    pads = [P - sum(map(len, row)) for row in rows]
+    ids = [[lm.config.end_id] * n + a + b + c for n, (a, b, c) in zip(pads, rows)]
+    sound = [[False] * (n + len(a)) + [True] * len(b) + [False] * len(c) for n, (a, b, c) in zip(pads, rows)]
+    mask = [[False] * n + [True] * (P - n) for n in pads]
+    return Prompts(*(torch.tensor(value, device=device) for value in (ids, mask, sound)))
 
 
-def as_heard(lm: DiffusionLM, ids: Tensor, rivals: Tensor, gap: int, generator: torch.Generator) -> Tensor:
-    """Embeddings (B, P, D) of a prompt's ids (B, P) as uncertain as an adapter's will be.
+def as_heard(lm: DiffusionLM, prompts: Prompts, gap: int, most: float, generator: torch.Generator) -> Tensor:
+    """Embeddings (B, P, D) of prompts whose region is as uncertain as an adapter's output while it is learned.
 
-    What is said is never hit exactly, and while it is learned lies between words of a category: an LM that has only seen
-    pure words snaps to one of them and gives no gradient towards another. What is no word (silence, prompts not yet
-    learned) looks like nothing in the table: the LM learns to pass over noise.
+    x = sqrt(1 - s) e + sqrt(s) noise, s ~ U(0, most) for each item, noise of the embeddings' size. An LM that has only seen pure
+    words snaps to one of them and gives an adapter no gradient towards another; one that has learned to weigh faint traces
+    of words does. What is no word (silence, stage-1 prompts) is all noise.
     """
-    B, P = ids.shape
-    chosen = torch.randint(rivals.shape[1], (B, P), generator=generator)
-    others = rivals[ids.cpu(), chosen].to(ids.device)  # (B, P)
-    share = (RIVAL * torch.rand(B, 1, 1, generator=generator)).to(ids.device)  # (B, 1, 1)
-    mixed = torch.lerp(lm.embed(ids), lm.embed(others), share)  # (B, P, D)
-    noise = torch.randn(mixed.shape, generator=generator).to(ids.device) * lm.embedding.weight.detach().pow(2).mean().sqrt()
-    blur = (BLUR * torch.rand(B, 1, 1, generator=generator)).to(ids.device)
-    return torch.where((ids == gap)[..., None], noise, mixed + blur * noise)
+    clean = lm.embed(prompts.ids)  # (B, P, D)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device) * lm.embedding.weight.detach().pow(2).mean().sqrt()
+    share = (most * torch.rand(len(clean), 1, 1, generator=generator)).to(clean.device)  # (B, 1, 1)
+    share = torch.where(prompts.ids == gap, 1.0, share[..., 0])[..., None] * prompts.is_sound[..., None]  # (B, P, 1)
+    return (1 - share).sqrt() * clean + share.sqrt() * noise
 
 
-def ask_text(lm: DiffusionLM, tokenizer, items: list[tuple[list[int], str]], device: str) -> list[str]:
+def ask_text(lm: DiffusionLM, tokenizer, items: list[tuple[tuple[Prompt, list[int]], str]], device: str) -> list[str]:
     """The LM's answers to prompts of text alone, by the threshold rule."""
     said = []
     for start in range(0, len(items), 100):
-        ids, mask = pad_prompts(lm, [p for p, _ in items[start : start + 100]], device)
-        out = generate(lm, Spliced(lm.embed(ids), mask, mask), SamplerConfig(G, G, G, "threshold", 0.9))
+        prompts = pad_prompts(lm, [prompt for prompt, _ in items[start : start + 100]], device)
+        out = generate(lm, Spliced(lm.embed(prompts.ids), prompts.mask, prompts.mask), SamplerConfig(G, G, G, "threshold", 0.9))
         said += [decode_answer(tokenizer, ids) for ids in out.ids.tolist()]
     return said
 
@@ -256,27 +254,27 @@ def pretrain_lm(out: Path, seed: int, device: str, position: int) -> dict:
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(out / "llada" / "tokenizer.model", seed)
     config = replace(LM_SIZES["toy"], vocab=tokenizer.size, mask_id=tokenizer.id(MASK), end_id=tokenizer.id(TEXT_END))
-    lm, gap, rivals = DiffusionLM(config), tokenizer.id(GAP), rival_words(tokenizer)
+    lm, gap = DiffusionLM(config), tokenizer.id(GAP)
     nn.init.normal_(lm.embedding.weight, std=0.2)
     lm.to(device)
 
-    def batch_of(step: int, training: TrainConfig) -> tuple[Tensor, Tensor, Tensor]:
+    def batch_of(step: int, training: TrainConfig) -> tuple[Prompts, Tensor]:
         rng = random.Random(f"{training.seed} {step}")
         items = [draw_item(tokenizer, rng, held_out=False) for _ in range(training.batch)]
-        ids, mask = pad_prompts(lm, [prompt for prompt, _ in items], device)
+        prompts = pad_prompts(lm, [prompt for prompt, _ in items], device)
         answers = encode_answers(tokenizer, [answer for _, answer in items], G).to(device)
-        return ids, mask, answers
+        return prompts, answers
 
     def next_token(step: int, generator: torch.Generator) -> Tensor:
-        ids, mask, answers = batch_of(step, first)
-        return next_token_loss(lm, lm.embed(ids), mask, answers)
+        prompts, answers = batch_of(step, first)
+        return next_token_loss(lm, lm.embed(prompts.ids), prompts.mask, answers)
 
     def masked(step: int, generator: torch.Generator) -> Tensor:
-        ids, mask, answers = batch_of(step, second)
-        embeddings = as_heard(lm, ids, rivals, gap, generator)
+        prompts, answers = batch_of(step, second)
+        embeddings = as_heard(lm, prompts, gap, BLUR * step / second.steps, generator)  # copying is learned on clean words
         t = noise_levels(len(answers), generator, t_min=0.3, stratified=True)
         noisy = noise(answers, t, config.mask_id, generator)
-        return diffusion_loss(lm, embeddings, mask, answers, noisy, t, answers.numel())
+        return diffusion_loss(lm, embeddings, prompts.mask, answers, noisy, t, answers.numel())
 
     def set_causal(value: bool) -> None:
         lm.config = replace(config, causal=value)
