@@ -145,18 +145,28 @@ class DiffusionLM(nn.Module):
         self.unembedding = nn.Linear(config.width, config.vocab, bias=False)
         if config.tied:
             self.unembedding.weight = self.embedding.weight
+        self.fixed_caches: dict[tuple, KeyValues] = {}  # see new_cache
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (B, L) -> embeddings (B, L, D)."""
         return self.embedding(ids)
 
-    def new_cache(self, B: int, L: int) -> KeyValues:
-        """Room for the keys and values of L positions in every block; a first forward must fill it."""
+    def new_cache(self, B: int, L: int, fixed: bool = False) -> KeyValues:
+        """Room for the keys and values of L positions in every block; a first forward must fill it.
+
+        fixed: the same tensors whenever that shape is asked for, for recorded CUDA graphs know addresses.
+        """
         c, like = self.config, self.embedding.weight
-        return [
-            (like.new_empty(B, c.n_kv_heads, L, c.head_dim), like.new_empty(B, c.n_kv_heads, L, c.head_dim))
-            for _ in self.blocks
-        ]  # fmt: skip
+        if fixed and (B, L, like.device, like.dtype) in self.fixed_caches:
+            return self.fixed_caches[B, L, like.device, like.dtype]
+        shape = (B, c.n_kv_heads, L, c.head_dim)
+        with torch.inference_mode(False):  # else they could not be written to outside of it
+            cache = [(like.new_empty(shape), like.new_empty(shape)) for _ in self.blocks]
+        if fixed:
+            for tensor in (tensor for pair in cache for tensor in pair):
+                torch._dynamo.mark_static_address(tensor)
+            self.fixed_caches[B, L, like.device, like.dtype] = cache
+        return cache
 
     def forward(
         self, embeddings: Tensor, mask: Tensor | None = None,

@@ -21,10 +21,8 @@ tokens, M positions that pass through the model, N block length, V vocabulary, D
 import argparse
 import functools
 import html
-import itertools
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +36,7 @@ from diffa import DIFFA, Spliced, add_model_arguments
 from diffusion_lm import DiffusionLM, KeyValues
 
 BUCKET = 64  # compiled calls pad prompts to a multiple of this, so that few shapes are ever compiled
+CHOICES = {"rule": ("count", "threshold", "factor"), "remasking": ("low_confidence", "random"), "cache": ("none", "prefix", "dual")}
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,9 @@ class SamplerConfig:
         n_blocks = self.length // self.block_length
         if self.rule == "count" and not n_blocks <= self.steps <= self.length:
             raise ValueError(f"{self.steps} steps for {n_blocks} blocks and {self.length} tokens; use {n_blocks} to {self.length}")
-        if self.rule not in ("count", "threshold", "factor"):
-            raise ValueError(f"rule {self.rule!r} is none of count, threshold, factor")
-        if self.remasking not in ("low_confidence", "random"):
-            raise ValueError(f"remasking {self.remasking!r} is neither low_confidence nor random")
-        if self.cache not in ("none", "prefix", "dual"):
-            raise ValueError(f"cache {self.cache!r} is none of none, prefix, dual")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold {self.threshold} is outside (0, 1]; 0.9 is usual")
         if self.temperature < 0 or self.cfg_scale < 0 or self.factor <= 0:
@@ -135,23 +131,18 @@ def commit(confidence: Tensor, masked: Tensor, rule: str, limit: Tensor) -> Tens
 
 
 def refine(
-    lm: DiffusionLM, context: Tensor | None, tokens: Tensor, block: Tensor, real: Tensor, rounds: Tensor, cache: KeyValues | None,
-    where: Tensor, wanted: Tensor, rule: str, limit: Tensor, scale: Tensor | None, gumbel: Tensor | None, chance: Tensor | None,
+    lm: DiffusionLM, x: Tensor, block: Tensor, real: Tensor, cache: KeyValues | None, where: Tensor, wanted: Tensor,
+    rule: str, limit: Tensor, scale: Tensor | None, gumbel: Tensor | None, chance: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """One call of the model and what it commits; pure but for the cache, without branches on data: it compiles whole.
 
     Args:
-        context: (C R, P, D) embeddings of the prompt in a full pass, else None. tokens: (R, M), or (R, M - P) after it.
-        block: (R, N) ids of the current block. real: (C R, P + G), false at padding. rounds: (R,), see `generate`.
-        where: (M,) positions of all that passes through. wanted: (N,) the block's rows among them.
+        x: (C R, M, D) embeddings that pass through, at `where` (M,) among all. real: (C R, P + G), false at padding.
+        block: (R, N) ids of the current block, where masks wait. wanted: (N,) their rows of x.
         rule, limit: see `commit`. scale: of the guidance, (). gumbel: (R, N, V). chance: (R, N), replaces the confidence.
     Returns:
         block with what was committed (R, N), confidence (R, N), committed (R, N).
     """
-    x = lm.embed(tokens)  # (R, M, D)
-    x = torch.where(rounds[:, None, None], x.bfloat16().to(x.dtype), x)
-    x = x if scale is None else torch.cat([x, x])
-    x = x if context is None else torch.cat([context, x], dim=1)
     logits = lm.head(lm(x, real, cache, where, wanted))  # (C R, N, V): the current block only
     if scale is not None:
         conditional, unconditional = logits.chunk(2)
@@ -163,25 +154,16 @@ def refine(
     return torch.where(keep, proposed, block), confidence, keep
 
 
+def rounded(x: Tensor, rows: Tensor) -> Tensor:
+    """x (..., R, M, D) with those of its rows (R,) passed through bfloat16."""
+    return torch.where(rows[:, None, None], x.bfloat16().to(x.dtype), x)
+
+
 @functools.cache
 def compiled_refine(device: str) -> Callable:
     """`refine` in one graph for each shape; on a GPU the graph is recorded once and replayed."""
     torch._dynamo.config.recompile_limit = 256  # shapes, rules and models; the default of 8 is for graphs that leak
     return torch.compile(refine, fullgraph=True, dynamic=False, mode="reduce-overhead" if device == "cuda" else None)
-
-
-CACHES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # lm -> {shape: its cache}
-
-
-@torch.inference_mode(False)  # else tensors made here could not be written to outside of it
-def static_cache(lm: DiffusionLM, rows: int, length: int) -> KeyValues:
-    """The cache of that shape whose addresses the recorded graphs know: the same at every call."""
-    caches = CACHES.setdefault(lm, {})
-    if (rows, length) not in caches:
-        caches[rows, length] = lm.new_cache(rows, length)
-        for tensor in itertools.chain(*caches[rows, length]):
-            torch._dynamo.mark_static_address(tensor)
-    return caches[rows, length]
 
 
 def check_prompt(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> None:
@@ -215,83 +197,80 @@ def generate(
     if config.compile:
         pad = -context.shape[1] % BUCKET
         context, real, is_text = F.pad(context, (0, 0, pad, 0)), F.pad(real, (pad, 0)), F.pad(is_text, (pad, 0))
-    B, P, _ = context.shape
-    G, N, device, mask_id, end_id = config.length, config.block_length, context.device, lm.config.mask_id, lm.config.end_id
+    (B, P, _), G, N = context.shape, config.length, config.block_length
+    device, mask_id, end_id = context.device, lm.config.mask_id, lm.config.end_id
     generator = torch.Generator().manual_seed(config.seed)
     ids = torch.full((B, G), mask_id, device=device)
     kept = torch.zeros(B, G, device=device)  # confidence at commitment
     calls, ended = torch.zeros(B, dtype=torch.long, device=device), torch.zeros(B, dtype=torch.bool, device=device)
-    # Quirk of the release: beside sound, every embedding passes through bfloat16, whatever the LM's dtype; near ties in
-    # confidence, and so the golden ids, hang on it. Text-only prompts are not rounded.
+    # Quirk of the release: beside sound, every embedding passes through bfloat16, whatever the LM's dtype, and the golden
+    # ids hang on it. Text-only prompts are not rounded.
     rounds = (real & ~is_text).any(dim=1)  # (B,)
     context = context[None]  # (C, B, P, D)
     if guided:
         # Quirk of the release: the unconditional pass masks the prompt's text but keeps the sound.
         blank = lm.embed(torch.tensor(mask_id, device=device))  # (D,)
         context = torch.cat([context, torch.where(is_text[None, ..., None], blank, context)])
-    context = torch.where(rounds[:, None, None], context.bfloat16().to(context.dtype), context)
-    C = len(context)
+    context = rounded(context, rounds)
     real = torch.cat([real, torch.ones(B, G, dtype=torch.bool, device=device)], dim=1)  # (B, P + G)
-    everywhere, rows, cache = torch.arange(P + G, device=device), torch.arange(B, device=device), None
-    if cached:
-        buffers = static_cache(lm, C * B, P + G) if config.compile else lm.new_cache(C * B, P + G)
+    C, everywhere, rows, cache = len(context), torch.arange(P + G, device=device), torch.arange(B, device=device), []
+    buffers = lm.new_cache(C * B, P + G, fixed=config.compile) if cached else []
     call = compiled_refine(device.type) if config.compile else refine
     scale = torch.tensor(config.cfg_scale, device=device) if guided else None
-    result = Generation(ids, calls, calls, 0.0)
+    seen = []
     for block, n_steps in enumerate(shares(config.steps, G // N)):
         here = slice(block * N, (block + 1) * N)
         limits = shares(N, n_steps) if config.rule == "count" else [getattr(config, config.rule)] * (N + 1)
         limits = torch.tensor(limits, dtype=torch.float32, device=device)
-        for turn in itertools.count():
-            waiting = (ids[:, here] == mask_id).any(dim=1)  # (B,)
-            if cached and turn == 1 and config.rule != "count":
-                # Fast-dLLM does not ask after the pass that opens a block, and its call counts hang on it.
-                waiting = ~ended
+        for turn in range(N + 1):
+            # Fast-dLLM does not ask after the pass that opens a block, and its call counts hang on it.
+            unasked = cached and turn == 1 and config.rule != "count"
+            waiting = ~ended if unasked else (ids[:, here] == mask_id).any(dim=1)  # (B,)
             if not waiting.any():
                 break
             full = turn == 0 or not cached
-            if full and not config.compile:  # who is done costs nothing; compiled, shapes must stay
-                rows = waiting.nonzero()[:, 0]  # (R,)
+            if config.compile:  # shapes must stay
+                torch.compiler.cudagraph_mark_step_begin()  # what the last call returned has been read and may go
+                columns = everywhere[here]  # (N,)
+            else:  # rows that are done and positions that are filled cost nothing
+                rows = waiting.nonzero()[:, 0] if full else rows  # (R,)
+                columns = everywhere[here][(ids[rows, here] == mask_id).any(dim=0)]  # (N,) or fewer
             if full:
-                prefix, first, wanted = context[:, rows].flatten(0, 1), 0, everywhere[P:][here]  # (C R, P, D)
-                cache = [(keys[: C * len(rows)], values[: C * len(rows)]) for keys, values in buffers] if cached else None
-                where, answer = everywhere, slice(0, G)
+                answer, where, wanted, padded = slice(0, G), everywhere, P + columns, real[rows].repeat(C, 1)  # (C R, P + G)
+                cache = buffers if config.compile else [(k[: len(padded)], v[: len(padded)]) for k, v in buffers]
             else:
-                prefix, wanted, answer = None, everywhere[:N], here if config.cache == "dual" else slice(here.start, G)
+                answer, wanted = here if config.cache == "dual" else slice(here.start, G), columns - here.start
                 where = everywhere[P:][answer]
+            # Not part of the compiled call: compilers drop the rounding.
+            x = rounded(lm.embed(ids[rows, answer]), rounds[rows]).repeat(C, 1, 1)  # (C R, M or G, D)
+            x = torch.cat([context[:, rows].flatten(0, 1), x], dim=1) if full else x  # (C R, M, D)
             gumbel = chance = None
             if config.temperature > 0:
                 # Gumbel-max in float64: in less, its tails are cut and diversity is lost (LLaDA's guide, arXiv 2409.02908).
-                u = torch.rand(len(rows), N, lm.config.vocab, generator=generator, dtype=torch.float64)
+                u = torch.rand(len(rows), len(columns), lm.config.vocab, generator=generator, dtype=torch.float64)
                 gumbel = (-config.temperature * (-u.log()).log()).to(device)
             if config.remasking == "random":
-                chance = torch.rand(len(rows), N, generator=generator).to(device)
-            ids[rows, here], confidence, keep = call(
-                lm, prefix, ids[rows, answer], ids[rows, here], real[rows].repeat(C, 1), rounds[rows], cache,
-                where, wanted, config.rule, limits[turn], scale, gumbel, chance,
+                chance = torch.rand(len(rows), len(columns), generator=generator).to(device)
+            spot = (rows[:, None], columns)  # (R, N) places of the answers
+            ids[spot], confidence, keep = call(
+                lm, x, ids[spot], padded, cache or None, where, wanted, config.rule, limits[turn], scale, gumbel, chance
             )  # fmt: skip
-            kept[rows, here] = torch.where(keep, confidence, kept[rows, here])
+            kept[spot] = torch.where(keep, confidence, kept[spot])
             calls += waiting
             if config.stop_at_end:
                 # The text of an item ends at its first end token; once no mask stands before that, nothing can change it.
                 ended = ((ids == end_id) & ((ids == mask_id).cumsum(dim=1) == 0)).any(dim=1)  # (B,)
                 ids.masked_fill_(ended[:, None] & (ids == mask_id), end_id)
             if trace:
-                result.trace.append((ids.clone(), kept.clone()))
+                seen.append((ids.clone(), kept.clone()))
             if on_step:
                 on_step(ids, kept)
-    result.text_tokens = ((ids == end_id).cumsum(dim=1) == 0).sum(dim=1)
-    result.seconds = time.perf_counter() - started
-    return result
+    return Generation(ids, calls, ((ids == end_id).cumsum(dim=1) == 0).sum(dim=1), time.perf_counter() - started, seen)
 
 
 def shown(tokenizer: Tokenizer, ids: list[int], mask_id: int, end_id: int) -> list[str]:
     """Text of each token for people: an underscore for a mask, nothing for the end."""
-    texts = []
-    for i, token in enumerate(ids):
-        text = tokenizer.decode([token]) if token not in (mask_id, end_id) else ""
-        texts.append("_" if token == mask_id else "" if token == end_id else text)
-    return texts
+    return ["_" if token == mask_id else "" if token == end_id else tokenizer.decode([token]) for token in ids]
 
 
 def write_trace(path: Path, question: str, rows: list[tuple[list[str], list[float]]]) -> None:
@@ -310,6 +289,10 @@ def write_trace(path: Path, question: str, rows: list[tuple[list[str], list[floa
 
 
 def main() -> None:
+    if "--benchmark" in sys.argv:
+        import benchmark  # stands on this file
+
+        return benchmark.main([option for option in sys.argv[1:] if option != "--benchmark"])
     parser = argparse.ArgumentParser(description="Ask a question about a sound file.")
     parser.add_argument("clip", help="WAV, FLAC, OGG or MP3; any rate; mono or stereo")
     parser.add_argument("question")
@@ -317,23 +300,25 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=24, help="tokens of the answer")
     parser.add_argument("--block-length", type=int, help="tokens of a block (default: the whole answer)")
     parser.add_argument("--steps", type=int, help="steps of the count rule (default: one a token)")
-    parser.add_argument("--rule", default="threshold", choices=["count", "threshold", "factor"])
+    parser.add_argument("--rule", default="threshold", choices=CHOICES["rule"])
     parser.add_argument("--threshold", type=float, default=0.9)
+    parser.add_argument("--factor", type=float, default=1.0)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--cfg-scale", type=float, default=0.0)
+    parser.add_argument("--cache", default="none", choices=CHOICES["cache"])
+    parser.add_argument("--compile", action="store_true", help="worth its minute for many answers only")
     parser.add_argument("--cut", action="store_true", help="hear only the beginning of a clip that is too long")
     parser.add_argument("--trace", type=Path, help="write the steps as an HTML page")
     args = parser.parse_args()
     try:
         config = SamplerConfig(
             args.length, args.length if args.block_length is None else args.block_length,
-            args.length if args.steps is None else args.steps, args.rule, args.threshold,
-            temperature=args.temperature, cfg_scale=args.cfg_scale,
+            args.length if args.steps is None else args.steps, args.rule, args.threshold, args.factor,
+            args.temperature, cfg_scale=args.cfg_scale, cache=args.cache, compile=args.compile,
         )  # fmt: skip
         waveform = read_audio(args.clip)
         model = DIFFA.from_pretrained(args.whisper, args.llm, args.adapters, device=args.device).eval()
-        n_samples = model.encoder.config.n_samples
-        waveforms, lengths = pad_waveforms([waveform], n_samples, [args.clip], args.cut)
+        waveforms, lengths = pad_waveforms([waveform], model.encoder.config.n_samples, [args.clip], args.cut)
         with torch.inference_mode():
             audio, mask = model.hear(*model.encode(waveforms.to(args.device), lengths.to(args.device)))
             prompt = model.splice([build_prompt(model.tokenizer, args.question)], audio, mask)
@@ -350,7 +335,7 @@ def main() -> None:
     except (AudioError, ValueError) as error:
         raise SystemExit(f"sampler.py: {error}") from None
     print(("\r\033[K" if live else "") + decode_answer(model.tokenizer, result.ids[0].tolist()))
-    print(f"({int(result.steps[0])} model calls for {args.length} positions)", file=sys.stderr)
+    print(f"({int(result.steps[0])} model calls for {args.length} positions, {int(result.text_tokens[0])} of them text)", file=sys.stderr)
     if args.trace:
         write_trace(args.trace, args.question, [(texts_of(ids), kept[0].tolist()) for ids, kept in result.trace])
 
