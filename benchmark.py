@@ -4,10 +4,9 @@
     python sampler.py --benchmark --size toy          the trained toy of `make demo`, with its word error rate
     python sampler.py --benchmark --size llada-8b     LLaDA's shapes with random weights, on a GPU
 
-The yardstick is `reference`, the published procedure written down plainly. The floor of a call is the greater of its
-bytes over the bandwidth and its FLOPs over the rate of matrix products, counted from the shapes, both rates measured here.
+The yardstick is `reference`, the published procedure written down plainly; the floor of what is possible is in roofline.py.
 
-Shapes: B batch, P prompt positions, G answer tokens, L = P + G, M positions through the model, N block length, D width.
+Shapes: P prompt positions, G answer tokens, L = P + G, N block length, D width, V vocabulary.
 """
 
 import argparse
@@ -18,12 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from data import StateCache, build_prompt, decode_answer, load_manifest, word_error_rate
 from diffa import DIFFA, Spliced
 from diffusion_lm import SIZES, DiffusionLM, LMConfig
+from roofline import Machine, clock, floor, floor_of_answer, matrix_products, measure_machine, seconds_of
 from sampler import BUCKET, Generation, SamplerConfig, compiled_refine, generate, refine, shares
 
 RANDOM = {"150m": LMConfig(width=1024, n_layers=12, n_heads=16, ffn=3072), "llada-8b": SIZES["llada-8b"]}
@@ -86,91 +85,6 @@ def reference(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, at_most: 
             x[0, chosen] = x0[0, chosen]
             done += 1
     return Generation(x[:, P:], torch.tensor([done]), torch.tensor([G]), time.perf_counter() - started)
-
-
-# The floor
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Bytes a second read from memory, and FLOPs a second of matrix products in the model's dtype."""
-
-    bandwidth: float
-    rate: float
-
-
-def clock(device: str) -> float:
-    """Seconds now, all work done."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def seconds_of(work: Callable[[], object], device: str, repeats: int = 3) -> float:
-    """Median seconds of work(), after one warm-up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        started = clock(device)
-        work()
-        times.append(clock(device) - started)
-    return statistics.median(times)
-
-
-def measure_machine(device: str, dtype: torch.dtype) -> Machine:
-    """Both rates on the spot, the best of several tries: a floor must not be flattered by a busy machine."""
-    large = torch.ones(2**28, dtype=torch.uint8, device=device).view(torch.float32)  # 256 MiB
-    n = 8192 if device.startswith("cuda") else 1024
-    a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
-    bandwidth = max(2**28 / seconds_of(large.sum, device) for _ in range(5))
-    return Machine(bandwidth, max(2 * n**3 / seconds_of(lambda: F.linear(a, b), device) for _ in range(5)))
-
-
-def floor(c: LMConfig, dtype: torch.dtype, machine: Machine, B: int, M: int, L: int, N: int) -> float:
-    """Least seconds of one call in which M of L positions pass through and N are scored, B items."""
-    keyed = 2 * c.width * c.n_kv_heads * c.head_dim  # key and value weights of a block
-    other = 2 * c.width * c.n_heads * c.head_dim + 3 * c.width * c.ffn  # query, out; gate, up, down
-    rows = M * (c.n_layers - 1) + N  # the last block computes nothing else for rows that are not scored
-    flops = 2 * B * (M * c.n_layers * keyed + rows * other + N * c.vocab * c.width)
-    flops += 4 * B * rows * L * c.n_heads * c.head_dim  # queries by keys, weights by values
-    numbers = c.n_layers * (keyed + other) + c.vocab * c.width  # weights
-    numbers += 2 * B * c.n_layers * (L + M) * c.n_kv_heads * c.head_dim  # keys and values, read and written
-    return max(numbers * dtype.itemsize / machine.bandwidth, flops / machine.rate)
-
-
-def floor_of_answer(lm: DiffusionLM, machine: Machine, config: SamplerConfig, P: int, calls: float) -> float:
-    """Least seconds of an answer; calls after those that open a block are taken as spread evenly over the blocks."""
-    G, N, dtype = config.length, config.block_length, lm.embedding.weight.dtype
-    n_blocks = G // N
-    full = floor(lm.config, dtype, machine, 1, P + G, P + G, N)
-    if config.cache == "none":
-        return calls * full
-    widths = [G - start if config.cache == "prefix" else N for start in range(0, G, N)]  # positions that pass through
-    again = statistics.mean(floor(lm.config, dtype, machine, 1, M, P + G, N) for M in widths)
-    opened = min(n_blocks, calls)
-    return opened * full + (calls - opened) * again
-
-
-@torch.no_grad()
-def matrix_products(lm: DiffusionLM, M: int, L: int, N: int) -> Callable[[], None]:
-    """The matrix products of a call in which M of L positions pass through and N are scored, and nothing else."""
-    c, like = lm.config, lm.embedding.weight
-    k = like.new_ones(1, c.n_heads, L, c.head_dim)
-    ones = {(m, width): like.new_ones(1, m, width) for m in (M, N) for width in (c.width, c.ffn, c.n_heads * c.head_dim)}
-    shares_of = {m: like.new_ones(1, c.n_heads, m, L) for m in (M, N)}  # of attention
-
-    @torch.no_grad()
-    def work() -> None:
-        for block in lm.blocks:
-            m = N if block is lm.blocks[-1] else M  # the last block computes but keys and values for rows that are not scored
-            for linear, rows in ((block.key, M), (block.value, M), (block.query, m), (block.gate, m), (block.up, m)):
-                F.linear(ones[rows, c.width], linear.weight)
-            q = ones[m, c.n_heads * c.head_dim]
-            q.view(1, m, c.n_heads, c.head_dim).transpose(1, 2) @ k.transpose(-1, -2), shares_of[m] @ k
-            F.linear(q, block.out.weight), F.linear(ones[m, c.ffn], block.down.weight)
-        F.linear(ones[N, c.width], lm.unembedding.weight)
-
-    return work
 
 
 # The race
@@ -299,7 +213,7 @@ def race_block_step(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, mac
         for _ in range(9 if M == N else 3):
             for kind, work in works.items():
                 times[kind].append(seconds_of(work, str(device), 1))
-        least = floor(lm.config, lm.embedding.weight.dtype, machine, 1, M, L, N)
+        least = floor(lm, machine, M, L, N)
         medians = {kind: statistics.median(taken) for kind, taken in times.items()}
         print(f"{name}: floor {1000 * least:.1f} ms; " + "; ".join(
             f"{kind} {1000 * t:.1f} ms, {t / least:.2f} x the floor, {t / medians['its matrix products alone']:.2f} x the products" for kind, t in medians.items()
@@ -397,7 +311,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"stop at the end of the text: {stopped.calls:.1f} calls instead of {whole.calls:.1f}, texts {same}")
     if toy or args.device.startswith("cuda"):
         rule = replace(base, rule="threshold", stop_at_end=True) if toy else replace(base, steps=round(length / 3.25), cache="dual", compile=True)
-        print(race_batch(lm, batch, rule))
+        for cache in ("none", "dual") if toy else ("dual",):
+            print(race_batch(lm, batch, replace(rule, cache=cache)))
     if toy and args.plot:
         plot_sampling(race_one, length, args.plot)
 

@@ -2,11 +2,15 @@
 
 import random
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
+import roofline
 import sampler
 from data import build_prompt, decode_answer, pad_waveforms, read_audio
 from diffa import Spliced
@@ -415,6 +419,40 @@ def test_guidance_without_text_to_lead_from_is_refused(small, n, sounds):
     with pytest.raises(ValueError, match="use cfg_scale 0"):
         generate(small, prompt, SamplerConfig(4, 4, 4, cfg_scale=1.0))
     assert generate(small, prompt, SamplerConfig(4, 4, 4)).ids.shape == (1, 4)
+
+
+# The benchmark
+
+
+@pytest.mark.parametrize("M, N", [(12, 3), (40, 12), (4, 4)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_floor_counts_the_flops_of_the_call_itself(M, N, groups):
+    lm, everywhere = DiffusionLM(replace(SMALL, n_heads=4, n_kv_heads=4 // groups)), torch.arange(40)
+    cache, x = lm.new_cache(1, 40), torch.randn(1, M, SMALL.width)
+    expected, _ = roofline.work_of(lm.config, 1, M, 40, N)
+    with FlopCounterMode(display=False) as products:
+        roofline.matrix_products(lm, M, 40, N)()
+    with FlopCounterMode(display=False) as call, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
+        lm.head(lm(x, None, cache, everywhere[:M], everywhere[:N]))
+    assert products.get_total_flops() == call.get_total_flops() == expected
+
+
+def test_the_benchmark_prints_a_row_for_every_setting(monkeypatch, compilations, capsys):
+    monkeypatch.setitem(benchmark.RANDOM, "150m", replace(SMALL, max_length=1000))
+    monkeypatch.setattr(benchmark, "compiled_refine", sampler.compiled_refine)
+    monkeypatch.setattr(roofline, "SIZE", {"cpu": (2**20, 64)})
+    monkeypatch.setattr(sys, "argv", ["sampler.py", "--benchmark", "--device", "cpu", "--length", "8", "--block-length", "4"])
+    sampler.main()
+    printed = capsys.readouterr().out
+    for name in ("reference, 8 steps", "count 2 steps, none", "count 8 steps, prefix", "count 8 steps, dual", "factor 4.25, dual", "dual, compiled"):
+        assert f"{name} |" in printed
+    assert "block step: floor" in printed and "full pass: floor" in printed and "nan" not in printed
+
+
+def test_the_benchmark_says_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["sampler.py", "--benchmark", "--size", "toy", "--run", str(tmp_path)])
+    with pytest.raises(SystemExit, match="sampler.py: .*whisper"):
+        sampler.main()
 
 
 # The command
