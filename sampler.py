@@ -244,14 +244,14 @@ def generate(
             # Not part of the compiled call: compilers drop the rounding.
             x = rounded(lm.embed(ids[rows, answer]), rounds[rows]).repeat(C, 1, 1)  # (C R, M or G, D)
             x = torch.cat([context[:, rows].flatten(0, 1), x], dim=1) if full else x  # (C R, M, D)
-            gumbel = chance = None
+            spot, gumbel, chance = (rows[:, None], columns), None, None  # (R, N) places in the answers
+            inside = (rows[:, None], columns - here.start)  # and in the block
             if config.temperature > 0:
                 # Gumbel-max in float64: in less, its tails are cut and diversity is lost (LLaDA's guide, arXiv 2409.02908).
-                u = torch.rand(len(rows), len(columns), lm.config.vocab, generator=generator, dtype=torch.float64)
-                gumbel = (-config.temperature * (-u.log()).log()).to(device)
+                u = torch.rand(B, N, lm.config.vocab, generator=generator, dtype=torch.float64).to(device)[inside]
+                gumbel = -config.temperature * (-u.log()).log()
             if config.remasking == "random":
-                chance = torch.rand(len(rows), len(columns), generator=generator).to(device)
-            spot = (rows[:, None], columns)  # (R, N) places of the answers
+                chance = torch.rand(B, N, generator=generator).to(device)[inside]
             ids[spot], confidence, keep = call(
                 lm, x, ids[spot], padded, cache or None, where, wanted, config.rule, limits[turn], scale, gumbel, chance
             )  # fmt: skip

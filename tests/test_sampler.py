@@ -263,6 +263,13 @@ def test_nothing_is_compiled_again_for_other_lengths_and_numbers(small, compilat
     assert len(compilations) == warm
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"remasking": "random"}, {"cfg_scale": 0.7}], ids=str)
+def test_chance_and_guidance_are_the_same_in_compiled_shapes(small, compilations, settings):
+    config, prompt = SamplerConfig(8, 4, 6, cache="dual", compile=True, **settings), spliced([20, 9, 41], [9, 0, 30])
+    compiled, eager = generate(small, prompt, config), generate(small, prompt, with_(config, compile=False))
+    assert torch.equal(compiled.ids, eager.ids) and len(compilations) == 2
+
+
 def test_compiled_answers_are_the_eager_ones(small):
     config = SamplerConfig(8, 4, 8, "threshold", 0.6, cache="dual", compile=True)
     for seed in range(8):
