@@ -3,8 +3,8 @@
 LLaDA (Nie et al. 2025, arXiv 2502.09992) is a Llama without the causal mask. Noise replaces each answer token by [MASK]
 with probability t; the model learns to put back what was there, and generates by starting from masks alone.
 
-Shapes: B batch, L positions (prompt and answer), G answer tokens, D width, H heads, K key-value heads, C head width, V
-vocabulary.
+Shapes: B batch, L positions (prompt and answer), M of them that pass through, N of those that are wanted at the end,
+G answer tokens, D width, H heads, K key-value heads, C head width, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+KeyValues = list[tuple[Tensor, Tensor]]  # of each block the keys, stored rotated, and the values: (B, K, L, C) each
 
 T_MIN = 1e-3  # noise levels are floored here, where the weight 1/t of the loss would run away
 
@@ -104,17 +106,30 @@ class LMBlock(nn.Module):
         self.up = nn.Linear(D, config.ffn, bias=False)
         self.down = nn.Linear(config.ffn, D, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        B, L, _ = x.shape
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None,
+        cache: tuple[Tensor, Tensor] | None = None, where: Tensor | None = None, wanted: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x (B, M, D) to (B, M, D), or to (B, N, D) where only the rows `wanted` (N,) of x are asked for.
+
+        cache: this block's keys and values of all L positions; those of x are written there, at `where` (M,), and x
+        attends to the whole of it.
+        """
+        B, M, _ = x.shape
         c, normed = self.config, self.attn_norm(x)
-        q, k = self.query(normed).view(B, L, c.n_heads, c.head_dim), self.key(normed).view(B, L, c.n_kv_heads, c.head_dim)
-        v = self.value(normed).view(B, L, c.n_kv_heads, c.head_dim)
+        k, v = self.key(normed).view(B, M, c.n_kv_heads, c.head_dim), self.value(normed).view(B, M, c.n_kv_heads, c.head_dim)
+        cos_q, sin_q = cos, sin
+        if wanted is not None:  # the others are of use as keys and values alone
+            x, normed, cos_q, sin_q = x[:, wanted], normed[:, wanted], cos[:, :, wanted], sin[:, :, wanted]
+        q = self.query(normed).view(B, x.shape[1], c.n_heads, c.head_dim)
         if c.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, L, C), twice (B, K, L, C)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, N or M, C), twice (B, K, M, C)
+        q, k = rotate(q, cos_q, sin_q), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache[0].index_copy_(2, where, k), cache[1].index_copy_(2, where, v)  # (B, K, L, C)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=c.n_heads != c.n_kv_heads)
-        x = x + self.out(mixed.transpose(1, 2).reshape(B, L, -1))  # (B, L, H C) -> (B, L, D)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))  # (B, H, N, C) -> (B, N, H C) -> (B, N, D)
         normed = self.ffn_norm(x)
         return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
 
@@ -131,37 +146,64 @@ class DiffusionLM(nn.Module):
         self.unembedding = nn.Linear(config.width, config.vocab, bias=False)
         if config.tied:
             self.unembedding.weight = self.embedding.weight
+        self.fixed_caches: dict[tuple, KeyValues] = {}  # see new_cache
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (B, L) -> embeddings (B, L, D)."""
         return self.embedding(ids)
 
-    def forward(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
+    def new_cache(self, B: int, L: int, fixed: bool = False) -> KeyValues:
+        """Room for the keys and values of L positions in every block; a first forward must fill it.
+
+        fixed: the same tensors whenever that shape is asked for, for recorded CUDA graphs know addresses.
+        """
+        c, like = self.config, self.embedding.weight
+        if fixed and (B, L, like.device, like.dtype) in self.fixed_caches:
+            return self.fixed_caches[B, L, like.device, like.dtype]
+        shape = (B, c.n_kv_heads, L, c.head_dim)
+        with torch.inference_mode(False):  # else they could not be written to outside of it
+            cache = [(like.new_empty(shape), like.new_empty(shape)) for _ in self.blocks]
+        if fixed:
+            for tensor in (tensor for pair in cache for tensor in pair):
+                torch._dynamo.mark_static_address(tensor)
+            self.fixed_caches[B, L, like.device, like.dtype] = cache
+        return cache
+
+    def forward(
+        self, embeddings: Tensor, mask: Tensor | None = None,
+        cache: KeyValues | None = None, where: Tensor | None = None, wanted: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Hidden states of a sequence, seen in both directions.
 
         Args:
-            embeddings: (B, L, D), of tokens or of sound.
+            embeddings: (B, M, D), of tokens or of sound; without a cache M = L, the whole sequence.
             mask: (B, L), true where a position is real; None when all are. Padding may lie anywhere: real positions
                 are numbered from 0 without it and never attend to it, so an item does not depend on its neighbours.
+            cache: keys and values of the whole sequence. Those of `embeddings` are written there, all others read.
+            where: (M,) the positions of `embeddings` in the sequence; needed with a cache.
+            wanted: (N,) the rows of `embeddings` whose hidden states are returned. The last block computes no others.
         Returns:
-            (B, L, D) hidden states after the final norm; meaningless at padding.
+            (B, M, D) hidden states after the final norm, or (B, N, D) with `wanted`; meaningless at padding.
         """
-        B, L, _ = embeddings.shape
+        M, device = embeddings.shape[1], embeddings.device
         if mask is None:
-            positions = torch.arange(L, device=embeddings.device)[None]  # (1, L)
+            positions = (torch.arange(M, device=device) if where is None else where)[None]  # (1, M)
             attend = None
         else:
             positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # (B, L)
+            positions = positions if where is None else positions[:, where]  # (B, M)
             attend = mask[:, None, None, :]  # (B, 1, 1, L)
         if self.config.causal:
-            before = torch.ones(L, L, dtype=torch.bool, device=embeddings.device).tril()
+            if cache is not None or wanted is not None:
+                raise ValueError("a causal LM takes whole sequences only, without cache and wanted rows")
+            before = torch.ones(M, M, dtype=torch.bool, device=device).tril()
             # A padded query may look at itself, or its softmax over nothing would be NaN.
-            own = torch.eye(L, dtype=torch.bool, device=embeddings.device)
-            attend = before if attend is None else (before & attend) | own  # (B, 1, L, L)
+            own = torch.eye(M, dtype=torch.bool, device=device)
+            attend = before if attend is None else (before & attend) | own  # (B, 1, M, M)
         cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-        x = embeddings
-        for block in self.blocks:
-            x = block(x, cos, sin, attend)
+        x, last = embeddings, len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            x = block(x, cos, sin, attend, None if cache is None else cache[i], where, wanted if i == last else None)
         return self.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -5,14 +5,21 @@ block proposes its likeliest token; a *rule* says which proposals are certain en
   count      a fixed number a step, the most confident first (the published sampler)
   threshold  all with confidence above `threshold`, one at the least (Fast-dLLM, arXiv 2505.22618)
   factor     the longest prefix, sorted by confidence, in which the n-th has at least 1 - factor / (n + 1) (the same)
+A *cache* says what a call computes anew. The first call of a block is always a full pass (Fast-dLLM):
+  none       everything, at every call: exact
+  prefix     the current block and what follows it; what stands before is kept from the block's first call
+  dual       the current block alone
 
     python sampler.py CLIP "QUESTION"                       answers, denoising live
     python sampler.py CLIP "QUESTION" --trace out.html      and writes a page, a row for each step
+    python sampler.py --benchmark [--size toy]              how fast each of them is (benchmark.py)
 
-Shapes: B batch, P prompt positions, G answer tokens, N block length, V vocabulary.
+Shapes: B batch, R rows of it that a call works on, C conditions (1, or 2 under guidance), P prompt positions, G answer
+tokens, M positions that pass through the model, N block length, V vocabulary, D width.
 """
 
 import argparse
+import functools
 import html
 import sys
 import time
@@ -22,10 +29,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from data import AudioError, Tokenizer, build_prompt, decode_answer, pad_waveforms, read_audio
 from diffa import DIFFA, Spliced, add_model_arguments, model_options
-from diffusion_lm import DiffusionLM
+from diffusion_lm import DiffusionLM, KeyValues
+
+BUCKET = 64  # compiled calls pad prompts to a multiple of this, so that few shapes are ever compiled
+CHOICES = {"rule": ("count", "threshold", "factor"), "remasking": ("low_confidence", "random"), "cache": ("none", "prefix", "dual")}
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,9 @@ class SamplerConfig:
     remasking: str = "low_confidence"  # or "random": proposals are kept by chance, not by confidence
     cfg_scale: float = 0.0
     seed: int = 0  # of temperature and random remasking
+    cache: str = "none"  # none, prefix, dual
+    compile: bool = False  # with torch.compile: the first answer waits for it, CUDA graphs replay the others
+    stop_at_end: bool = True  # an item is done once its text is, and the rest filled with the end token
 
     def __post_init__(self):
         if self.length < 1:
@@ -52,10 +66,9 @@ class SamplerConfig:
         n_blocks = self.length // self.block_length
         if self.rule == "count" and not n_blocks <= self.steps <= self.length:
             raise ValueError(f"{self.steps} steps for {n_blocks} blocks and {self.length} tokens; use {n_blocks} to {self.length}")
-        if self.rule not in ("count", "threshold", "factor"):
-            raise ValueError(f"rule {self.rule!r} is none of count, threshold, factor")
-        if self.remasking not in ("low_confidence", "random"):
-            raise ValueError(f"remasking {self.remasking!r} is neither low_confidence nor random")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold {self.threshold} is outside (0, 1]; 0.9 is usual")
         if self.temperature < 0 or self.cfg_scale < 0 or self.factor <= 0:
@@ -64,10 +77,11 @@ class SamplerConfig:
 
 @dataclass
 class Generation:
-    """What came out: ids (B, G), model calls each item took (B,), seconds for all."""
+    """What came out: ids (B, G), model calls each item took (B,), tokens before its end (B,), seconds for all."""
 
     ids: Tensor
     steps: Tensor
+    text_tokens: Tensor
     seconds: float
     trace: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # after each step: ids (B, G), confidence (B, G)
 
@@ -77,116 +91,186 @@ def shares(total: int, parts: int) -> list[int]:
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
-def propose(logits: Tensor, mask_id: int, config: SamplerConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The likeliest token at each position and its confidence, from logits (B, N, V): tokens and confidence (B, N).
 
     The confidence is the softmax probability, exp(logit - logsumexp) in float32, without a softmax tensor.
-    [MASK] itself is never proposed.
+    [MASK] itself is never proposed; its logits are overwritten to spare a copy.
     """
     logits = logits.float()
-    total = logits.logsumexp(dim=-1)  # (B, N)
-    allowed = logits.clone()
-    allowed[..., mask_id] = -torch.inf
-    if config.temperature > 0:
-        # Gumbel-max in float64: in less, its tails are cut and diversity is lost (LLaDA's guide, arXiv 2409.02908).
-        u = torch.rand(logits.shape, generator=generator, dtype=torch.float64).to(logits.device)
-        tokens = (allowed.double() - config.temperature * (-u.log()).log()).argmax(dim=-1)  # (B, N)
+    total = logits.logsumexp(dim=-1)  # (B, N), [MASK] counted
+    logits[..., mask_id] = -torch.inf
+    if gumbel is None:
+        best, tokens = logits.max(dim=-1)
     else:
-        tokens = allowed.argmax(dim=-1)
-    confidence = (logits.gather(-1, tokens[..., None])[..., 0] - total).exp()
-    if config.remasking == "random":
-        confidence = torch.rand(confidence.shape, generator=generator).to(confidence)
-    return tokens, confidence
+        tokens = (logits.double() + gumbel).argmax(dim=-1)
+        best = logits.gather(-1, tokens[..., None])[..., 0]
+    return tokens, (best - total).exp()
 
 
-def commit(confidence: Tensor, masked: Tensor, config: SamplerConfig, count: int) -> Tensor:
+def commit(confidence: Tensor, masked: Tensor, rule: str, limit: Tensor) -> Tensor:
     """Which proposals stay, (B, N) bool: at least one in each row that has a mask, and never an unmasked position.
 
     Args:
-        confidence (B, N); masked (B, N), true where a mask waits; count: of this step, for the count rule.
+        confidence (B, N); masked (B, N), true where a mask waits.
+        limit: the rule's number, (): tokens of this step, the threshold, or the factor. A tensor, for a number would be
+            compiled into the graph, and another number compile anew.
     """
     confidence = confidence.masked_fill(~masked, -torch.inf)
-    order = confidence.argsort(dim=-1, descending=True, stable=True)  # (B, N) positions by confidence
-    rank = order.argsort(dim=-1)  # (B, N) of each position
-    if config.rule == "count":
-        keep = rank < count
-    elif config.rule == "threshold":
-        keep = confidence > config.threshold
-    else:
-        n = torch.arange(1, confidence.shape[1] + 1, device=confidence.device)
-        passes = confidence.gather(1, order) >= 1 - config.factor / (n + 1)  # (B, N), sorted
-        keep = rank < passes.cumprod(dim=-1).sum(dim=-1, keepdim=True)
+    mine, other = confidence[:, :, None], confidence[:, None, :]
+    order = torch.arange(confidence.shape[1], device=confidence.device)
+    earlier = order[None, :] < order[:, None]  # (N, N)
+    rank = ((other > mine) | ((other == mine) & earlier)).sum(dim=-1)  # (B, N): 0 for the surest
+    if rule == "count":
+        keep = rank < limit
+    elif rule == "threshold":
+        keep = confidence > limit
+    else:  # confidence falls with rank while the bar rises: whoever passes, all surer ones pass too
+        keep = confidence >= 1 - limit / (rank + 2)
     return (keep | (rank == 0)) & masked
 
 
-@torch.inference_mode()
+def refine(
+    lm: DiffusionLM, x: Tensor, block: Tensor, real: Tensor, cache: KeyValues | None, where: Tensor, wanted: Tensor,
+    rule: str, limit: Tensor, scale: Tensor | None, gumbel: Tensor | None, chance: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """One call of the model and what it commits; pure but for the cache, without branches on data: it compiles whole.
+
+    Args:
+        x: (C R, M, D) embeddings that pass through, at `where` (M,) among all. real: (C R, P + G), false at padding.
+        block: (R, N) ids of the current block, where masks wait. wanted: (N,) their rows of x.
+        rule, limit: see `commit`. scale: of the guidance, (). gumbel: (R, N, V). chance: (R, N), replaces the confidence.
+    Returns:
+        block with what was committed (R, N), confidence (R, N), committed (R, N).
+    """
+    logits = lm.head(lm(x, real, cache, where, wanted))  # (C R, N, V): the current block only
+    if scale is not None:
+        conditional, unconditional = logits.chunk(2)
+        logits = unconditional + (scale + 1) * (conditional - unconditional)
+    masked = block == lm.config.mask_id
+    proposed, confidence = propose(logits, lm.config.mask_id, gumbel)
+    confidence = confidence if chance is None else chance
+    keep = commit(confidence, masked, rule, limit)
+    return torch.where(keep, proposed, block), confidence, keep
+
+
+def rounded(x: Tensor, rows: Tensor) -> Tensor:
+    """x (..., R, M, D) with those of its rows (R,) passed through bfloat16."""
+    return torch.where(rows[:, None, None], x.bfloat16().to(x.dtype), x)
+
+
+@functools.cache
+def compiled_refine(device: str) -> Callable:
+    """`refine` in one graph for each shape; on a GPU the graph is recorded once and replayed."""
+    torch._dynamo.config.recompile_limit = 256  # shapes, rules and models; the default of 8 is for graphs that leak
+    return torch.compile(refine, fullgraph=True, dynamic=False, mode="reduce-overhead" if device == "cuda" else None)
+
+
+def check_prompt(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> None:
+    """Raises ValueError: prompt and answer exceed the context, or guidance has no text to lead from."""
+    longest, most = int(prompt.mask.sum(dim=1).max()) if prompt.mask.numel() else 0, lm.config.max_length
+    if longest + config.length > most:
+        raise ValueError(
+            f"prompt of {longest} positions and answer of {config.length} exceed the LM's context of {most}; "
+            f"ask a shorter question, or for an answer of at most {max(most - longest, 0)}"
+        )
+    if config.cfg_scale > 0 and not (prompt.is_text & prompt.mask).any(dim=1).all():
+        raise ValueError("guidance leads away from the answer without the prompt's text, and a prompt has none; use cfg_scale 0")
+
+
+@torch.no_grad()
 def generate(
     lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, on_step: Callable[[Tensor, Tensor], None] | None = None, trace: bool = False
 ) -> Generation:
-    """Fill in answers to a batch of spliced prompts; the one loop of every rule.
+    """Fill in answers to a batch of spliced prompts; the one loop of every rule and cache.
 
     Args:
         on_step: called after each step with ids (B, G) and the confidence (B, G) that each token had when committed.
         trace: keep those of every step in the result.
     Raises:
-        ValueError: the prompt with its answer is longer than the LM's context.
+        ValueError: the prompt with its answer is longer than the LM's context, or guidance has nothing to lead from.
     """
     started = time.perf_counter()
-    B, P, _ = prompt.embeddings.shape
-    G, N, device, mask_id = config.length, config.block_length, prompt.embeddings.device, lm.config.mask_id
-    if P + G > lm.config.max_length:
-        raise ValueError(
-            f"prompt of {P} positions and answer of {G} exceed the LM's context of {lm.config.max_length}; "
-            f"ask a shorter question, or for an answer of at most {max(lm.config.max_length - P, 0)}"
-        )
+    check_prompt(lm, prompt, config)
+    cached, guided = config.cache != "none", config.cfg_scale > 0
+    context, real, is_text = prompt.embeddings, prompt.mask, prompt.is_text
+    if config.compile:
+        pad = -context.shape[1] % BUCKET
+        context, real, is_text = F.pad(context, (0, 0, pad, 0)), F.pad(real, (pad, 0)), F.pad(is_text, (pad, 0))
+    (B, P, _), G, N = context.shape, config.length, config.block_length
+    device, mask_id, end_id = context.device, lm.config.mask_id, lm.config.end_id
     generator = torch.Generator().manual_seed(config.seed)
     ids = torch.full((B, G), mask_id, device=device)
     kept = torch.zeros(B, G, device=device)  # confidence at commitment
-    calls = torch.zeros(B, dtype=torch.long, device=device)
-    real = torch.cat([prompt.mask, torch.ones(B, G, dtype=torch.bool, device=device)], dim=1)  # (B, P + G)
-    context, guided = prompt.embeddings, config.cfg_scale > 0
+    calls, ended = torch.zeros(B, dtype=torch.long, device=device), torch.zeros(B, dtype=torch.bool, device=device)
+    # Quirk of the release: beside sound, every embedding passes through bfloat16, whatever the LM's dtype, and the golden
+    # ids hang on it. Text-only prompts are not rounded.
+    rounds = (real & ~is_text).any(dim=1)  # (B,)
+    context = context[None]  # (C, B, P, D)
     if guided:
         # Quirk of the release: the unconditional pass masks the prompt's text but keeps the sound.
         blank = lm.embed(torch.tensor(mask_id, device=device))  # (D,)
-        context = torch.cat([context, torch.where(prompt.is_text[..., None], blank, context)])  # (2 B, P, D)
-        real = torch.cat([real, real])
-    # Quirk of the release: beside sound, every embedding passes through bfloat16, whatever the LM's dtype; near ties in
-    # confidence, and so the golden ids, hang on it. Text-only prompts are not rounded.
-    rounds = bool((prompt.mask & ~prompt.is_text).any())
-    context = context.bfloat16().to(context.dtype) if rounds else context
-    result = Generation(ids, calls, 0.0)
+        context = torch.cat([context, torch.where(is_text[None, ..., None], blank, context)])
+    context = rounded(context, rounds)
+    real = torch.cat([real, torch.ones(B, G, dtype=torch.bool, device=device)], dim=1)  # (B, P + G)
+    C, everywhere, rows, cache = len(context), torch.arange(P + G, device=device), torch.arange(B, device=device), []
+    buffers = lm.new_cache(C * B, P + G, fixed=config.compile) if cached else []
+    call = compiled_refine(device.type) if config.compile else refine
+    scale = torch.tensor(config.cfg_scale, device=device) if guided else None
+    seen = []
     for block, n_steps in enumerate(shares(config.steps, G // N)):
         here = slice(block * N, (block + 1) * N)
-        counts = shares(N, n_steps) if config.rule == "count" else []
-        while bool((masked := ids[:, here] == mask_id).any()):
-            answer = lm.embed(ids)  # (B, G, D)
-            answer = answer.bfloat16().to(answer.dtype) if rounds else answer
-            x = torch.cat([context, torch.cat([answer, answer]) if guided else answer], dim=1)
-            hidden = lm(x, real)[:, P + here.start : P + here.stop]  # (B, N, D): the current block only
-            logits = lm.head(hidden)
-            if guided:
-                conditional, unconditional = logits.chunk(2)
-                logits = unconditional + (config.cfg_scale + 1) * (conditional - unconditional)
-            tokens, confidence = propose(logits, mask_id, config, generator)
-            keep = commit(confidence, masked, config, counts.pop(0) if counts else 1)
-            ids[:, here] = torch.where(keep, tokens, ids[:, here])
-            kept[:, here] = torch.where(keep, confidence, kept[:, here])
-            calls += masked.any(dim=1)
+        limits = shares(N, n_steps) if config.rule == "count" else [getattr(config, config.rule)] * (N + 1)
+        limits = torch.tensor(limits, dtype=torch.float32, device=device)
+        for turn in range(N + 1):
+            # Fast-dLLM does not ask after the pass that opens a block, and its call counts hang on it.
+            unasked = cached and turn == 1 and config.rule != "count"
+            waiting = ~ended if unasked else (ids[:, here] == mask_id).any(dim=1)  # (B,)
+            if not waiting.any():
+                break
+            full = turn == 0 or not cached
+            if config.compile:  # shapes must stay
+                torch.compiler.cudagraph_mark_step_begin()  # what the last call returned has been read and may go
+                columns = everywhere[here]  # (N,)
+            else:  # rows that are done and positions that are filled cost nothing
+                rows = waiting.nonzero()[:, 0] if full else rows  # (R,)
+                columns = everywhere[here][(ids[rows, here] == mask_id).any(dim=0)]  # (N,) or fewer
+            if full:
+                answer, where, wanted, padded = slice(0, G), everywhere, P + columns, real[rows].repeat(C, 1)  # (C R, P + G)
+                cache = buffers if config.compile else [(k[: len(padded)], v[: len(padded)]) for k, v in buffers]
+            else:
+                answer, wanted = here if config.cache == "dual" else slice(here.start, G), columns - here.start
+                where = everywhere[P:][answer]
+            # Not part of the compiled call: compilers drop the rounding.
+            x = rounded(lm.embed(ids[rows, answer]), rounds[rows]).repeat(C, 1, 1)  # (C R, M or G, D)
+            x = torch.cat([context[:, rows].flatten(0, 1), x], dim=1) if full else x  # (C R, M, D)
+            spot, gumbel, chance = (rows[:, None], columns), None, None  # (R, N) places in the answers
+            inside = (rows[:, None], columns - here.start)  # and in the block
+            if config.temperature > 0:
+                # Gumbel-max in float64: in less, its tails are cut and diversity is lost (LLaDA's guide, arXiv 2409.02908).
+                u = torch.rand(B, N, lm.config.vocab, generator=generator, dtype=torch.float64).to(device)[inside]
+                gumbel = -config.temperature * (-u.log()).log()
+            if config.remasking == "random":
+                chance = torch.rand(B, N, generator=generator).to(device)[inside]
+            ids[spot], confidence, keep = call(
+                lm, x, ids[spot], padded, cache or None, where, wanted, config.rule, limits[turn], scale, gumbel, chance
+            )  # fmt: skip
+            kept[spot] = torch.where(keep, confidence, kept[spot])
+            calls += waiting
+            if config.stop_at_end:
+                # The text of an item ends at its first end token; once no mask stands before that, nothing can change it.
+                ended = ((ids == end_id) & ((ids == mask_id).cumsum(dim=1) == 0)).any(dim=1)  # (B,)
+                ids.masked_fill_(ended[:, None] & (ids == mask_id), end_id)
             if trace:
-                result.trace.append((ids.clone(), kept.clone()))
+                seen.append((ids.clone(), kept.clone()))
             if on_step:
                 on_step(ids, kept)
-    result.seconds = time.perf_counter() - started
-    return result
+    return Generation(ids, calls, ((ids == end_id).cumsum(dim=1) == 0).sum(dim=1), time.perf_counter() - started, seen)
 
 
 def shown(tokenizer: Tokenizer, ids: list[int], mask_id: int, end_id: int) -> list[str]:
     """Text of each token for people: an underscore for a mask, nothing for the end."""
-    texts = []
-    for i, token in enumerate(ids):
-        text = tokenizer.decode([token]) if token not in (mask_id, end_id) else ""
-        texts.append("_" if token == mask_id else "" if token == end_id else text)
-    return texts
+    return ["_" if token == mask_id else "" if token == end_id else tokenizer.decode([token]) for token in ids]
 
 
 def write_trace(path: Path, question: str, rows: list[tuple[list[str], list[float]]]) -> None:
@@ -205,6 +289,10 @@ def write_trace(path: Path, question: str, rows: list[tuple[list[str], list[floa
 
 
 def main() -> None:
+    if "--benchmark" in sys.argv:
+        import benchmark  # stands on this file
+
+        return benchmark.main([option for option in sys.argv[1:] if option != "--benchmark"])
     parser = argparse.ArgumentParser(description="Ask a question about a sound file.")
     parser.add_argument("clip", help="WAV, FLAC, OGG or MP3; any rate; mono or stereo")
     parser.add_argument("question")
@@ -212,23 +300,25 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=24, help="tokens of the answer")
     parser.add_argument("--block-length", type=int, help="tokens of a block (default: the whole answer)")
     parser.add_argument("--steps", type=int, help="steps of the count rule (default: one a token)")
-    parser.add_argument("--rule", default="threshold", choices=["count", "threshold", "factor"])
+    parser.add_argument("--rule", default="threshold", choices=CHOICES["rule"])
     parser.add_argument("--threshold", type=float, default=0.9)
+    parser.add_argument("--factor", type=float, default=1.0)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--cfg-scale", type=float, default=0.0)
+    parser.add_argument("--cache", default="none", choices=CHOICES["cache"])
+    parser.add_argument("--compile", action="store_true", help="worth its minute for many answers only")
     parser.add_argument("--cut", action="store_true", help="hear only the beginning of a clip that is too long")
     parser.add_argument("--trace", type=Path, help="write the steps as an HTML page")
     args = parser.parse_args()
     try:
         config = SamplerConfig(
             args.length, args.length if args.block_length is None else args.block_length,
-            args.length if args.steps is None else args.steps, args.rule, args.threshold,
-            temperature=args.temperature, cfg_scale=args.cfg_scale,
+            args.length if args.steps is None else args.steps, args.rule, args.threshold, args.factor,
+            args.temperature, cfg_scale=args.cfg_scale, cache=args.cache, compile=args.compile,
         )  # fmt: skip
         waveform = read_audio(args.clip)
         model = DIFFA.from_pretrained(args.whisper, args.llm, args.adapters, **model_options(args)).eval()
-        n_samples = model.encoder.config.n_samples
-        waveforms, lengths = pad_waveforms([waveform], n_samples, [args.clip], args.cut)
+        waveforms, lengths = pad_waveforms([waveform], model.encoder.config.n_samples, [args.clip], args.cut)
         with torch.inference_mode():
             audio, mask = model.hear(*model.encode(waveforms.to(args.device), lengths.to(args.device)))
             prompt = model.splice([build_prompt(model.tokenizer, args.question)], audio, mask)
@@ -245,7 +335,7 @@ def main() -> None:
     except (AudioError, ValueError) as error:
         raise SystemExit(f"sampler.py: {error}") from None
     print(("\r\033[K" if live else "") + decode_answer(model.tokenizer, result.ids[0].tolist()))
-    print(f"({int(result.steps[0])} model calls for {args.length} positions)", file=sys.stderr)
+    print(f"({int(result.steps[0])} model calls for {args.length} positions, {int(result.text_tokens[0])} of them text)", file=sys.stderr)
     if args.trace:
         write_trace(args.trace, args.question, [(texts_of(ids), kept[0].tolist()) for ids, kept in result.trace])
 

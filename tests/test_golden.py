@@ -93,18 +93,22 @@ def test_text_only_logits(model):
 @pytest.mark.parametrize("case", [name for name in Z.files if name.startswith("gen_steps")])
 def test_generated_ids_with_audio(model, heard, case):
     steps, length, block = (int(n) for n in re.findall(r"\d+", case)[:3])
-    config = SamplerConfig(length, block, steps, cfg_scale=float(case.split("cfg")[1]))
+    config = SamplerConfig(length, block, steps, cfg_scale=float(case.split("cfg")[1]), stop_at_end=False)
     prompt = spliced(model, heard, torch.from_numpy(Z["gen_prompt"]), int(Z["gen_insert_at"]), "stage2")
     assert generate(model.lm, prompt, config).ids[0].tolist() == Z[case].tolist()
 
 
-@pytest.mark.parametrize("case", [name for name in Z.files if name.startswith("text_full") and not name.endswith("nfe")])
+CACHES = {"full": "none", "prefix": "prefix", "dual": "dual"}
+
+
+@pytest.mark.parametrize("case", [name for name in Z.files if name.startswith("text_") and not name.endswith("nfe")])
 def test_generated_ids_and_calls_from_text(model, case):
     steps, length, block = (int(n) for n in re.findall(r"\d+", case)[:3])
     tau = case.split("thr")[1]
     rule = {"rule": "count"} if tau == "None" else {"rule": "threshold", "threshold": float(tau)}
+    config = SamplerConfig(length, block, steps, cache=CACHES[case.split("_")[1]], stop_at_end=False, **rule)
     ids = torch.from_numpy(Z["gen_prompt"])[None]
     everywhere = torch.ones_like(ids, dtype=torch.bool)
-    out = generate(model.lm, Spliced(model.lm.embed(ids), everywhere, everywhere), SamplerConfig(length, block, steps, **rule))
+    out = generate(model.lm, Spliced(model.lm.embed(ids), everywhere, everywhere), config)
     assert out.ids[0].tolist() == Z[case].tolist()
     assert out.steps.item() == Z[f"{case}_nfe"]

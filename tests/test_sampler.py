@@ -1,16 +1,23 @@
 """Every rule fills every mask, each item as if alone, and says what would work when a setting cannot."""
 
+import random
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+import benchmark
+import roofline
 import sampler
 from data import build_prompt, decode_answer, pad_waveforms, read_audio
 from diffa import Spliced
-from diffusion_lm import DiffusionLM
+from diffusion_lm import DiffusionLM, LMConfig
 from sampler import SamplerConfig, commit, generate, propose, shares, write_trace
 
+SMALL = LMConfig(16, 2, 2, 24, vocab=40, max_length=96, mask_id=39, end_id=19)
 RULES = [
     SamplerConfig(12, 12, 12),
     SamplerConfig(12, 4, 7),
@@ -22,12 +29,13 @@ by_rule = pytest.mark.parametrize("config", RULES, ids=lambda c: f"{c.rule}-{c.b
 
 @pytest.fixture(autouse=True)
 def no_endless_loop(monkeypatch):
-    """Fails a test whose sampler would never end; no test here needs half as many calls."""
+    """Fails a test whose sampler would never end; no test here needs as many calls."""
     calls, forward = [], DiffusionLM.forward
 
     def counted(*arguments):
-        calls.append(None)
-        assert len(calls) < 500
+        if not torch.compiler.is_compiling():
+            calls.append(None)
+            assert len(calls) < 1500
         return forward(*arguments)
 
     monkeypatch.setattr(DiffusionLM, "forward", counted)
@@ -112,6 +120,164 @@ def test_a_committed_token_stays_and_blocks_are_filled_left_to_right(toy, config
         before = ids
 
 
+# Caches, batches, the end of the text
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A random LM that is often sure, and often ends its text."""
+    torch.manual_seed(0)
+    lm = DiffusionLM(SMALL).eval().requires_grad_(False)
+    lm.unembedding.weight.mul_(9)
+    lm.embedding.weight[SMALL.mask_id].mul_(0.1)
+    return lm
+
+
+def spliced(lengths, sounds, seed=0):
+    """Left-padded random prompts of those lengths, each with so many positions of sound in its middle."""
+    P, generator = max(lengths), torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(len(lengths), P, SMALL.width, generator=generator)
+    mask = torch.stack([torch.arange(P) >= P - n for n in lengths])
+    sound = torch.stack([(torch.arange(P) >= P - n + 1) & (torch.arange(P) < P - n + 1 + m) for n, m in zip(lengths, sounds)])
+    return Spliced(torch.where(mask[..., None], embeddings, 1e3), mask, mask & ~sound)  # padding that would be noticed
+
+
+def one(prompt, i):
+    """Item i alone, without its padding."""
+    real = prompt.mask[i]
+    return Spliced(prompt.embeddings[i : i + 1, real], prompt.mask[i : i + 1, real], prompt.is_text[i : i + 1, real])
+
+
+def text_of(ids):
+    return ids[: ids.index(SMALL.end_id)] if SMALL.end_id in ids else ids
+
+
+caches = pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+
+
+@by_rule
+@caches
+@pytest.mark.parametrize("cfg_scale", [0.0, 0.7])
+def test_random_prompts_together_get_the_answers_they_get_alone(small, config, cache, cfg_scale):
+    config, dice = with_(config, cache=cache, cfg_scale=cfg_scale), random.Random(5)
+    ended = 0
+    for seed in range(6):
+        lengths = [dice.randint(2, 60) for _ in range(dice.randint(2, 6))]
+        prompt = spliced(lengths, [dice.randint(0, n - 2) for n in lengths], seed)
+        together = generate(small, prompt, config)
+        ended += (together.text_tokens < 12).sum()
+        for i in range(len(lengths)):
+            alone = generate(small, one(prompt, i), config)
+            assert together.ids[i].tolist() == alone.ids[0].tolist()
+            assert together.steps[i] == alone.steps[0] and together.text_tokens[i] == alone.text_tokens[0]
+    assert ended  # some were dropped from the batch early
+
+
+@by_rule
+@caches
+def test_stopping_at_the_end_changes_no_text_and_saves_calls(small, config, cache):
+    prompt = spliced([9, 30, 17, 25, 12, 40, 3, 21], [5, 20, 0, 3, 8, 0, 1, 2])
+    stopped, whole = (generate(small, prompt, with_(config, cache=cache, stop_at_end=stop)) for stop in (True, False))
+    texts = [text_of(ids) for ids in whole.ids.tolist()]
+    assert [text_of(ids) for ids in stopped.ids.tolist()] == texts
+    assert stopped.text_tokens.tolist() == whole.text_tokens.tolist() == [len(text) for text in texts]
+    assert (stopped.steps <= whole.steps).all() and stopped.steps.sum() < whole.steps.sum()
+    assert not stopped.ids.eq(SMALL.mask_id).any()
+
+
+def test_what_follows_the_end_is_filled_with_the_end_at_once(small, monkeypatch):
+    monkeypatch.setattr(small, "head", lambda hidden: torch.zeros(*hidden.shape[:2], SMALL.vocab).index_fill(-1, torch.tensor(SMALL.end_id), 9.0))
+    out = generate(small, spliced([5], [0]), SamplerConfig(12, 4, 12))
+    assert out.ids[0].tolist() == [SMALL.end_id] * 12 and out.steps.item() == 1 and out.text_tokens.item() == 0
+
+
+@caches
+@pytest.mark.parametrize("rule", ["count", "threshold"])
+def test_a_cache_is_exact_where_each_block_is_committed_by_its_full_pass(small, cache, rule):
+    prompt = spliced([9, 30], [5, 20])
+    config = SamplerConfig(12, 4, 3, rule, 1e-9, stop_at_end=False)
+    assert torch.equal(generate(small, prompt, config).ids, generate(small, prompt, with_(config, cache=cache)).ids)
+
+
+@pytest.mark.parametrize("cache, passed", [("none", [21] * 6), ("prefix", [21, 12, 21, 8, 21, 4]), ("dual", [21, 4] * 3)])
+def test_how_many_positions_each_cache_passes_through_the_model(small, monkeypatch, cache, passed):
+    seen, forward = [], small.forward
+    monkeypatch.setattr(small, "forward", lambda x, *rest: (seen.append(x.shape[1]), forward(x, *rest))[1])
+    generate(small, spliced([9], [5]), SamplerConfig(12, 4, 6, cache=cache, stop_at_end=False))
+    assert seen == passed
+
+
+def test_only_positions_that_wait_are_scored_and_only_rows_that_wait_are_run(small, monkeypatch):
+    scored, head = [], small.head
+    monkeypatch.setattr(small, "head", lambda hidden: (scored.append(tuple(hidden.shape[:2])), head(hidden))[1])
+    generate(small, spliced([9], [5]), SamplerConfig(12, 4, 12, stop_at_end=False))
+    assert scored == [(1, 4), (1, 3), (1, 2), (1, 1)] * 3
+    scored.clear()
+    out = generate(small, spliced([9, 30, 17, 25], [5, 20, 0, 3]), SamplerConfig(12, 4, rule="threshold", threshold=0.6))
+    assert sum(rows for rows, _ in scored) == out.steps.sum()
+
+
+def test_a_cache_filled_in_two_parts_gives_the_hidden_states_of_one_pass(small):
+    x, mask = torch.randn(2, 20, SMALL.width), torch.arange(20) >= torch.tensor([[0], [6]])
+    everywhere, cache = torch.arange(20), small.new_cache(2, 20)
+    whole = small(x, mask, cache, everywhere)
+    assert torch.allclose(whole[mask], small(x, mask)[mask], atol=1e-5)
+    again = small(x[:, 12:16], mask, cache, everywhere[12:16], torch.tensor([1, 2]))  # all keys are as they were
+    assert torch.allclose(again, whole[:, 13:15], atol=1e-5)
+
+
+@pytest.mark.parametrize("length, block, steps", [(12, 12, 12), (12, 4, 7)])
+@pytest.mark.parametrize("sound", [0, 5])
+def test_without_a_cache_the_answer_is_the_plain_published_procedures(small, length, block, steps, sound):
+    config = SamplerConfig(length, block, steps, stop_at_end=False)
+    for seed in range(5):
+        prompt = spliced([15], [sound], seed)
+        assert torch.equal(generate(small, prompt, config).ids, benchmark.reference(small, prompt, config).ids)
+
+
+# Compiled
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """How many graphs have been compiled, by a compiler that only counts."""
+    graphs = []
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 256
+    counting = torch.compile(sampler.refine, fullgraph=True, dynamic=False, backend=lambda graph, _: (graphs.append(1), graph.forward)[1])
+    monkeypatch.setattr(sampler, "compiled_refine", lambda device: counting)
+    return graphs
+
+
+@caches
+@pytest.mark.parametrize("rule", ["count", "threshold", "factor"])
+def test_nothing_is_compiled_again_for_other_lengths_and_numbers(small, compilations, rule, cache):
+    config = SamplerConfig(8, 4, 8, rule, 1.0, 1e-3, cache=cache, compile=True, stop_at_end=False)
+    generate(small, spliced([20], [9]), config)
+    warm = len(compilations)
+    assert warm == {"none": 1, "prefix": 3, "dual": 2}[cache]
+    for n, number in ((3, 0.9), (64, 0.5), (33, 0.7), (2, 0.3), (47, 0.2)):
+        other = with_(config, steps=round(8 * number) if rule == "count" else 8, threshold=number, factor=2 * number)
+        prompt = spliced([n], [n // 3], n)
+        assert torch.equal(generate(small, prompt, other).ids, generate(small, prompt, with_(other, compile=False)).ids)
+    assert len(compilations) == warm
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"remasking": "random"}, {"cfg_scale": 0.7}], ids=str)
+def test_chance_and_guidance_are_the_same_in_compiled_shapes(small, compilations, settings):
+    config, prompt = SamplerConfig(8, 4, 6, cache="dual", compile=True, **settings), spliced([20, 9, 41], [9, 0, 30])
+    compiled, eager = generate(small, prompt, config), generate(small, prompt, with_(config, compile=False))
+    assert torch.equal(compiled.ids, eager.ids) and len(compilations) == 2
+
+
+def test_compiled_answers_are_the_eager_ones(small):
+    config = SamplerConfig(8, 4, 8, "threshold", 0.6, cache="dual", compile=True)
+    for seed in range(8):
+        prompt = spliced([20 + seed, 9, 41], [9, 0, 30], seed)
+        compiled, eager = generate(small, prompt, config), generate(small, prompt, with_(config, compile=False))
+        assert torch.equal(compiled.ids, eager.ids) and torch.equal(compiled.steps, eager.steps)
+
+
 # Each rule
 
 
@@ -144,28 +310,32 @@ CONFIDENCE = torch.tensor([[0.3, 0.95, 0.6, 0.9, 0.99]])
 )
 def test_what_each_rule_commits(settings, kept):
     masked = torch.tensor([[True, True, True, True, False]])  # the surest of all is not masked
-    keep = commit(CONFIDENCE, masked, SamplerConfig(**settings), count=2)
+    rule = settings["rule"]
+    keep = commit(CONFIDENCE, masked, rule, torch.tensor(settings.get(rule, 2.0)))
     assert keep[0].nonzero().flatten().tolist() == kept
 
 
 def test_a_confidence_equal_to_the_threshold_is_not_enough():
-    keep = commit(torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool), SamplerConfig(rule="threshold", threshold=1.0), 1)
+    keep = commit(torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool), "threshold", torch.tensor(1.0))
     assert keep.tolist() == [[True, False, False]]
 
 
 def test_confidence_is_the_softmax_probability():
     logits = torch.randn(1, 4, 9) * 3
-    tokens, confidence = propose(logits, 0, SamplerConfig(), torch.Generator())
     chosen = logits.softmax(dim=-1)[..., 1:].max(dim=-1)
+    tokens, confidence = propose(logits, 0)
     assert torch.equal(tokens, chosen.indices + 1)
     assert torch.allclose(confidence, chosen.values)
 
 
-def test_gumbel_noise_draws_from_the_softmax():
-    logits = torch.tensor([0.0, 1.0, 2.0, -1.0]).expand(1, 20_000, 4)
-    tokens, _ = propose(logits, 3, SamplerConfig(temperature=1.0), torch.Generator().manual_seed(0))
-    shares_drawn = tokens[0].bincount(minlength=4) / 20_000
-    assert torch.allclose(shares_drawn, torch.tensor([0.0, 1.0, 2.0, -torch.inf]).softmax(0), atol=0.015)
+def test_gumbel_noise_draws_from_the_softmax(monkeypatch):
+    lm = DiffusionLM(LMConfig(4, 1, 1, 4, vocab=5, max_length=2000, mask_id=3, end_id=4))
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0, -torch.inf])
+    monkeypatch.setattr(lm, "head", lambda hidden: logits.expand(*hidden.shape[:2], 5).clone())
+    prompt = Spliced(torch.zeros(20, 0, 4), torch.zeros(20, 0, dtype=torch.bool), torch.zeros(20, 0, dtype=torch.bool))
+    drawn = generate(lm, prompt, SamplerConfig(1000, 1000, 1, temperature=1.0)).ids
+    shares_drawn = drawn.flatten().bincount(minlength=5)[:3] / 20_000
+    assert torch.allclose(shares_drawn, logits[:3].softmax(0), atol=0.015)
 
 
 @pytest.mark.parametrize("total, parts, expected", [(7, 3, [3, 2, 2]), (6, 3, [2, 2, 2]), (2, 3, [1, 1, 0])])
@@ -192,7 +362,7 @@ def test_the_sampler_leaves_the_global_dice_alone(toy):
 
 def test_guidance_0_is_one_plain_pass_and_more_changes_the_answer(toy, monkeypatch):
     prompt, batches, forward = text(toy, "What is said?"), [], toy.lm.forward
-    monkeypatch.setattr(toy.lm, "forward", lambda x, mask: (batches.append(len(x)), forward(x, mask))[1])
+    monkeypatch.setattr(toy.lm, "forward", lambda x, *rest: (batches.append(len(x)), forward(x, *rest))[1])
     plain, zero, more = (generate(toy.lm, prompt, SamplerConfig(12, 12, 12, **s)) for s in ({}, {"cfg_scale": 0.0}, {"cfg_scale": 3.0}))
     assert torch.equal(plain.ids, zero.ids) and not torch.equal(plain.ids, more.ids)
     assert batches == [1] * 24 + [2] * 12
@@ -207,7 +377,7 @@ def test_guidance_leads_away_from_the_answer_without_the_question(toy):
 
 def test_guidance_blanks_the_text_but_not_the_sound(toy, monkeypatch):
     prompt, seen, forward = heard(toy, [torch.ones(9000)], ["What?"]), [], toy.lm.forward
-    monkeypatch.setattr(toy.lm, "forward", lambda x, mask: (seen.append(x), forward(x, mask))[1])
+    monkeypatch.setattr(toy.lm, "forward", lambda x, *rest: (seen.append(x), forward(x, *rest))[1])
     generate(toy.lm, prompt, SamplerConfig(1, 1, 1, cfg_scale=1.0))
     conditional, unconditional = seen[0][:, :-1]
     changed = (conditional != unconditional).any(dim=-1)
@@ -228,7 +398,8 @@ def test_guidance_blanks_the_text_but_not_the_sound(toy, monkeypatch):
         ({"threshold": 0.0}, r"outside \(0, 1\]; 0.9 is usual"),
         ({"threshold": 1.1}, r"outside \(0, 1\]; 0.9 is usual"),
         ({"rule": "magic"}, "count, threshold, factor"),
-        ({"remasking": "magic"}, "low_confidence nor random"),
+        ({"remasking": "magic"}, "low_confidence, random"),
+        ({"cache": "magic"}, "none, prefix, dual"),
         ({"temperature": -1.0}, "0 or more"),
         ({"cfg_scale": -1.0}, "0 or more"),
         ({"factor": 0.0}, "factor more than 0"),
@@ -246,6 +417,49 @@ def test_a_prompt_too_long_is_refused_with_the_longest_answer_possible(toy):
     with pytest.raises(ValueError, match=f"at most {room}"):
         generate(toy.lm, prompt, SamplerConfig(room + 1, 1, room + 1))
     assert generate(toy.lm, prompt, SamplerConfig(room, room, 1)).ids.shape == (1, room)
+
+
+@pytest.mark.parametrize("n, sounds", [(0, 0), (4, 4)])
+def test_guidance_without_text_to_lead_from_is_refused(small, n, sounds):
+    mask = torch.ones(1, n, dtype=torch.bool)
+    prompt = Spliced(torch.zeros(1, n, SMALL.width), mask, mask & (torch.arange(n) >= sounds))
+    with pytest.raises(ValueError, match="use cfg_scale 0"):
+        generate(small, prompt, SamplerConfig(4, 4, 4, cfg_scale=1.0))
+    assert generate(small, prompt, SamplerConfig(4, 4, 4)).ids.shape == (1, 4)
+
+
+# The benchmark
+
+
+@pytest.mark.parametrize("M, N", [(12, 3), (40, 12), (4, 4)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_floor_counts_the_flops_of_the_call_itself(M, N, groups):
+    lm, everywhere = DiffusionLM(replace(SMALL, n_heads=4, n_kv_heads=4 // groups)), torch.arange(40)
+    cache, x = lm.new_cache(1, 40), torch.randn(1, M, SMALL.width)
+    expected, _ = roofline.work_of(lm.config, 1, M, 40, N)
+    with FlopCounterMode(display=False) as products:
+        roofline.matrix_products(lm, M, 40, N)()
+    with FlopCounterMode(display=False) as call, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
+        lm.head(lm(x, None, cache, everywhere[:M], everywhere[:N]))
+    assert products.get_total_flops() == call.get_total_flops() == expected
+
+
+def test_the_benchmark_prints_a_row_for_every_setting(monkeypatch, compilations, capsys):
+    monkeypatch.setitem(benchmark.RANDOM, "150m", replace(SMALL, max_length=1000))
+    monkeypatch.setattr(benchmark, "compiled_refine", sampler.compiled_refine)
+    monkeypatch.setattr(roofline, "SIZE", {"cpu": (2**20, 64)})
+    monkeypatch.setattr(sys, "argv", ["sampler.py", "--benchmark", "--device", "cpu", "--length", "8", "--block-length", "4"])
+    sampler.main()
+    printed = capsys.readouterr().out
+    for name in ("reference, 8 steps", "count 2 steps, none", "count 8 steps, prefix", "count 8 steps, dual", "factor 4.25, dual", "dual, compiled"):
+        assert f"{name} |" in printed
+    assert "block step: floor" in printed and "full pass: floor" in printed and "nan" not in printed
+
+
+def test_the_benchmark_says_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["sampler.py", "--benchmark", "--size", "toy", "--run", str(tmp_path)])
+    with pytest.raises(SystemExit, match="sampler.py: .*whisper"):
+        sampler.main()
 
 
 # The command
