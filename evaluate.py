@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from grammar import CONTENT_KINDS, SLOTS, VOICE_KINDS
-from data import StateCache, build_prompt, decode_answer, load_manifest, word_error_rate
+from batches import StateCache
+from data import build_prompt, decode_answer, load_manifest, word_error_rate
 from diffa import DIFFA
 from sampler import SamplerConfig, generate
 from weights import read_json, write_json
