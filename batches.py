@@ -216,7 +216,7 @@ def fill_folder(model, items: list[dict], file_of: Callable[[str], Path], worker
     paths = [path for path in all_paths[ranks.rank() :: ranks.world()] if Path(path).is_file() and not is_whole(file_of(path))]
     rows = [list(range(i, min(i + batch, len(paths)))) for i in range(0, len(paths), batch)]
     clips = Clips([{"audio_filepath": path} for path in paths], config, used, None)
-    for mine, (waveforms, n_samples, wrong) in zip(tqdm(rows, desc="encoding", leave=False), ahead(clips, rows, workers, False)):
+    for mine, (waveforms, n_samples, wrong) in zip(tqdm(rows, desc="encoding", leave=False, disable=ranks.rank() > 0), ahead(clips, rows, workers, False)):
         states, _ = model.encode(waveforms.to(device), n_samples.to(device))
         for i, row in enumerate(mine):
             if wrong[i]:

@@ -28,8 +28,9 @@ def start(device: str) -> str:
 
 
 def finish() -> None:
-    """Take leave of the others."""
+    """Take leave of the others, once all are done."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 
@@ -72,14 +73,11 @@ class Hearing(nn.Module):
 
 
 def replicate(model) -> nn.Module:
-    """What to call instead of model.hear, so that gradients come out as the mean over the processes.
-
-    Where the loss of a step is the *sum* of all parts, multiply each part's by `world()` to make up for that mean.
-    """
+    """What to call instead of model.hear, so that gradients come out as their mean over the processes."""
     hearing = Hearing(model)
     if world() == 1:
         return hearing
-    return nn.parallel.DistributedDataParallel(hearing, broadcast_buffers=False)  # all loaded the same weights
+    return nn.parallel.DistributedDataParallel(hearing)
 
 
 def shard(lm: nn.Module, device: str) -> None:

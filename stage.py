@@ -216,7 +216,7 @@ def train_stage(
         rows_of_step = pick_alike(np.array([item["duration"] for item in items]), config.batch, config.seed)
     unreadable = Unreadable(machine.max_unreadable)
     if machine.cache == "memory":
-        cache = StateCache(model, items, progress=lambda it: tqdm(it, desc=f"{title}: encoding", leave=False), unreadable=unreadable)
+        cache = StateCache(model, items, progress=lambda it: tqdm(it, desc=f"{title}: encoding", leave=False, disable=ranks.rank() > 0), unreadable=unreadable)
 
         def heard_in(step: int) -> Iterator:
             for mine in places:
@@ -254,8 +254,7 @@ def train_stage(
                 work.audio += sum(items[r]["duration"] for r in rows[mine])
                 work.tokens += prompt.mask.numel() + meant.numel()
                 work.flops += lm_flops(lm.config, len(mine), prompt.mask.shape[1] + meant.shape[1], int((mine_noisy != meant).sum()))
-                loss = diffusion_loss(lm, prompt.embeddings, prompt.mask, meant, mine_noisy, t[mine], answers.numel())
-                yield loss * ranks.world()  # the gradients' mean over the processes becomes their sum
+                yield diffusion_loss(lm, prompt.embeddings, prompt.mask, meant, mine_noisy, t[mine], answers.numel())
 
     model.train()
     model.encoder.eval()
@@ -301,4 +300,4 @@ def run_stage(args: argparse.Namespace, preset: Preset, stage: str, target: str,
         minutes = (time.perf_counter() - started) / 60
         trained = sum(p.numel() if isinstance(p, Tensor) else sum(q.numel() for q in p.parameters()) for p in model.trainable().values())
         write_json(args.out / "training.json", {"losses": losses, "minutes": minutes, "trained_parameters": trained, "parts": AUDIO_PARTS[stage]})
-    ranks.finish()
+    ranks.finish()  # after the files are written

@@ -251,7 +251,7 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             value = torch.zeros((), dtype=torch.float64)
             for part in [parts] if isinstance(parts, Tensor) else parts:
-                part.backward()
+                (part * ranks.world()).backward()  # of gradients DistributedDataParallel takes the mean, of losses we take the sum
                 value = value + part.detach().double().cpu()
             loss, stopping = ranks.total([value.item(), float(len(stop))], device)
             norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip).item()
