@@ -27,7 +27,10 @@ def make_validation(model, items: list[dict], answer_ids: Tensor, batch: int, au
     """
     heard = StateCache(model, items, unreadable=Unreadable(0))
     prompts = [build_prompt(model.tokenizer, item["input"]) for item in items]
-    mask_id, G = model.lm.config.mask_id, answer_ids.shape[1]
+    mask_id, (N, G) = model.lm.config.mask_id, answer_ids.shape
+    # Drawn for all at once: the same noise at every validation, in every run, and on any number of processes.
+    generator = torch.Generator().manual_seed(SEED)
+    noisy_ids = {level: noise(answer_ids, torch.full((N,), level), mask_id, generator) for level in LEVELS}  # (N, G) each
 
     def splice(rows: slice):
         with autocast():
@@ -39,13 +42,11 @@ def make_validation(model, items: list[dict], answer_ids: Tensor, batch: int, au
         training = [part for part in model.modules() if part.training]
         model.eval()
         losses = dict.fromkeys(LEVELS, 0.0)
-        generator = torch.Generator().manual_seed(SEED)  # the same noise at every validation, and in every run
         for start in range(0, len(items), batch):
             rows = slice(start, start + batch)
             prompt, meant = splice(rows), answer_ids[rows].to(model.prompts.device)
             for level in LEVELS:
-                t = torch.full((len(meant),), level)
-                noisy = noise(meant, t, mask_id, generator)
+                t, noisy = torch.full((len(meant),), level), noisy_ids[level][rows].to(meant.device)
                 losses[level] += diffusion_loss(model.lm, prompt.embeddings, prompt.mask, meant, noisy, t, answer_ids.numel()).item()
         said = generate(model.lm, splice(slice(0, 1)), SamplerConfig(length=G, block_length=G, steps=G, rule="threshold"))
         for part in training:
