@@ -226,3 +226,10 @@ def load_manifest(path: str | Path) -> list[dict]:
     if problems:
         raise ManifestError(f"{path}: {len(problems)} bad items\n  " + "\n  ".join(problems))
     return good
+
+
+def write_manifest(path: Path, items: list[dict]) -> None:
+    """Write a manifest, one item a line. The file appears whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("[\n" + ",\n".join(json.dumps(item, separators=(",", ":")) for item in items) + "\n]\n")
+    temporary.replace(path)
