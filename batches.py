@@ -115,11 +115,15 @@ class StateCache:
     The encoder never changes while adapters train, so hearing a clip anew in each epoch is work without gain.
     """
 
-    def __init__(self, model, items: list[dict], batch: int = 64, progress=lambda it: it, unreadable: Unreadable | None = None):
-        """Encode the clips of manifest items through model (a DIFFA). Raises AudioError: too many cannot be read."""
+    def __init__(self, model, items: list[dict], batch: int = 64, progress=lambda it: it, unreadable: Unreadable | None = None, used=None):
+        """Encode the clips of manifest items through model (a DIFFA).
+
+        used: the states to keep; by default all that any adapter reads, so that one cache serves models of any stage.
+        Raises AudioError: too many clips cannot be read.
+        """
         paths = list(dict.fromkeys(item["audio_filepath"] for item in items))
         self.row = {path: i for i, path in enumerate(paths)}
-        config, self.used, self.device = model.encoder.config, needed_states(model), model.prompts.device
+        config, self.used, self.device = model.encoder.config, used or model.used_states, model.prompts.device
         self.n_states = config.n_layers + 1
         shape = (len(paths), config.context, config.width)
         self.states = {k: torch.empty(shape, dtype=torch.float16) for k in self.used}  # (N, T, D_w)

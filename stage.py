@@ -61,7 +61,7 @@ class Preset:
 
 
 TOY_SHAPES = {"n_queries": 8, "qformer_layers": 2, "ffn": 512, "dropout": 0.0}
-FULL_SIZE = Machine(workers=8, cache="none")
+FULL_SIZE = Machine(workers=8, cache="none", recompute=True)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +80,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="processes that decode audio ahead")
     parser.add_argument("--cache-encoder", dest="cache", metavar="DIR", help="folder for the encoder's states; or memory, none")
     parser.add_argument("--max-unreadable", type=int, help="clips that may be skipped")
-    parser.add_argument("--recompute", action="store_true", default=None, help="activation checkpointing: slower, less memory")
+    parser.add_argument("--recompute", action=argparse.BooleanOptionalAction, help="activation checkpointing: slower, less memory")
     parser.add_argument("--compile", action="store_true", default=None, help="torch.compile")
     parser.add_argument("--shard", action="store_true", default=None, help="cut the LM over the processes of torchrun (FSDP2)")
 
@@ -108,6 +108,8 @@ def digest(module: nn.Module) -> str:
 def load_model(args: argparse.Namespace, preset: Preset, stage: str) -> tuple[DIFFA, dict, tuple[str, ...]]:
     """The model on this process's device, the names of what it is made of, and which parts are newly drawn."""
     args.device = ranks.start(args.device)
+    if preset.machine.shard and ranks.world() == 1:
+        raise ValueError("--shard cuts the LM over several processes, and there is one; start it with torchrun --nproc-per-node N")
     torch.manual_seed(args.seed)
     # What is going to be sharded must not be put whole on a card that cannot hold it.
     device = "cpu" if preset.machine.shard else args.device
@@ -153,19 +155,20 @@ def describe(args: argparse.Namespace, preset: Preset, model: DIFFA, made_of: di
 
 
 def usable(items: list[dict], answers: list[str], model: DIFFA, length: int, source: str) -> tuple[list[dict], Tensor]:
-    """Items that fit the encoder's window and the answer, and their answers (N, G); says how many do not.
+    """Items that have an answer and fit the encoder's window and the answer's length; and answers (N, G). Says what it leaves out.
 
-    Raises ManifestError: none fits.
+    Raises ManifestError: nothing is left.
     """
     seconds = model.encoder.config.n_samples / SAMPLE_RATE
     too_long = [item["duration"] > seconds + 0.01 for item in items]
     too_wordy = [len(model.tokenizer.encode(answer)) >= length for answer in answers]
-    kept = [i for i in range(len(items)) if not (too_long[i] or too_wordy[i])]
+    empty = [not answer.strip() for answer in answers]
+    kept = [i for i in range(len(items)) if not (too_long[i] or too_wordy[i] or empty[i])]
     if len(kept) < len(items):
-        said = (f"{source}: of {len(items)} items, {sum(too_long)} last longer than the encoder's {seconds:.1f} s and "
-                f"{sum(too_wordy)} have answers of {length} tokens or more")  # fmt: skip
+        said = (f"{source}: of {len(items)} items, {sum(too_long)} last longer than the encoder's {seconds:.1f} s, "
+                f"{sum(too_wordy)} have answers of {length} tokens or more and {sum(empty)} have none")  # fmt: skip
         if not kept:
-            raise ManifestError(f"{said}: none is left to train on; cut the clips, or choose another encoder or answer length")
+            raise ManifestError(f"{said}: no item is left; cut the clips, or choose another manifest, encoder or answer length")
         if ranks.rank() == 0:
             tqdm.write(f"{said}; they are left out")
     return [items[i] for i in kept], encode_answers(model.tokenizer, [answers[i] for i in kept], length)
@@ -216,7 +219,8 @@ def train_stage(
         rows_of_step = pick_alike(np.array([item["duration"] for item in items]), config.batch, config.seed)
     unreadable = Unreadable(machine.max_unreadable)
     if machine.cache == "memory":
-        cache = StateCache(model, items, progress=lambda it: tqdm(it, desc=f"{title}: encoding", leave=False, disable=ranks.rank() > 0), unreadable=unreadable)
+        shown = functools.partial(tqdm, desc=f"{title}: encoding", leave=False, disable=ranks.rank() > 0)
+        cache = StateCache(model, items, progress=shown, unreadable=unreadable, used=needed_states(model))
 
         def heard_in(step: int) -> Iterator:
             for mine in places:

@@ -249,10 +249,10 @@ def fit(
             torch.manual_seed(seed)  # dropout
             parts = loss_of_step(step, torch.Generator().manual_seed(seed))
             optimizer.zero_grad(set_to_none=True)
-            value = torch.zeros((), dtype=torch.float64)
+            value = torch.zeros((), dtype=torch.float64, device=device)
             for part in [parts] if isinstance(parts, Tensor) else parts:
                 (part * ranks.world()).backward()  # of gradients DistributedDataParallel takes the mean, of losses we take the sum
-                value = value + part.detach().double().cpu()
+                value = value + part.detach().double()
             loss, stopping = ranks.total([value.item(), float(len(stop))], device)
             norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip).item()
             if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from batches import StateCache, Unreadable
+from batches import StateCache, needed_states
 from data import build_prompt, decode_answer
 from diffusion_lm import diffusion_loss, noise
 from sampler import SamplerConfig, generate
@@ -25,7 +25,7 @@ def make_validation(model, items: list[dict], answer_ids: Tensor, batch: int, au
     It returns {"loss": the mean over LEVELS, "loss at 0.25": ..., "meant": ..., "said": ...}. The clips are encoded once,
     here, and kept in memory. Every process measures all of it, since the slices of a sharded LM need all processes.
     """
-    heard = StateCache(model, items, unreadable=Unreadable(0))
+    heard = StateCache(model, items, used=needed_states(model))
     prompts = [build_prompt(model.tokenizer, item["input"]) for item in items]
     mask_id, (N, G) = model.lm.config.mask_id, answer_ids.shape
     # Drawn for all at once: the same noise at every validation, in every run, and on any number of processes.

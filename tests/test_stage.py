@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import curves
 import diffusion_lm
 import stage
 import train_asr
@@ -196,6 +197,18 @@ def test_the_paper_s_recipe():
         assert preset.train.steps * preset.train.batch == pytest.approx(10 * items, rel=1e-4)  # 10 epochs
 
 
+def test_the_paper_s_preset_runs_on_a_tiny_model(toy_dirs, manifest, tmp_path):
+    options = ["--preset", "paper", "--steps", 3, "--batch", 4, "--workers", 1, "--accumulate", 2]
+    train(train_asr, toy_dirs, tmp_path / "stage1", manifest(), *options)
+    weights, losses = train(train_instruct, toy_dirs, tmp_path / "stage2", manifest(), *options, "--adapters", tmp_path / "stage1")
+    assert len(losses) == 3 and all(0 < loss < 1000 for loss in losses) and all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_one_process_cannot_shard(toy_dirs, manifest, tmp_path):
+    with pytest.raises(SystemExit, match="start it with torchrun"):
+        train(train_asr, toy_dirs, tmp_path / "out", manifest(), *FEW, "--shard")
+
+
 def test_validation_is_the_same_each_time_and_changes_nothing(toy_dirs, manifest, tmp_path, whole):
     held_out = ["--validation", manifest("held_out.json"), "--validate-every", 2]
     alike(train(train_asr, toy_dirs, tmp_path / "checked", manifest(), *FEW, *held_out), whole, tolerance=1e-9)
@@ -213,18 +226,30 @@ def test_validation_is_the_same_each_time_and_changes_nothing(toy_dirs, manifest
     assert values[0] == values[1]
 
 
+def test_curves_of_two_runs_are_drawn_and_a_run_without_any_is_named(toy_dirs, manifest, tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        train(train_asr, toy_dirs, tmp_path / name, manifest(), "--steps", 10, "--batch", 4, "--validation", manifest("held_out.json"))
+    assert curves.series(read_metrics(tmp_path / "one" / "metrics.jsonl"), "validation")[0] == [10]
+    monkeypatch.setattr(sys, "argv", ["curves.py", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "c.png")])
+    curves.main()
+    assert (tmp_path / "c.png").stat().st_size > 5000
+    monkeypatch.setattr(sys, "argv", ["curves.py", str(tmp_path / "three")])
+    with pytest.raises(SystemExit, match="three: holds no metrics.jsonl"):
+        curves.main()
+
+
 def too_long(i, item):
     return item | {"duration": 31.0}
 
 
 def test_items_that_are_too_long_are_left_out_and_counted(toy_dirs, manifest, tmp_path, capsys):
-    path = manifest(change=lambda i, item: too_long(i, item) if i == 2 else item | {"transcription": "x" * 30} if i in (3, 4) else item)
+    path = manifest(change=lambda i, item: too_long(i, item) if i == 2 else item | {"transcription": {3: "x" * 30, 4: "y" * 30, 5: " "}.get(i, "birds")})
     train(train_asr, toy_dirs, tmp_path / "out", path, *FEW)
     said = capsys.readouterr()
-    assert "of 8 items, 1 last longer than the encoder's 0.8 s and 2 have answers of 20 tokens or more; they are left out" in said.out + said.err
+    assert "of 8 items, 1 last longer than the encoder's 0.8 s, 2 have answers of 20 tokens or more and 1 have none; they are left out" in said.out + said.err
 
 
-@pytest.mark.parametrize("content, message", [("[]", "not a JSON list with at least one item"), (None, "of 8 items, 8 last longer.*none is left")])
+@pytest.mark.parametrize("content, message", [("[]", "not a JSON list with at least one item"), (None, "of 8 items, 8 last longer.*no item is left")])
 def test_an_empty_or_all_too_long_manifest_stops_before_training(toy_dirs, manifest, tmp_path, content, message):
     path = manifest(change=too_long)
     if content:
