@@ -172,7 +172,7 @@ class Clips(Dataset):
                 wrong.append("")
             except (OSError, SafetensorError) as error:
                 found.append({})
-                wrong.append(f"{path}: its encoder states cannot be read from {self.file_of(path)} ({error}); run anew to make them")
+                wrong.append(f"{path}: its encoder states cannot be read ({error}); run anew to make them")
             frames.append(int(found[-1]["frames"]) if found[-1] else 1)
         states = {}
         for k in self.used:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_AT_ONCE = 1 << 25  # most logits that a loss holds at a time: 134 MB in float32
+LOGITS_AT_ONCE = 1 << 24  # most logits that a loss makes at a time: 67 MB in float32
 T_MIN = 1e-3  # noise levels are floored here, where the weight 1/t of the loss would run away
 
 

@@ -252,13 +252,15 @@ def train_stage(
                 with autocast():
                     audio = hear(states, frames)
                 prompt = model.splice([prompts[items[r]["input"]] for r in rows[mine]], *audio)
-                meant, mine_noisy = answers[mine].to(device), noisy[mine]
+                meant = answers[mine]  # (b, G)
                 # What could not be heard is not asked about: an answer without a mask has no loss.
-                mine_noisy = torch.where(readable[:, None], mine_noisy, answers[mine]).to(device)
+                masked = torch.where(readable[:, None], noisy[mine], meant)  # (b, G)
+                L, n_masked = prompt.mask.shape[1] + meant.shape[1], int((masked == lm.config.mask_id).sum())
                 work.audio += sum(items[r]["duration"] for r in rows[mine])
-                work.tokens += prompt.mask.numel() + meant.numel()
-                work.flops += lm_flops(lm.config, len(mine), prompt.mask.shape[1] + meant.shape[1], int((mine_noisy != meant).sum()))
-                yield diffusion_loss(lm, prompt.embeddings, prompt.mask, meant, mine_noisy, t[mine], answers.numel())
+                work.tokens += len(mine) * L
+                work.flops += lm_flops(lm.config, len(mine), L, n_masked)
+                # Divided by the tokens of the whole batch: the parts' losses add up to the batch's.
+                yield diffusion_loss(lm, prompt.embeddings, prompt.mask, meant.to(device), masked.to(device), t[mine], answers.numel())
 
     model.train()
     model.encoder.eval()

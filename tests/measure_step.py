@@ -28,11 +28,14 @@ CPU_SIZE = LMConfig(width=1024, n_layers=12, n_heads=16, ffn=3072)  # LLaDA's vo
 
 
 def everywhere(lm, prompt, mask, answers, noisy, t, n_tokens):
-    """The same loss as diffusion_loss, the way of LLaDA's guide: logits at all positions, then those of the masked ones."""
+    """The same loss as diffusion_loss, the way of LLaDA's guide: logits at all positions, then those of the masked ones.
+
+    Returns the logits too: in the guide's loop, too, they live until the backward pass is over.
+    """
     logits = lm.head(lm(torch.cat([prompt, lm.embed(noisy)], dim=1), mask)).float()  # (B, L, V)
     masked = noisy == lm.config.mask_id  # (B, G)
     losses = F.cross_entropy(logits[F.pad(masked, (prompt.shape[1], 0))], answers[masked], reduction="none")  # (n,)
-    return (losses / t.to(losses)[:, None].expand_as(masked)[masked]).sum() / n_tokens
+    return (losses / t.to(losses)[:, None].expand_as(masked)[masked]).sum() / n_tokens, logits
 
 
 def step(args) -> None:
@@ -53,8 +56,10 @@ def step(args) -> None:
     weights = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     for _ in range(args.repeat):
         started = time.perf_counter()
-        loss = (everywhere if args.all else diffusion_loss)(lm, prompt, None, answers, noisy, t, answers.numel())
+        inputs = lm, prompt, None, answers, noisy, t, answers.numel()
+        loss, logits = everywhere(*inputs) if args.all else (diffusion_loss(*inputs), None)
         loss.backward()
+        del logits
         value, seconds = loss.item(), time.perf_counter() - started
     cuda = args.device == "cuda"
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

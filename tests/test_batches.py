@@ -130,9 +130,10 @@ def test_a_corrupt_clip_in_the_middle_is_skipped_and_named_and_too_many_stop(toy
         list(source(2))
 
 
-def test_a_clip_without_its_file_of_states_is_skipped(toy, items, tmp_path):
-    file_of = folder_of(toy, items, tmp_path)
-    file_of(items[3]["audio_filepath"]).unlink()
+@pytest.mark.parametrize("lost", ["states", "clip"])
+def test_a_clip_without_its_file_of_states_is_skipped(toy, items, tmp_path, lost):
+    file_of, clip = folder_of(toy, items, tmp_path), Path(items[3]["audio_filepath"])
+    (clip if lost == "clip" else file_of(clip)).unlink()
     assert [readable.tolist() for _, _, readable in stream(toy, items, file_of=file_of, limit=1)(0)] == [[True, True], [True, False]]
 
 
