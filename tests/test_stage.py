@@ -87,7 +87,7 @@ def two_processes(*commands):
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for rank in range(2)
     ]  # fmt: skip
-    said = [job.communicate(timeout=120)[0].decode() for job in jobs]
+    said = [job.communicate(timeout=240)[0].decode() for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], "\n".join(said)
     return said
 
