@@ -1,222 +1,274 @@
-"""Makes corpora: audio files and the JSON manifests that training reads.
+"""Makes manifests: of the toy corpus (espeak.py), and of public corpora as they lie on disk once unpacked.
 
-The toy corpus is made from nothing: a small grammar (grammar.py) writes sentences and eSpeak NG speaks them in many
-voices, accents, speeds and pitches. Training and test share neither a sentence nor a voice.
+    python corpora.py toy --out runs/toy/corpus
+    python corpora.py librispeech ROOT --subset train-clean-100 --out runs/manifests [--download]
+    python corpora.py vctk ROOT --out runs/manifests --held-out 5
 
-    python corpora.py toy --out runs/toy/corpus --seed 0 --train 6000 --test 400
+writes OUT/NAME.json, or with --held-out OUT/NAME_train.json and OUT/NAME_test.json with that share of the speakers in the
+test. Each item has a *seed transcript*: one line with all that is known of the clip. Where the corpus does not say how a
+voice sounds, it is measured: pitch, volume, speaking speed.
 
-writes OUT/audio/{train,test}/*.wav (16 kHz) and four manifests, JSON lists with one item a line: asr_{train,test}.json
-(transcribe the clip) and instruct_{train,test}.json (answer a question about it).
+A reader below is a function of the corpus's folder that yields a `Clip` for each recording it finds there.
 """
 
-import _ctypes
 import argparse
-import ctypes
+import collections
+import csv
 import functools
 import json
 import multiprocessing
-import random
-import shutil
-import tempfile
-from dataclasses import asdict
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import soundfile
 import torch
-import torchaudio
+import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
-from grammar import (
-    ACCENTS, PITCHES, SPEEDS, TEMPLATES, TRANSCRIBE, instructions, random_attributes, random_sentence, seed_transcript,
-    training_kinds,
-)  # fmt: skip
+import espeak
+from data import AudioError, read_audio, write_manifest
+from encoder import SAMPLE_RATE
+from grammar import TRANSCRIBE
 
-SAMPLE_RATE = 16_000  # Hz, of the files we write
-ESPEAK_RATE = 22_050  # Hz, of eSpeak's synthesis
-MAX_SECONDS = 3.15  # the toy encoder's context is 3.2 s
-RESAMPLE = torchaudio.transforms.Resample(ESPEAK_RATE, SAMPLE_RATE)  # made once: its filters take longer than a clip
-
-# ---- the voices
-# eSpeak's own ones with a clear gender and a human, voiced sound: no whispers, robots, children; and without Reed, who
-# sounds different each time. Near duplicates (linda and belinda, the stephs, the ivens) stay on one side.
-REAL_VOICES = {
-    ("train", "female"): "Alicia Annie aunty belinda linda f1 f3 f4 steph steph2 steph3",
-    ("train", "male"): """Andy AnxiousAndy Denis Diogo Henrique Hugo Lee Marco Mario Michael Storm adam antonio
-        benjamin boris david ed edward edward2 grandpa ian iven iven2 iven3 iven4 john m1 m4 m5 m7 m8 max michel
-        miguel mike2 norbert pablo paul pedro quincy rob robert victor""",
-    ("test", "female"): "Andrea anika f2 f5 grandma",
-    ("test", "male"): "Gene Gene2 Mike gustave m2 m3 m6 marcelo sandro travis",
-}
-MADE_VOICES = {  # made up by us
-    group: [f"{'-'.join(group)}-{i:02d}" for i in range(90 if "train" in group else 20)] for group in REAL_VOICES}
+GENDERS = {"M": "male", "F": "female", "m": "male", "f": "female"}
 
 
-def made_voice(name: str, gender: str) -> str:
-    """The text of an eSpeak variant file for a made-up voice. It follows from the name, whatever the corpus's seed."""
-    rng = random.Random(name)
-    base = rng.uniform(165, 240) if gender == "female" else rng.uniform(70, 120)  # Hz
-    tract = rng.uniform(1.08, 1.25) if gender == "female" else rng.uniform(0.88, 1.02)  # short throats, high formants
-    formants = [  # frequency, strength and width in percent; number 0 is the hum below them, which no throat shapes
-        f"formant {i} {100 * (tract if i else 1) * rng.uniform(0.96, 1.04):.0f} {rng.randint(75, 120)} "
-        f"{rng.randint(80, 140)}" for i in range(9)]
-    return "\n".join([
-        "language variant", f"name {name}", f"gender {gender}", f"pitch {base:.0f} {base * rng.uniform(1.2, 1.6):.0f}",
-        f"flutter {rng.randint(0, 8)}", f"roughness {rng.randint(0, 3)}", f"voicing {rng.randint(60, 150)}",
-        f"consonants {rng.randint(70, 120)} {rng.randint(70, 120)}", f"echo 100 {rng.choice((0, 0, 0, 10, 20))}",
-        f"tone 600 {rng.randint(150, 255)} 1200 {rng.randint(80, 200)} 2500 {rng.randint(60, 200)}",
-        *formants, ""])
+@dataclass(frozen=True)
+class Clip:
+    """A recording and what the corpus tells about it, attributes such as {"Gender": "female"}; words "" when not told."""
+
+    id: str
+    path: Path
+    speaker: str
+    words: str
+    attributes: dict[str, str]
 
 
-# ---- the engine
-# eSpeak reports its progress in arrays of espeak_EVENT: ten integers each, the first its type, the sixth the sample.
-EVENTS = ctypes.POINTER(ctypes.c_int * 10)
-CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, EVENTS)
-LIST_END, WORD, END = 0, 1, 5  # types of event
+class CorpusError(ValueError):
+    """A folder that is not laid out as the corpus is; the message says what was looked for."""
 
 
-def prepare_espeak(folder: Path) -> tuple[str, Path]:
-    """Copies what English needs of eSpeak's data to folder and adds our voices. Returns paths of library and data."""
+def need(path: Path, corpus: str) -> Path:
+    """The path, if it is there."""
+    if not path.exists():
+        raise CorpusError(f"{path} is not there: ROOT should be the folder that {corpus} unpacks to (see its function in corpora.py)")
+    return path
+
+
+# ---- the corpora
+def librispeech(root: Path, subset: str) -> Iterator[Clip]:
+    """ROOT/LibriSpeech/{SPEAKERS.TXT, SUBSET/SPEAKER/CHAPTER/{S-C.trans.txt, S-C-0000.flac}}."""
+    home = need(root / "LibriSpeech", "LibriSpeech")
+    rows = [line.split("|") for line in need(home / "SPEAKERS.TXT", "LibriSpeech").read_text().splitlines() if not line.startswith(";")]
+    genders = {row[0].strip(): GENDERS[row[1].strip()] for row in rows if len(row) > 1}
+    for transcripts in sorted(need(home / subset, "LibriSpeech").glob("*/*/*.trans.txt")):
+        speaker = transcripts.parts[-3]
+        for line in transcripts.read_text().splitlines():
+            name, words = line.split(maxsplit=1)
+            yield Clip(name, transcripts.parent / f"{name}.flac", speaker, words.lower(), {"Gender": genders[speaker]})
+
+
+def download_librispeech(root: Path, subset: str) -> None:
+    """Fetch a subset into ROOT/LibriSpeech with torchaudio's class, which checks the archive's sum."""
+    from torchaudio.datasets import LIBRISPEECH
+
+    root.mkdir(parents=True, exist_ok=True)
+    LIBRISPEECH(root, url=subset, download=True)
+
+
+def vctk(root: Path) -> Iterator[Clip]:
+    """ROOT/{speaker-info.txt, txt/p225/p225_001.txt, wav48_silence_trimmed/p225/p225_001_mic1.flac}; or 0.80's wav48/*.wav."""
+    speakers = {}
+    for line in need(root / "speaker-info.txt", "VCTK").read_text().splitlines()[1:]:
+        name, age, gender, accent, *_ = [*line.split(), "", "", ""]
+        if name:
+            told = {"Gender": GENDERS.get(gender, ""), "Age": age, "Accent": re.sub(r"(?<=[a-z])(?=[A-Z])", " ", accent)}
+            speakers[name if name[0].isalpha() else f"p{name}"] = {k: v for k, v in told.items() if v}
+    for text in sorted(need(root / "txt", "VCTK").glob("*/*.txt")):
+        speaker, name = text.parent.name, text.stem
+        files = [root / "wav48_silence_trimmed" / speaker / f"{name}_mic1.flac", root / "wav48" / speaker / f"{name}.wav"]
+        audio = next((file for file in files if file.is_file()), None)
+        if audio:  # a few texts were never recorded
+            yield Clip(name, audio, speaker, " ".join(text.read_text().split()), speakers.get(speaker, {}))
+
+
+def accentdb(root: Path) -> Iterator[Clip]:
+    """ROOT/data/ACCENT/SPEAKER/*.wav; it comes without words."""
+    for audio in sorted(need(root / "data", "AccentDB").glob("*/*/*.wav")):
+        accent, speaker = audio.parts[-3], audio.parts[-2]
+        yield Clip(f"{accent}-{speaker}-{audio.stem}", audio, f"{accent}-{speaker}", "", {"Accent": accent.replace("_", " ")})
+
+
+IEMOCAP_EMOTIONS = {
+    "ang": "angry", "hap": "happy", "sad": "sad", "neu": "neutral", "fru": "frustrated", "exc": "excited", "fea": "fearful",
+    "sur": "surprised", "dis": "disgusted",
+}  # fmt: skip; "oth" and "xxx", on which the raters did not agree, are not told
+
+
+def iemocap(root: Path) -> Iterator[Clip]:
+    """ROOT/SessionN/{sentences/wav/DIALOG/ID.wav, dialog/EmoEvaluation/DIALOG.txt, dialog/transcriptions/DIALOG.txt}."""
+    for session in sorted(need(root / "Session1", "IEMOCAP").parent.glob("Session[1-5]")):
+        for rated in sorted((session / "dialog" / "EmoEvaluation").glob("Ses*.txt")):
+            spoken = need(session / "dialog" / "transcriptions" / rated.name, "IEMOCAP").read_text(errors="replace")
+            words = dict(re.findall(r"^(Ses\S+) \[[\d.\s-]+\]: *(.*)$", spoken, re.MULTILINE))
+            for name, emotion in re.findall(r"^\[[\d.]+ - [\d.]+\]\t(\S+)\t(\w+)\t", rated.read_text(), re.MULTILINE):
+                gender = name.split("_")[-1][0]  # Ses01F_impro01_M003: turn 3 of the man of session 1
+                told = {"Gender": GENDERS[gender], "Emotion": IEMOCAP_EMOTIONS.get(emotion, "")}
+                audio = session / "sentences" / "wav" / rated.stem / f"{name}.wav"
+                yield Clip(name, audio, f"{session.name}{gender}", words.get(name, "").strip(), {k: v for k, v in told.items() if v})
+
+
+def dailytalk(root: Path) -> Iterator[Clip]:
+    """ROOT/{metadata.json, data/DIALOG/TURN_SPEAKER_dDIALOG.wav}; the same two speakers in all dialogues."""
+    dialogs = json.loads(need(root / "metadata.json", "DailyTalk").read_text())
+    for dialog, turns in sorted(dialogs.items(), key=lambda pair: int(pair[0])):
+        for turn, told in sorted(turns.items(), key=lambda pair: int(pair[0])):
+            name = f"{turn}_{told['speaker']}_d{dialog}"
+            emotion = "neutral" if told["emotion"] == "no emotion" else told["emotion"]
+            attributes = {"Emotion": emotion, "Intent": told["act"]}
+            # Two voices only: what is held out is dialogues.
+            yield Clip(name, root / "data" / dialog / f"{name}.wav", f"dialog {dialog}", told["text"].strip(), attributes)
+
+
+def voxceleb1(root: Path) -> Iterator[Clip]:
+    """ROOT/{vox1_meta.csv, [dev/ or test/]wav/idNNNNN/VIDEO/00001.wav}; it comes without words."""
+    with open(need(root / "vox1_meta.csv", "VoxCeleb1"), newline="") as file:
+        told = {row["VoxCeleb1 ID"]: {"Gender": GENDERS[row["Gender"]], "Nationality": row["Nationality"]} for row in csv.DictReader(file, delimiter="\t")}
+    for audio in sorted(root.glob("**/wav/id*/*/*.wav")):
+        speaker, video = audio.parts[-3], audio.parts[-2]
+        yield Clip(f"{speaker}-{video}-{audio.stem}", audio, speaker, "", told.get(speaker, {}))
+
+
+# ---- what can be measured. Bounds between low, normal and high; chosen by us, the paper names none.
+PITCH = {"male": (100, 140), "female": (180, 230), "": (130, 210)}  # Hz
+VOLUME = (-32, -18)  # dB below full scale, of the frames with sound
+SPEED = (2.0, 3.3)  # words a second
+
+
+def pitch(waveform: Tensor, low: float = 60.0, high: float = 400.0) -> float | None:
+    """The median fundamental frequency in Hz of a clip (S,) by autocorrelation; None when nothing is voiced."""
+    window, hop = SAMPLE_RATE // 20, SAMPLE_RATE // 50  # 50 ms hold three periods of the lowest voice
+    if len(waveform) < window:
+        return None
+    frames = waveform.unfold(0, window, hop)  # (n, window)
+    frames = frames - frames.mean(dim=1, keepdim=True)
+    frames = frames[frames.pow(2).mean(dim=1) > 0.1 * waveform.pow(2).mean()]
+    spectrum = torch.fft.rfft(frames * torch.hann_window(window), 2 * window)
+    correlation = torch.fft.irfft(spectrum.abs() ** 2)[:, :window]
+    # The window itself fades with the lag; divided out, or high voices would win.
+    fading = torch.fft.irfft(torch.fft.rfft(torch.hann_window(window), 2 * window).abs() ** 2)[:window]
+    shape = correlation / correlation[:, :1].clamp(min=1e-12) / (fading / fading[0]).clamp(min=1e-3)
+    first, last = int(SAMPLE_RATE / high), int(SAMPLE_RATE / low)
+    best = shape[:, first:last].max(dim=1, keepdim=True).values
+    # The first peak that is nearly the highest: the others are its multiples, octaves too low.
+    near = (shape[:, first:last] > 0.9 * best) & (shape[:, first:last] >= shape[:, first - 1 : last - 1]) & (shape[:, first:last] >= shape[:, first + 1 : last + 1])
+    lag = first + near.float().argmax(dim=1)
+    voiced = (best[:, 0] > 0.5) & near.any(dim=1)
+    return SAMPLE_RATE / lag[voiced].float().median().item() if voiced.any() else None
+
+
+def volume(waveform: Tensor) -> float:
+    """Loudness in dB below full scale of the frames that hold sound."""
+    power = F.avg_pool1d(waveform.pow(2)[None], min(400, len(waveform)))[0]
+    return 10 * power[power > 0.01 * power.max()].mean().clamp(min=1e-12).log10().item()
+
+
+def in_words(value: float, bounds: tuple[float, float], names: tuple[str, str, str]) -> str:
+    """The name of the range that a value falls in."""
+    return names[(value > bounds[0]) + (value > bounds[1])]
+
+
+def measured(waveform: Tensor, words: str, gender: str) -> dict[str, str]:
+    """Attributes of a clip (S,) taken from its signal."""
+    found, hertz = {"Volume": in_words(volume(waveform), VOLUME, ("low", "normal", "high"))}, pitch(waveform)
+    if hertz is not None:
+        found["Pitch"] = in_words(hertz, PITCH[gender], ("low", "normal", "high"))
+    if words:
+        found["Speaking speed"] = in_words(len(words.split()) / (len(waveform) / SAMPLE_RATE), SPEED, ("slow", "normal", "fast"))
+    return found
+
+
+def seed_transcript(words: str, attributes: dict[str, str], seconds: float) -> str:
+    """One line with all that is known of a clip: time span, words, attributes."""
+    end = -int(-seconds // 1)  # rounded up
+    told = ", ".join(f"{name}: {value}" for name, value in {**attributes, "Duration": f"{seconds:.1f} s"}.items())
+    return f"[00:00:00 - {end // 3600:02d}:{end // 60 % 60:02d}:{end % 60:02d}] {words} ({told})".replace("]  (", "] (")
+
+
+# ---- manifests
+def item_of(clip: Clip, corpus: str) -> dict | str:
+    """A clip's manifest item; when it cannot be read, why."""
     try:
-        import espeakng_loader
-
-        library, data = espeakng_loader.get_library_path(), Path(espeakng_loader.get_data_path())
-        _ctypes.dlclose(ctypes.CDLL(library)._handle)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise SystemExit(f"eSpeak NG does not load ({error}). Install it: pip install espeakng-loader") from error
-    shutil.copytree(data / "lang" / "gmw", folder / "lang" / "gmw")
-    for name in ("phondata", "phonindex", "phontab", "intonations", "en_dict"):
-        shutil.copy(data / name, folder)
-    variants = folder / "voices" / "!v"  # with ours in place of those we do not use: eSpeak reads at most 349
-    variants.mkdir(parents=True)
-    for split, gender in REAL_VOICES:
-        for name in REAL_VOICES[split, gender].split():
-            shutil.copy(data / "voices" / "!v" / name, variants)
-        for name in MADE_VOICES[split, gender]:
-            (variants / name).write_text(made_voice(name, gender))
-    return library, folder
+        waveform = read_audio(clip.path)
+    except AudioError as error:
+        return str(error)
+    seconds = len(waveform) / SAMPLE_RATE
+    attributes = {**measured(waveform, clip.words, clip.attributes.get("Gender", "")), **clip.attributes}
+    return {
+        "audio_id": f"{corpus}-{clip.id}", "audio_filepath": str(clip.path.resolve()), "input": TRANSCRIBE,
+        "transcription": clip.words, "target": clip.words, "dataset": corpus, "duration": round(seconds, 3),
+        "seed_transcript": seed_transcript(clip.words, attributes, seconds), "speaker": clip.speaker, "attributes": attributes,
+    }  # fmt: skip
 
 
-def speak(text: str, voice: str, rate: int, pitch: int, library: str, data: Path) -> tuple[np.ndarray, list[int]]:
-    """Speaks text with a voice such as "en-us+f2"; the same arguments always give the same samples.
-
-    rate is in words a minute, pitch 0 to 99 as eSpeak counts them; library and data come from prepare_espeak. Returns
-    int16 samples at ESPEAK_RATE, and the samples at which each word begins and the last one ends.
-    """
-    # eSpeak's oscillators run on from one text into the next, so a clip would depend on those before it. Loading the
-    # library anew for each clip takes 0.4 ms and forgets all that.
-    engine = ctypes.CDLL(library)
-    chunks, marks = [], []
-
-    @CALLBACK
-    def receive(samples, count, events):
-        if count > 0:
-            chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        for event in events:
-            if event[0] in (WORD, END):
-                marks.append(event[5])
-            if event[0] == LIST_END:
-                return 0
-
-    try:
-        rate_hz = engine.espeak_Initialize(2, 0, bytes(data), 0)  # 2: synchronous, all sound to the callback
-        engine.espeak_SetSynthCallback(receive)
-        if rate_hz != ESPEAK_RATE or engine.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise RuntimeError(f"eSpeak NG cannot start with the voice {voice} and the data in {data}")
-        for parameter, value in ((1, rate), (2, 25), (3, pitch)):  # a quarter of the usual volume clips no voice
-            engine.espeak_SetParameter(parameter, value, 0)
-        engine.espeak_ng_SetRandSeed(ctypes.c_long(1))  # the noise too: starting up has seeded it with the time
-        engine.espeak_Synth(text.encode(), ctypes.c_size_t(len(text.encode()) + 1), 0, 1, 0, 1, None, None)
-    finally:
-        engine.espeak_Terminate()
-        _ctypes.dlclose(engine._handle)
-    if len(marks) != len(text.split()) + 1:
-        raise RuntimeError(f"eSpeak NG marked {len(marks) - 1} words in: {text}")
-    return np.concatenate(chunks), marks
-
-
-# ---- the toy corpus
-def toy_clip(index: int, split: str, out: Path, seed: int, library: str, data: Path) -> tuple[dict, list[dict]]:
-    """Draws, speaks and writes clip number index of a split. Returns its item for asr and those for instruct."""
-    rng = random.Random(f"{seed}/{split}/{index}")  # its own, so no clip depends on how many there are
-    attributes = random_attributes(rng)
-    group = split, attributes.gender
-    voice = rng.choice(REAL_VOICES[group].split() + MADE_VOICES[group])
-    length = rng.choice(list(TEMPLATES))
-    for _ in range(200):
-        # A clip that is too long gets other words and another rate of the same range, but keeps its number of words
-        # and its attributes: else slow clips would be the short sentences, and speed could be told from the count.
-        sentence = random_sentence(rng, held_out=split == "test", length=length)
-        rate, pitch = rng.randint(*SPEEDS[attributes.speed]), rng.randint(*PITCHES[attributes.pitch])
-        samples, marks = speak(sentence.text, f"{ACCENTS[attributes.accent]}+{voice}", rate, pitch, library, data)
-        level = np.abs(samples.astype(int))
-        end = int(np.flatnonzero(level > level.max() / 100)[-1]) + ESPEAK_RATE // 20  # keep 50 ms of the last silence
-        if end <= MAX_SECONDS * ESPEAK_RATE:
-            break
-    else:
-        raise RuntimeError(f"the voice {voice} cannot say {length} words in {MAX_SECONDS} s")
-    waveform = RESAMPLE(torch.from_numpy(samples[:end].astype(np.float32))).numpy()
-    gain = rng.uniform(0.03, 0.06) / np.sqrt(np.mean(waveform**2))  # a level that says nothing about the voice
-    waveform *= min(gain, 0.99 / np.abs(waveform).max())  # and that does not clip
-    path = f"audio/{split}/{index:06d}.wav"
-    soundfile.write(out / path, waveform, SAMPLE_RATE, subtype="PCM_16")
-    seconds = round(len(waveform) / SAMPLE_RATE, 3)
-    times = [round(min(mark / ESPEAK_RATE, seconds), 3) for mark in marks]
-    item = {"audio_id": f"toy-{split}-{index:06d}", "audio_filepath": path, "input": TRANSCRIBE,
-            "transcription": sentence.text, "target": sentence.text, "dataset": "toy", "duration": seconds,
-            "seed_transcript": seed_transcript(sentence, attributes, seconds)}
-    pairs = instructions(sentence, attributes, rng)
-    kinds = training_kinds(pairs, rng) if split == "train" else pairs
-    drawn = {**asdict(attributes), "voice": voice, "rate": rate, "pitch_parameter": pitch}
-    return ({**item, "attributes": drawn, "words": list(zip(sentence.text.split(), times, times[1:]))},
-            [{**item, "input": pairs[kind][0], "target": pairs[kind][1], "kind": kind} for kind in kinds])
-
-
-def write_manifest(path: Path, items: list[dict]) -> None:
-    """Writes a manifest, one item a line. The file appears whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("[\n" + ",\n".join(json.dumps(item, separators=(",", ":")) for item in items) + "\n]\n")
-    temporary.replace(path)
-
-
-def make_toy(out: Path, seed: int = 0, train: int = 6000, test: int = 400) -> bool:
-    """Makes the toy corpus in the folder out, with so many clips to train and to test on: same seed, same files, bit
-    for bit. Returns False if the finished corpus is there already; another corpus is left alone, with an error.
-    """
-    arguments = {"corpus": "toy", "seed": seed, "train": train, "test": test}
-    record = out / "corpus.json"  # written last, so it says that all the rest is complete
-    if record.exists():
-        if json.loads(record.read_text()) == arguments:
-            print(f"{out} holds this corpus already.")
-            return False
-        raise SystemExit(f"{out} holds another corpus, {record.read_text().strip()}. Choose another --out.")
-    manifests = {}
-    workers = multiprocessing.get_context("fork").Pool(None, torch.set_num_threads, (1,))  # one thread each
-    with workers as pool, tempfile.TemporaryDirectory() as temporary:
-        library, data = prepare_espeak(Path(temporary))
-        for split, count in (("train", train), ("test", test)):
-            (out / "audio" / split).mkdir(parents=True, exist_ok=True)
-            clip = functools.partial(toy_clip, split=split, out=out, seed=seed, library=library, data=data)
-            clips = list(tqdm(pool.imap(clip, range(count), 8), f"speaking {split}", count, unit=" clips"))
-            manifests[f"asr_{split}.json"] = [asr for asr, _ in clips]
-            manifests[f"instruct_{split}.json"] = [item for _, items in clips for item in items]
-    for name, items in manifests.items():  # after all the audio, so a killed run leaves no half corpus
+def make_manifests(clips: Iterator[Clip], corpus: str, out: Path, held_out: float = 0.0) -> dict[str, int]:
+    """Write the manifests of a corpus's clips; returns how many items each file got, and says which clips were skipped."""
+    with multiprocessing.get_context("fork").Pool(None, torch.set_num_threads, (1,)) as pool:
+        results = list(tqdm(pool.imap(functools.partial(item_of, corpus=corpus), clips, 16), corpus, unit=" clips"))
+    skipped = [result for result in results if isinstance(result, str)]
+    files = collections.defaultdict(list)
+    for item in results:
+        if isinstance(item, dict):
+            test = zlib.crc32(item["speaker"].encode()) % 1000 < 10 * held_out  # the speaker decides, so no voice is in both
+            files[f"{corpus}{('_test' if test else '_train') if held_out else ''}.json"].append(item)
+    for line in skipped[:20]:
+        print(f"skipped: {line}")
+    if not files:
+        raise CorpusError(f"{corpus}: no clip found" + (f"; {len(skipped)} cannot be read" if skipped else " where its layout has them"))
+    out.mkdir(parents=True, exist_ok=True)
+    for name, items in files.items():
         write_manifest(out / name, items)
-    record.write_text(json.dumps(arguments) + "\n")
-    return True
+    counts = {name: len(items) for name, items in files.items()}
+    print(f"{corpus}: " + ", ".join(f"{n} items in {out / name}" for name, n in counts.items()) + f"; {len(skipped)} clips skipped")
+    return counts
+
+
+READERS = (librispeech, vctk, accentdb, iemocap, dailytalk, voxceleb1)
 
 
 def main() -> None:
     """The command line; see the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    toy = parser.add_subparsers(required=True).add_parser("toy", help="a small grammar, spoken by eSpeak NG")
+    commands = parser.add_subparsers(required=True, dest="corpus")
+    toy = commands.add_parser("toy", help="a small grammar, spoken by eSpeak NG")
     toy.add_argument("--out", type=Path, required=True, help="folder of the corpus")
     for name, default, text in (("--seed", 0, "same seed, same files"), ("--train", 6000, "training clips"),
-                                ("--test", 400, "test clips")):
+                                ("--test", 400, "test clips")):  # fmt: skip
         toy.add_argument(name, type=int, default=default, help=f"{text} (default {default})")
-    toy.set_defaults(make=make_toy)
-    options = vars(parser.parse_args())
-    options.pop("make")(**options)
+    for reader in READERS:
+        command = commands.add_parser(reader.__name__, help=reader.__doc__)
+        command.add_argument("root", type=Path, metavar="ROOT", help=reader.__doc__)
+        command.add_argument("--out", type=Path, required=True, help="folder of the manifests")
+        command.add_argument("--held-out", type=float, default=0.0, help="percent of the speakers to keep for a test")
+        if reader is librispeech:
+            command.add_argument("--subset", default="train-clean-100", help="dev-clean, test-clean, train-clean-100, ...")
+            command.add_argument("--download", action="store_true", help="fetch it first")
+    args = parser.parse_args()
+    if args.corpus == "toy":
+        espeak.make_toy(args.out, args.seed, args.train, args.test)
+        return
+    reader, name = globals()[args.corpus], args.corpus
+    try:
+        if reader is librispeech:
+            if args.download:
+                download_librispeech(args.root, args.subset)
+            reader, name = functools.partial(librispeech, subset=args.subset), f"librispeech-{args.subset}"
+        make_manifests(reader(args.root), name, args.out, args.held_out)
+    except CorpusError as error:
+        raise SystemExit(f"corpora.py: {error}") from None
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Shapes: S samples.
 import json
 from pathlib import Path
 
-import numpy as np
 import soundfile
 import torch
 import torchaudio
@@ -121,44 +120,8 @@ def load_manifest(path: str | Path) -> list[dict]:
     return good
 
 
-class StateCache:
-    """The frozen encoder's states of every clip, computed once and kept in memory in float16.
-
-    The encoder never changes while adapters train, so hearing a clip anew in each epoch is work without gain.
-    """
-
-    def __init__(self, model, items: list[dict], batch: int = 64, progress=lambda it: it):
-        """Encode the clips of manifest items through model (a DIFFA)."""
-        paths = list(dict.fromkeys(item["audio_filepath"] for item in items))
-        self.row = {path: i for i, path in enumerate(paths)}
-        config, self.used, self.device = model.encoder.config, model.used_states, model.prompts.device
-        self.n_states = config.n_layers + 1
-        shape = (len(paths), config.context, config.width)
-        self.states = {k: torch.empty(shape, dtype=torch.float16) for k in self.used}  # (N, T, D_w)
-        self.frames = torch.empty(len(paths), dtype=torch.long)
-        for start in progress(range(0, len(paths), batch)):
-            names = paths[start : start + batch]
-            waveforms, n_samples = pad_waveforms([read_audio(p) for p in names], config.n_samples, names)
-            states, frames = model.encode(waveforms.to(self.device), n_samples.to(self.device))
-            for k in self.used:
-                self.states[k][start : start + batch] = states[k]
-            self.frames[start : start + batch] = frames.cpu()
-
-    def __call__(self, items: list[dict]) -> tuple[list[Tensor], Tensor]:
-        """What DIFFA.encode gives for these items: states (unused ones empty) and frames (B,)."""
-        rows = torch.tensor([self.row[item["audio_filepath"]] for item in items])
-        states = [torch.empty(0)] * self.n_states
-        for k in self.used:
-            states[k] = self.states[k][rows].to(self.device).float()  # (B, T, D_w)
-        return states, self.frames[rows].to(self.device)
-
-
-def pick(step: int, n_items: int, batch: int, seed: int) -> np.ndarray:
-    """Indices (batch,) of step's items: the epochs are shuffled, and step alone says where we are, so runs resume exactly."""
-    positions = np.arange(step * batch, (step + 1) * batch)
-    chosen = np.empty(batch, dtype=np.int64)
-    for epoch in np.unique(positions // n_items):
-        order = np.random.default_rng([seed, int(epoch)]).permutation(n_items)
-        here = positions // n_items == epoch
-        chosen[here] = order[positions[here] % n_items]
-    return chosen
+def write_manifest(path: Path, items: list[dict]) -> None:
+    """Write a manifest, one item a line. The file appears whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("[\n" + ",\n".join(json.dumps(item, separators=(",", ":")) for item in items) + "\n]\n")
+    temporary.replace(path)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 KeyValues = list[tuple[Tensor, Tensor]]  # of each block the keys, stored rotated, and the values: (B, K, L, C) each
-
+LOGITS_AT_ONCE = 1 << 24  # most logits that a loss makes at a time: 67 MB in float32
 T_MIN = 1e-3  # noise levels are floored here, where the weight 1/t of the loss would run away
 
 
@@ -147,6 +148,7 @@ class DiffusionLM(nn.Module):
         if config.tied:
             self.unembedding.weight = self.embedding.weight
         self.fixed_caches: dict[tuple, KeyValues] = {}  # see new_cache
+        self.recompute = False  # true: the backward pass computes each block again, and only their inputs are kept
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (B, L) -> embeddings (B, L, D)."""
@@ -203,7 +205,8 @@ class DiffusionLM(nn.Module):
         cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         x, last = embeddings, len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin, attend, None if cache is None else cache[i], where, wanted if i == last else None)
+            arguments = (x, cos, sin, attend, None if cache is None else cache[i], where, wanted if i == last else None)
+            x = checkpoint(block, *arguments, use_reentrant=False) if self.recompute and x.requires_grad else block(*arguments)
         return self.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -231,6 +234,24 @@ def noise(answer_ids: Tensor, t: Tensor, mask_id: int, generator: torch.Generato
     return torch.where(u.to(answer_ids.device) < t.to(answer_ids.device)[:, None], mask_id, answer_ids)
 
 
+def token_losses(lm: DiffusionLM, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Cross-entropy (n,) of the tokens ids (n,) given their hidden states (n, D).
+
+    Logits of a large vocabulary are the largest tensors of training: 126,464 numbers a token. Where they are many they
+    are made chunk by chunk, forgotten, and made again in the backward pass, so that no more than a chunk ever exists.
+    """
+
+    def of_chunk(hidden: Tensor, ids: Tensor) -> Tensor:
+        return F.cross_entropy(lm.head(hidden).float(), ids, reduction="none")
+
+    rows = max(LOGITS_AT_ONCE // lm.config.vocab, 1)
+    if len(ids) <= rows or not torch.is_grad_enabled():
+        chunks = [of_chunk(h, i) for h, i in zip(hidden.split(rows), ids.split(rows))]
+    else:
+        chunks = [checkpoint(of_chunk, h, i, use_reentrant=False) for h, i in zip(hidden.split(rows), ids.split(rows))]
+    return torch.cat(chunks)
+
+
 def diffusion_loss(
     lm: DiffusionLM,
     prompt: Tensor,
@@ -256,12 +277,12 @@ def diffusion_loss(
     if prompt_mask is not None:
         prompt_mask = torch.cat([prompt_mask, torch.ones_like(noisy_ids, dtype=torch.bool)], dim=1)  # (B, P + G)
     # 2. One pass in both directions.
-    hidden = lm(x, prompt_mask)[:, -answer_ids.shape[1] :]  # (B, G, D)
-    # 3. Logits at the masked positions only, n of them: no position is shifted, i predicts i.
+    P, L = prompt.shape[1], x.shape[1]
+    hidden = lm(x, prompt_mask, wanted=torch.arange(P, L, device=x.device))  # (B, G, D)
+    # 3. Cross-entropy at the masked positions only, n of them: no position is shifted, i predicts i.
     masked = noisy_ids == lm.config.mask_id  # (B, G)
-    logits = lm.head(hidden[masked]).float()  # (n, V)
-    # 4. Cross-entropy, weighted by 1 / t.
-    losses = F.cross_entropy(logits, answer_ids[masked], reduction="none")  # (n,)
+    losses = token_losses(lm, hidden[masked], answer_ids[masked])  # (n,)
+    # 4. Weighted by 1 / t.
     weights = (1.0 / t.to(losses))[:, None].expand_as(masked)[masked]  # (n,)
     # 5. Normalisation by answer tokens.
     return (losses * weights).sum() / n_tokens
@@ -273,4 +294,4 @@ def next_token_loss(lm: DiffusionLM, prompt: Tensor, prompt_mask: Tensor | None,
     if prompt_mask is not None:
         prompt_mask = torch.cat([prompt_mask, torch.ones_like(answer_ids, dtype=torch.bool)], dim=1)
     hidden = lm(x, prompt_mask)[:, -answer_ids.shape[1] - 1 : -1]  # (B, G, D): position i predicts token i + 1
-    return F.cross_entropy(lm.head(hidden).flatten(0, 1).float(), answer_ids.flatten())
+    return token_losses(lm, hidden.flatten(0, 1), answer_ids.flatten()).mean()

@@ -32,9 +32,10 @@ from tqdm import tqdm
 
 import grammar
 import weights
+from batches import pick
 from data import (
     HEADER, HEADER_END, MASK, START, TEXT_END, TURN_END, Prompt, SentencePieceTokenizer, build_prompt, decode_answer,
-    encode_answers, load_manifest, pad_waveforms, pick, read_audio, word_error_rate,
+    encode_answers, load_manifest, pad_waveforms, read_audio, word_error_rate,
 )  # fmt: skip
 from diffa import Spliced
 from diffusion_lm import SIZES as LM_SIZES

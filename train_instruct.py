@@ -7,21 +7,17 @@ ablation `--audio semantic` leaves the acoustic adapter out, all else equal.
 """
 
 import argparse
-import time
 from pathlib import Path
 
-import torch
-
-from data import AudioError, ManifestError, load_manifest
-from diffa import DIFFA, add_model_arguments, model_options
+from data import AudioError, ManifestError
+from diffa import add_model_arguments
 from grammar import ANSWER_LENGTH
-from train_asr import TOY_SHAPES, Preset, add_training_arguments, chosen_preset, train_stage
+from stage import FULL_SIZE, TOY_SHAPES, Preset, add_training_arguments, chosen_preset, run_stage
 from trainer import TrainConfig
-from weights import write_json
 
 PRESETS = {
     # 96,874 items, 10 epochs at batch 32 (paper, section 4.1).
-    "paper": Preset(TrainConfig(30_273, 32, 5e-5, 2000, "cosine"), 128, 0.0, False, False, {}),
+    "paper": Preset(TrainConfig(30_273, 32, 5e-5, 2000, "cosine"), 128, 0.0, False, False, {}, "bfloat16", True, FULL_SIZE),
     "toy": Preset(TrainConfig(1500, 32, 2e-3, 50, "cosine"), ANSWER_LENGTH, 0.1, True, True, TOY_SHAPES),
 }
 
@@ -34,20 +30,11 @@ def main() -> None:
     add_model_arguments(parser, "runs/toy/stage1")
     add_training_arguments(parser)
     args = parser.parse_args()
-    started = time.perf_counter()
-    preset = chosen_preset(PRESETS, args)
+    stage = "stage2" if args.audio == "both" else "semantic"
     try:
-        items = load_manifest(args.train)
-        torch.manual_seed(args.seed)
-        stage = "stage2" if args.audio == "both" else "semantic"
-        model = DIFFA.from_pretrained(args.whisper, args.llm, args.adapters, stage, **model_options(args))
-        if preset.match_embedding_scale:
-            model.match_embedding_scale(("acoustic",))
-        losses = train_stage(model, items, [item["target"] for item in items], preset, args.out, "4/4 stage 2")
+        run_stage(args, chosen_preset(PRESETS, args), stage, "target", "4/4 stage 2")
     except (AudioError, ManifestError, ValueError) as error:
         raise SystemExit(f"train_instruct.py: {error}") from None
-    model.save(args.out, args.whisper, args.llm)
-    write_json(args.out / "training.json", {"losses": losses, "minutes": (time.perf_counter() - started) / 60})
 
 
 if __name__ == "__main__":

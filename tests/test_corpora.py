@@ -1,210 +1,189 @@
-"""The toy corpus: what it promises about its sentences, voices, answers and files."""
+"""Public corpora: small trees laid out as the real ones become the manifests that training reads."""
 
 import json
-import random
 import sys
-from collections import Counter
 
+import numpy as np
 import pytest
 import soundfile
+import torch
 
 import corpora
-import grammar
-
-TRAIN, TEST = 24, 12
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """A tiny corpus: its folder and its four manifests."""
-    out = tmp_path_factory.mktemp("corpus")
-    assert corpora.make_toy(out, seed=3, train=TRAIN, test=TEST)
-    return out, {name: json.loads((out / f"{name}.json").read_text())
-                 for name in ("asr_train", "asr_test", "instruct_train", "instruct_test")}
+from data import load_manifest
+from encoder import SAMPLE_RATE
 
 
-def sentences(n, **options):
-    rng = random.Random(0)
-    return [grammar.random_sentence(rng, **options) for _ in range(n)]
+@pytest.fixture
+def voice(tmp_path):
+    """Writes a buzz, as rich in overtones as a voice: voice("a/b.wav", hertz, seconds, loudness)."""
+
+    def write(name, hertz=120.0, seconds=1.0, loudness=0.1, rate=SAMPLE_RATE):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, buzz(hertz, seconds, loudness, rate), rate)
+        return path
+
+    return write
 
 
-def test_grammar_is_even_and_within_its_words():
-    drawn = sentences(3000)
-    lengths = Counter(len(s.text.split()) for s in drawn)
-    assert set(lengths) == set(grammar.NUMBER_WORDS) and min(lengths.values()) > 400
-    assert {word for s in drawn for word in s.text.split()} == set(grammar.WORDS)
-    assert all(len(words) <= 8 for words in grammar.CATEGORIES.values())
-    assert all(len(s.slots) >= 2 for s in drawn)
+def buzz(hertz, seconds=1.0, loudness=0.1, rate=SAMPLE_RATE):
+    t = np.arange(int(seconds * rate)) / rate
+    return loudness * sum(np.sin(2 * np.pi * k * hertz * t) / k for k in range(1, 9)).astype(np.float32)
 
 
-def test_held_out_sentences_never_train():
-    assert all(not grammar.is_held_out(s.text) for s in sentences(1000, held_out=False))
-    assert all(grammar.is_held_out(s.text) for s in sentences(300, held_out=True))
-    share = sum(grammar.is_held_out(s.text) for s in sentences(3000)) / 3000
-    assert 0.07 < share < 0.13
-    assert grammar.is_held_out("oscar found the zebra") == grammar.is_held_out("oscar found the zebra")
+def text(tmp_path, name, content):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
 
 
-def test_train_and_test_share_neither_sentence_nor_voice(corpus):
-    _, manifests = corpus
-    train, test = manifests["asr_train"], manifests["asr_test"]
-    assert len(train) == TRAIN and len(test) == TEST
-    assert not {i["transcription"] for i in train} & {i["transcription"] for i in test}
-    assert not {i["attributes"]["voice"] for i in train} & {i["attributes"]["voice"] for i in test}
-    voices = [v for group in corpora.REAL_VOICES
-              for v in corpora.REAL_VOICES[group].split() + corpora.MADE_VOICES[group]]
-    assert len(voices) == len(set(voices)) == 69 + 220  # none belongs to two groups
+def items_of(monkeypatch, tmp_path, *arguments):
+    """Run the command on tmp_path; returns the items of every manifest it writes, by file, as training reads them."""
+    out = tmp_path / "manifests"
+    corpus, *options = arguments
+    monkeypatch.setattr(sys, "argv", ["corpora.py", corpus, str(tmp_path), "--out", str(out), *options])
+    corpora.main()
+    return {path.stem: load_manifest(path) for path in sorted(out.glob("*.json"))}
 
 
-def test_audio_and_alignment(corpus):
-    out, manifests = corpus
-    for item in manifests["asr_train"] + manifests["asr_test"]:
-        waveform, rate = soundfile.read(out / item["audio_filepath"])
-        assert rate == 16_000 and waveform.ndim == 1 and len(waveform) / rate <= corpora.MAX_SECONDS + 0.001
-        assert item["duration"] == pytest.approx(len(waveform) / rate, abs=0.001)
-        assert 0.02 < (waveform**2).mean() ** 0.5 < 0.065 and abs(waveform).max() < 0.999  # level, and no clipping
-        assert " ".join(word for word, _, _ in item["words"]) == item["transcription"] == item["target"]
-        times = [time for _, start, end in item["words"] for time in (start, end)]
-        assert times == sorted(times) and times[0] >= 0 and times[-1] <= item["duration"]
-        assert all(end - start > 0.03 for _, start, end in item["words"])
-        assert item["duration"] - times[-1] < 0.1  # the silence at the end is trimmed
+def test_librispeech(tmp_path, voice, monkeypatch):
+    text(tmp_path, "LibriSpeech/SPEAKERS.TXT", "; comments\n;ID |SEX| SUBSET | MINUTES| NAME\n14   | F | dev-clean | 25.03 | A\n22 | M | dev-clean | 8 | B\n")
+    for speaker, n in (("14", 2), ("22", 1)):
+        folder = f"LibriSpeech/dev-clean/{speaker}/208"
+        text(tmp_path, f"{folder}/{speaker}-208.trans.txt", "".join(f"{speaker}-208-000{i} IT IS SAID AT LAST\n" for i in range(n)))
+        for i in range(n):
+            voice(f"{folder}/{speaker}-208-000{i}.flac", 200 if speaker == "14" else 90)
+    (items,) = items_of(monkeypatch, tmp_path, "librispeech", "--subset", "dev-clean").values()
+    assert [item["audio_id"] for item in items] == [f"librispeech-dev-clean-{i}" for i in ("14-208-0000", "14-208-0001", "22-208-0000")]
+    assert items[0]["transcription"] == "it is said at last" and items[0]["duration"] == 1.0
+    assert items[0]["seed_transcript"].startswith("[00:00:00 - 00:00:01] it is said at last (Volume: ")
+    for fact in ("Gender: female", "Pitch: normal", "Speaking speed: fast", "Duration: 1.0 s"):
+        assert fact in items[0]["seed_transcript"]
+    assert "Gender: male" in items[2]["seed_transcript"] and "Pitch: low" in items[2]["seed_transcript"]
 
 
-def test_words_are_where_the_alignment_says(corpus):
-    """A word's span in one clip holds sound: louder than the clip's silence after the last word."""
-    out, manifests = corpus
-    for item in manifests["asr_test"]:
-        waveform, rate = soundfile.read(out / item["audio_filepath"])
-        for _, start, end in item["words"]:
-            assert abs(waveform[int(start * rate):int(end * rate)]).max() > 0.1 * abs(waveform).max()
+def test_librispeech_is_fetched_by_torchaudio_s_class(tmp_path, voice, monkeypatch):
+    import torchaudio.datasets
+
+    def fetch(root, url, download):
+        assert download and url == "dev-other"
+        text(root, "LibriSpeech/SPEAKERS.TXT", "1 | F | dev-other | 1 | A\n")
+        text(root, "LibriSpeech/dev-other/1/2/1-2.trans.txt", "1-2-0000 WORDS\n")
+        voice("LibriSpeech/dev-other/1/2/1-2-0000.flac")
+
+    monkeypatch.setattr(torchaudio.datasets, "LIBRISPEECH", fetch)
+    assert len(items_of(monkeypatch, tmp_path, "librispeech", "--subset", "dev-other", "--download")["librispeech-dev-other"]) == 1
 
 
-def test_attributes_are_balanced_and_independent():
-    rng = random.Random(0)
-    drawn = [grammar.random_attributes(rng) for _ in range(6400)]
-    joint = Counter((a.gender, a.accent, a.speed, a.pitch) for a in drawn)  # 32 cells of 200
-    assert len(joint) == 32 and 140 < min(joint.values()) and max(joint.values()) < 260
+@pytest.mark.parametrize("id_prefix, audio", [("p", "wav48_silence_trimmed/{s}/{s}_001_mic1.flac"), ("", "wav48/{s}/{s}_001.wav")])
+def test_vctk_in_both_releases(tmp_path, voice, monkeypatch, id_prefix, audio):
+    lines = ["ID  AGE  GENDER  ACCENTS  REGION COMMENTS", f"{id_prefix}225  23  F    English    Southern  England", f"{id_prefix}238  22  F  NorthernIrish  Belfast"]
+    text(tmp_path, "speaker-info.txt", "\n".join(lines) + "\n")
+    for speaker in ("p225", "p238"):
+        text(tmp_path, f"txt/{speaker}/{speaker}_001.txt", "Please call Stella.\n")
+        voice(audio.format(s=speaker), 210, rate=48_000)
+    text(tmp_path, "txt/p225/p225_002.txt", "Never recorded.\n")
+    (items,) = items_of(monkeypatch, tmp_path, "vctk").values()
+    assert [(i["transcription"], i["attributes"]["Age"], i["attributes"]["Accent"]) for i in items] == [
+        ("Please call Stella.", "23", "English"), ("Please call Stella.", "22", "Northern Irish")]  # fmt: skip
 
 
-def test_attributes_are_what_was_spoken(corpus):
-    _, manifests = corpus
-    for item in manifests["asr_train"] + manifests["asr_test"]:
-        a = item["attributes"]
-        low, high = grammar.SPEEDS[a["speed"]]
-        assert low <= a["rate"] <= high
-        low, high = grammar.PITCHES[a["pitch"]]
-        assert low <= a["pitch_parameter"] <= high
-        split = item["audio_filepath"].split("/")[1]
-        assert a["voice"] in corpora.REAL_VOICES[split, a["gender"]].split() + corpora.MADE_VOICES[split, a["gender"]]
-        assert f"Accent: {a['accent']}" in item["seed_transcript"]
-    seconds = {speed: sorted(item["duration"] / len(item["words"]) for item in manifests["asr_train"]
-                             if item["attributes"]["speed"] == speed) for speed in grammar.SPEEDS}
-    assert seconds["slow"][len(seconds["slow"]) // 2] > 1.2 * seconds["fast"][len(seconds["fast"]) // 2]
+def test_accentdb(tmp_path, voice, monkeypatch):
+    voice("data/odiya/speaker_01/odiya_s01_001.wav")
+    voice("data/welsh/speaker_02/welsh_s02_001.wav")
+    (items,) = items_of(monkeypatch, tmp_path, "accentdb").values()
+    assert [(i["attributes"]["Accent"], i["speaker"]) for i in items] == [("odiya", "odiya-speaker_01"), ("welsh", "welsh-speaker_02")]
+    assert items[0]["transcription"] == "" and items[0]["seed_transcript"].startswith("[00:00:00 - 00:00:01] (")
+    assert "Speaking speed" not in items[0]["attributes"]  # nothing to count
 
 
-def test_same_seed_same_bytes(corpus, tmp_path):
-    """A clip depends neither on how many there are nor on those spoken before it."""
-    out, manifests = corpus
-    assert corpora.make_toy(tmp_path / "again", seed=3, train=5, test=2)
-    for path in sorted((tmp_path / "again" / "audio").rglob("*.wav")):
-        assert path.read_bytes() == (out / path.relative_to(tmp_path / "again")).read_bytes(), path
-    assert json.loads((tmp_path / "again" / "asr_train.json").read_text()) == manifests["asr_train"][:5]
-    corpora.make_toy(tmp_path / "other", seed=4, train=5, test=0)
-    assert json.loads((tmp_path / "other" / "asr_train.json").read_text()) != manifests["asr_train"][:5]
+def test_iemocap(tmp_path, voice, monkeypatch):
+    dialog, session = "Ses01F_impro01", "Session1"
+    rated = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
+    rated += f"[6.2901 - 8.2357]\t{dialog}_F000\tneu\t[2.5, 2.5, 2.5]\nC-E2:\tNeutral;\t()\n[9.1 - 10.2]\t{dialog}_M000\txxx\t[2, 3, 3]\n"
+    text(tmp_path, f"{session}/dialog/EmoEvaluation/{dialog}.txt", rated)
+    text(tmp_path, f"{session}/dialog/transcriptions/{dialog}.txt", f"{dialog}_F000 [006.2901-008.2357]: Excuse me.\n{dialog}_M000 [009.1000-010.2000]: Yes.\n")
+    for name in ("F000", "M000"):
+        voice(f"{session}/sentences/wav/{dialog}/{dialog}_{name}.wav")
+    (items,) = items_of(monkeypatch, tmp_path, "iemocap").values()
+    first, second = (item["attributes"] for item in items)
+    assert (first["Gender"], first["Emotion"], items[0]["transcription"]) == ("female", "neutral", "Excuse me.")
+    assert second["Gender"] == "male" and "Emotion" not in second  # the raters did not agree
 
 
-def test_every_real_voice_speaks_alike_each_time(tmp_path):
-    library, data = corpora.prepare_espeak(tmp_path)
-    for voice in " ".join(corpora.REAL_VOICES.values()).split():
-        first, second = (corpora.speak("arthur painted", f"en-us+{voice}", 240, 50, library, data) for _ in range(2))
-        assert (first[0].shape, first[1]) == (second[0].shape, second[1]) and (first[0] == second[0]).all(), voice
+def test_dailytalk(tmp_path, voice, monkeypatch):
+    turns = {str(i): {"text": " Hello there. ", "speaker": i % 2, "emotion": e, "act": a}
+             for i, (e, a) in enumerate((("no emotion", "question"), ("happiness", "inform")))}  # fmt: skip
+    text(tmp_path, "metadata.json", json.dumps({"10": turns, "2": turns}))
+    for dialog in ("2", "10"):
+        for i in range(2):
+            voice(f"data/{dialog}/{i}_{i}_d{dialog}.wav")
+    (items,) = items_of(monkeypatch, tmp_path, "dailytalk").values()
+    assert [i["audio_id"] for i in items] == [f"dailytalk-{n}" for n in ("0_0_d2", "1_1_d2", "0_0_d10", "1_1_d10")]
+    assert [(i["attributes"]["Emotion"], i["attributes"]["Intent"]) for i in items[:2]] == [("neutral", "question"), ("happiness", "inform")]
 
 
-def test_finished_corpus_is_skipped_and_others_left_alone(corpus, capsys):
-    out, _ = corpus
-    before = (out / "asr_train.json").stat().st_mtime_ns
-    assert not corpora.make_toy(out, seed=3, train=TRAIN, test=TEST)
-    assert "already" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="another corpus"):
-        corpora.make_toy(out, seed=4, train=TRAIN, test=TEST)
-    assert (out / "asr_train.json").stat().st_mtime_ns == before
+@pytest.mark.parametrize("folder", ["", "dev/"])
+def test_voxceleb1(tmp_path, voice, monkeypatch, folder):
+    text(tmp_path, "vox1_meta.csv", "VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet\nid10001\tA.J._Buckley\tm\tIreland\tdev\n")
+    voice(f"{folder}wav/id10001/1zcIwhmdeo4/00001.wav")
+    (items,) = items_of(monkeypatch, tmp_path, "voxceleb1").values()
+    assert items[0]["audio_id"] == "voxceleb1-id10001-1zcIwhmdeo4-00001"
+    assert (items[0]["attributes"]["Gender"], items[0]["attributes"]["Nationality"]) == ("male", "Ireland")
 
 
-def test_unfinished_corpus_is_made_again(tmp_path):
-    corpora.make_toy(tmp_path, seed=5, train=1, test=1)
-    (tmp_path / "corpus.json").unlink()
-    (tmp_path / "asr_test.json").unlink()
-    assert corpora.make_toy(tmp_path, seed=5, train=1, test=1)
-    assert len(json.loads((tmp_path / "asr_test.json").read_text())) == 1
-    assert not list(tmp_path.glob("*.tmp"))
+def test_held_out_speakers_are_in_no_other_manifest(tmp_path, voice, monkeypatch):
+    for i in range(30):
+        for accent in ("welsh", "indian"):
+            voice(f"data/{accent}/s{i}/1.wav", seconds=0.1)
+    manifests = items_of(monkeypatch, tmp_path, "accentdb", "--held-out", "20")
+    train, test = ({i["speaker"] for i in manifests[f"accentdb_{part}"]} for part in ("train", "test"))
+    assert not train & test and len(train | test) == 60 and 5 <= len(test) <= 20
 
 
-def test_answers_agree_with_the_sentence():
-    rng = random.Random(1)
-    for sentence in sentences(500):
-        a = grammar.random_attributes(rng)
-        pairs = grammar.instructions(sentence, a, rng)
-        words = sentence.text.split()
-        assert list(pairs) == [k for k in grammar.KINDS if k in pairs]
-        assert {k for k in pairs if k in grammar.SLOTS} == set(sentence.slots)
-        for kind in sentence.slots:
-            assert pairs[kind][1] in words and pairs[kind][1] in grammar.CATEGORIES[kind]
-            assert sum(word in grammar.CATEGORIES[kind] for word in words) == 1  # one right answer
-        assert pairs["count"][1] == "zero one two three four five six seven eight nine".split()[len(words)]
-        assert pairs["repeat"][1] == sentence.text
-        for kind in grammar.VOICE_KINDS:
-            assert pairs[kind][1] == getattr(a, kind)
-        head, said = pairs["caption"][1].split(": ")
-        assert said == sentence.text and len(head.split()) == 7
-        assert {a.accent, a.speed, a.pitch, "woman" if a.gender == "female" else "man"} < set(head.split())
+def test_what_cannot_be_read_is_skipped_and_named(tmp_path, voice, monkeypatch, capsys):
+    voice("data/welsh/s1/1.wav")
+    voice("data/welsh/s1/2.wav").write_bytes(b"RIFF")
+    (items,) = items_of(monkeypatch, tmp_path, "accentdb").values()
+    said = capsys.readouterr().out
+    assert len(items) == 1 and "2.wav: cannot be read" in said and "1 clips skipped" in said
 
 
-def test_questions_have_several_short_wordings():
-    assert set(grammar.QUESTIONS) == set(grammar.KINDS) == {*grammar.CONTENT_KINDS, *grammar.VOICE_KINDS, "caption"}
-    wordings = [question for questions in grammar.QUESTIONS.values() for question in questions]
-    assert len(set(wordings)) == len(wordings)  # none is asked of two kinds
-    for questions in grammar.QUESTIONS.values():
-        assert len(questions) >= 4
-    assert all(q[0].isupper() and q[-1] in "?." and len(q.split()) <= 10 for q in wordings)
+@pytest.mark.parametrize("reader", [reader.__name__ for reader in corpora.READERS])
+def test_a_folder_that_is_not_the_corpus_is_explained(tmp_path, monkeypatch, reader):
+    with pytest.raises(SystemExit, match=f"corpora.py: {tmp_path}.* is not there: ROOT should be"):
+        items_of(monkeypatch, tmp_path, reader)
 
 
-def test_instruction_manifests(corpus):
-    out, manifests = corpus
-    train, test = manifests["instruct_train"], manifests["instruct_test"]
-    assert len(train) == 5 * TRAIN
-    per_clip = Counter((item["audio_id"], item["kind"]) for item in train)
-    assert max(per_clip.values()) == 1
-    voice = sum(item["kind"] in (*grammar.VOICE_KINDS, "caption") for item in train)
-    assert all(2 * TRAIN <= n <= 3 * TRAIN for n in (voice, len(train) - voice))
-    for clip in manifests["asr_test"]:
-        kinds = {item["kind"] for item in test if item["audio_id"] == clip["audio_id"]}
-        slots = {k for k in grammar.SLOTS if set(grammar.CATEGORIES[k]) & set(clip["transcription"].split())}
-        assert kinds == slots | {"count", "repeat", "caption", *grammar.VOICE_KINDS}
-    facts = {i["audio_id"]: i["attributes"] for i in manifests["asr_train"] + manifests["asr_test"]}
-    for item in train + test:
-        assert item["input"] in grammar.QUESTIONS[item["kind"]] and (out / item["audio_filepath"]).exists()
-        if item["kind"] in grammar.VOICE_KINDS:
-            assert item["target"] == facts[item["audio_id"]][item["kind"]]
+def test_an_empty_corpus_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(SystemExit, match="accentdb: no clip found"):
+        items_of(monkeypatch, tmp_path, "accentdb")
 
 
-def test_seed_transcript():
-    sentence = grammar.Sentence("laura found the fox", {"name": "laura", "animal": "fox"})
-    line = grammar.seed_transcript(sentence, grammar.Attributes("female", "scottish", "fast", "high"), 2.3)
-    assert line == ("[00:00:00 - 00:00:03] laura found the fox "
-                    "(Gender: female, Accent: scottish, Speaking speed: fast, Pitch: high)")
+@pytest.mark.parametrize("hertz", [75, 110, 180, 250, 350])
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_pitch_is_heard_within_two_percent(hertz, noise):
+    waveform = torch.from_numpy(buzz(hertz)) + noise * torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
+    assert corpora.pitch(waveform) == pytest.approx(hertz, rel=0.02)
 
 
-def test_made_voices_tell_the_genders_apart():
-    def pitch(gender, i):
-        text = corpora.made_voice(f"train-{gender}-{i:02d}", gender)
-        assert f"gender {gender}\n" in text
-        return int(next(line for line in text.splitlines() if line.startswith("pitch")).split()[1])
-
-    assert max(pitch("male", i) for i in range(50)) <= 120 < 165 <= min(pitch("female", i) for i in range(50))
-    assert corpora.made_voice("a", "male") == corpora.made_voice("a", "male") != corpora.made_voice("b", "male")
+def test_noise_and_scraps_have_no_pitch():
+    assert corpora.pitch(torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))) is None
+    assert corpora.pitch(torch.ones(100)) is None
 
 
-def test_missing_espeak_is_explained(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "espeakng_loader", None)  # as if not installed
-    with pytest.raises(SystemExit, match="pip install espeakng-loader"):
-        corpora.prepare_espeak(tmp_path)
+def test_volume_does_not_hang_on_the_silence_around():
+    loud = torch.from_numpy(buzz(120, loudness=0.2))
+    around = torch.cat([torch.zeros(2 * SAMPLE_RATE), loud, torch.zeros(SAMPLE_RATE)])
+    assert corpora.volume(around) == pytest.approx(corpora.volume(loud), abs=0.3)
+    assert corpora.volume(loud) - corpora.volume(loud / 10) == pytest.approx(20, abs=0.01)
+
+
+@pytest.mark.parametrize("words, speed", [("one", "slow"), ("one two three", "normal"), ("one two three four five", "fast")])
+def test_speed_is_words_a_second(words, speed):
+    assert corpora.measured(torch.from_numpy(buzz(120)), words, "male")["Speaking speed"] == speed
+
+
+def test_a_long_clip_s_time_span():
+    assert corpora.seed_transcript("a b", {"Gender": "male"}, 3725.2) == "[00:00:00 - 01:02:06] a b (Gender: male, Duration: 3725.2 s)"

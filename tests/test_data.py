@@ -8,8 +8,8 @@ import soundfile
 import torch
 
 from data import (
-    MANIFEST_FIELDS, MASK, TEXT_END, TURN_END, AudioError, ManifestError, StateCache,
-    build_prompt, decode_answer, encode_answers, load_manifest, load_tokenizer, pad_waveforms, pick, read_audio,
+    MANIFEST_FIELDS, MASK, TEXT_END, TURN_END, AudioError, ManifestError,
+    build_prompt, decode_answer, encode_answers, load_manifest, load_tokenizer, pad_waveforms, read_audio,
 )  # fmt: skip
 from encoder import SAMPLE_RATE
 
@@ -177,32 +177,3 @@ def test_all_bad_items_of_a_manifest_are_listed_at_once(tmp_path, tone):
     assert "4 bad items" in said and "item 0" not in said
     for words in ("item 1 (b): lacks target, duration", "item 2: not an object", "item 3 (d): no such file", "gone.wav", "item 4 (e)"):
         assert words in said
-
-
-# Batches
-
-
-@pytest.mark.parametrize("n_items, batch", [(10, 5), (10, 3), (3, 7), (1, 2)])
-def test_pick_covers_every_item_once_an_epoch(n_items, batch):
-    steps = [pick(step, n_items, batch, seed=1) for step in range(4 * n_items)]
-    epochs = np.concatenate(steps).reshape(-1, n_items)  # 4 * batch epochs
-    assert (np.sort(epochs, axis=1) == np.arange(n_items)).all()
-
-
-def test_pick_shuffles_anew_each_epoch_and_seed_and_repeats_itself():
-    epochs = [tuple(pick(step, 50, 50, seed)) for seed in (1, 2) for step in (0, 1)]
-    assert len(set(epochs)) == 4
-    assert tuple(pick(0, 50, 50, 1)) == epochs[0]
-
-
-def test_cached_states_are_those_of_the_encoder(toy, tone):
-    items = [{"audio_filepath": str(tone(f"{hertz}.wav", hertz / 1000, hertz))} for hertz in (300, 500, 700)]
-    cache = StateCache(toy, items, batch=2)
-    order = [2, 0, 2]
-    states, frames = cache([items[i] for i in order])
-    names = [items[i]["audio_filepath"] for i in order]
-    expected, expected_frames = toy.encode(*pad_waveforms([read_audio(n) for n in names], toy.encoder.config.n_samples, names))
-    assert frames.tolist() == expected_frames.tolist()
-    for k in toy.used_states:
-        assert (states[k] - expected[k]).abs().max() < 1e-2
-    assert torch.allclose(toy.hear(states, frames)[0], toy.hear(expected, frames)[0], atol=2e-2)

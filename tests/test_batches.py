@@ -1,0 +1,144 @@
+"""Clips of a step: which they are, where their states come from, and what happens to those that cannot be read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import batches
+from batches import Stream, Unreadable, StateCache, fill_folder, my_places, pick, pick_alike, state_file
+from data import AudioError, pad_waveforms, read_audio
+from trainer import Work
+
+@pytest.mark.parametrize("n_items, batch", [(10, 5), (10, 3), (3, 7), (1, 2)])
+def test_pick_covers_every_item_once_an_epoch(n_items, batch):
+    steps = [pick(step, n_items, batch, seed=1) for step in range(4 * n_items)]
+    epochs = np.concatenate(steps).reshape(-1, n_items)  # 4 * batch epochs
+    assert (np.sort(epochs, axis=1) == np.arange(n_items)).all()
+
+
+def test_pick_shuffles_anew_each_epoch_and_seed_and_repeats_itself():
+    epochs = [tuple(pick(step, 50, 50, seed)) for seed in (1, 2) for step in (0, 1)]
+    assert len(set(epochs)) == 4
+    assert tuple(pick(0, 50, 50, 1)) == epochs[0]
+
+
+def test_cached_states_are_those_of_the_encoder(toy, tone):
+    items = [{"audio_filepath": str(tone(f"{hertz}.wav", hertz / 1000, hertz))} for hertz in (300, 500, 700)]
+    cache = StateCache(toy, items, batch=2)
+    order = [2, 0, 2]
+    states, frames = cache([items[i] for i in order])
+    names = [items[i]["audio_filepath"] for i in order]
+    expected, expected_frames = toy.encode(*pad_waveforms([read_audio(n) for n in names], toy.encoder.config.n_samples, names))
+    assert frames.tolist() == expected_frames.tolist()
+    for k in toy.used_states:
+        assert (states[k] - expected[k]).abs().max() < 1e-2
+    assert torch.allclose(toy.hear(states, frames)[0], toy.hear(expected, frames)[0], atol=2e-2)
+
+
+def test_batches_of_one_length_cover_an_epoch_and_are_shuffled():
+    lengths = np.random.default_rng(0).uniform(1, 30, 1000)
+    rows_of_step = pick_alike(lengths, 10, seed=3)
+    first, second = (np.stack([rows_of_step(step) for step in range(e * 100, e * 100 + 100)]) for e in (0, 1))
+    for epoch in (first, second):
+        assert sorted(epoch.flatten()) == list(range(1000))
+        spread = [np.ptp(lengths[rows]) for rows in epoch]
+        assert np.mean(spread) < 1.5  # of 29 s; of random batches it is 24
+        means = np.array([lengths[rows].mean() for rows in epoch])
+        assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.4  # not short ones first
+    assert not (first == second).all()
+    assert (pick_alike(lengths, 10, seed=3)(57) == rows_of_step(57)).all()  # the step alone says which
+    assert len(pick_alike(lengths[:4], 10, seed=3)(0)) == 10  # fewer items than a batch
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    assert [list(place) for place in my_places(6, 3)] == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(ValueError, match="batch of 6 does not divide by 1 processes with 4 parts"):
+        my_places(6, 4)
+
+
+@pytest.fixture
+def items(tone):
+    return [{"audio_filepath": str(tone(f"{hertz}.wav", hertz / 1000, hertz))} for hertz in (300, 400, 500, 600, 700, 750)]
+
+
+def stream(model, items, workers=0, file_of=None, limit=0, parts=2):
+    return Stream(model, items, lambda step: (np.arange(4) + step) % 6, my_places(4, parts), 5, workers, Unreadable(limit), Work(), file_of)
+
+
+def folder_of(model, items, folder, limit=0):
+    def file_of(path):
+        return state_file(folder, "encoder", path, batches.needed_states(model))
+
+    fill_folder(model, items, file_of, 0, Unreadable(limit))
+    return file_of
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_states_are_the_same_from_memory_workers_and_files(toy, items, tmp_path, stage):
+    toy.stage = stage
+    memory, file_of = StateCache(toy, items), folder_of(toy, items, tmp_path / "states")
+    sources = stream(toy, items), stream(toy, items, workers=2), stream(toy, items, workers=2, file_of=file_of)
+    for step in (2, 3):  # as when a run goes on from step 2
+        for source in sources:
+            for rows, (states, frames, readable) in zip(np.split((np.arange(4) + step) % 6, 2), source(step)):
+                expected, real = memory([items[i] for i in rows])
+                assert readable.all() and frames.tolist() == real.tolist()
+                audio, mask = toy.hear(states, frames)
+                assert torch.equal(mask, toy.hear(expected, real)[1])
+                assert torch.allclose(audio[mask], toy.hear(expected, real)[0][mask], atol=2e-2)  # float16
+
+
+def test_stage_1_files_hold_the_last_state_of_the_real_frames_only(toy, items, tmp_path):
+    toy.stage = "stage1"
+    states = batches.load_file(folder_of(toy, items, tmp_path)(items[0]["audio_filepath"]))
+    assert sorted(states) == ["3", "frames"] and states["3"].shape == (15, 16)  # 0.3 s at 50 frames a second
+
+
+def test_files_are_made_once_and_anew_when_damaged_or_the_clip_changes(toy, items, tone, tmp_path, monkeypatch):
+    file_of = folder_of(toy, items, tmp_path / "states")
+    monkeypatch.setattr(toy, "encode", None)  # would fail when called
+    folder_of(toy, items, tmp_path / "states")
+    monkeypatch.undo()
+    broken = file_of(items[1]["audio_filepath"])
+    broken.write_bytes(broken.read_bytes()[:50])
+    folder_of(toy, items, tmp_path / "states")
+    assert batches.is_whole(broken)
+    old = file_of(items[2]["audio_filepath"])
+    tone("500.wav", 0.7, 300)
+    assert file_of(items[2]["audio_filepath"]) != old
+
+
+def test_waiting_workers_do_not_touch_the_random_state_of_training(toy, items):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(stream(toy, items, workers=1)(0))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_clip_in_the_middle_is_skipped_and_named_and_too_many_stop(toy, items, workers, capsys):
+    source = stream(toy, items, workers, limit=1)
+    for path in (items[4]["audio_filepath"], items[5]["audio_filepath"]):
+        Path(path).write_bytes(b"RIFF, and nothing more")
+    assert [readable.tolist() for _, _, readable in source(0)] == [[True, True], [True, True]]
+    assert [readable.tolist() for _, _, readable in source(1)] == [[True, True], [True, False]]
+    said = capsys.readouterr()
+    assert "skipped (1 so far)" in said.out + said.err and "700.wav" in said.out + said.err
+    with pytest.raises(AudioError, match="2 clips cannot be read, more than the 1 allowed(.|\n)*750.wav"):
+        list(source(2))
+
+
+@pytest.mark.parametrize("lost", ["states", "clip"])
+def test_a_clip_without_its_file_of_states_is_skipped(toy, items, tmp_path, lost):
+    file_of, clip = folder_of(toy, items, tmp_path), Path(items[3]["audio_filepath"])
+    (clip if lost == "clip" else file_of(clip)).unlink()
+    assert [readable.tolist() for _, _, readable in stream(toy, items, file_of=file_of, limit=1)(0)] == [[True, True], [True, False]]
+
+
+def test_memory_skips_what_it_cannot_read_and_by_default_nothing(toy, items):
+    Path(items[1]["audio_filepath"]).write_bytes(b"")
+    with pytest.raises(AudioError, match="400.wav"):
+        StateCache(toy, items)
+    assert StateCache(toy, items, unreadable=Unreadable(1)).is_readable(items[:3]).tolist() == [True, False, True]
