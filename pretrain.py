@@ -15,16 +15,16 @@ Shapes: B batch, T encoder frames, M mels, W words, G answer tokens.
 """
 
 import argparse
+import functools
 import json
 import os
 import random
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import sentencepiece
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,25 +33,23 @@ from tqdm import tqdm
 import grammar
 import weights
 from batches import pick
-from data import (
-    HEADER, HEADER_END, MASK, START, TEXT_END, TURN_END, Prompt, SentencePieceTokenizer, build_prompt, decode_answer,
-    encode_answers, load_manifest, pad_waveforms, read_audio, word_error_rate,
-)  # fmt: skip
+from data import MASK, TEXT_END, Prompt, decode_answer, encode_answers, load_manifest, pad_waveforms, read_audio, word_error_rate
 from diffa import Spliced
 from diffusion_lm import SIZES as LM_SIZES
 from diffusion_lm import DiffusionLM, diffusion_loss, next_token_loss, noise, noise_levels
 from encoder import CONV_STRIDE, HOP, SAMPLE_RATE, WhisperEncoder, encoder_frames, log_mel
 from encoder import SIZES as ENCODER_SIZES
 from grammar import ANSWER_LENGTH as G
+from heard_text import GAP, Prompts, as_heard, draw_item, pad_prompts, train_tokenizer
 from sampler import SamplerConfig, generate
 from trainer import TrainConfig, fit
 
 ENCODER = TrainConfig(steps=1000, batch=32, lr=2e-3, warmup=60)
 NEXT_TOKEN = TrainConfig(steps=350, batch=32, lr=2e-3, warmup=50)
 DIFFUSION = TrainConfig(steps=1300, batch=32, lr=2e-3, warmup=50)
+MORE, ROUNDS = TrainConfig(steps=300, batch=32, lr=1e-3, warmup=30), 3  # while the LM does not pass the gate
 HEADS_WEIGHT = 0.3  # of the attribute heads in the encoder's loss
-BLUR = 0.9  # most noise, as a share of variance, in the embeddings that stand for sound, at the end of training
-GAP = "~"  # stands between stretched words, for the silence between spoken ones
+BLUR = 0.7  # most noise, as a share of variance, in the embeddings that stand for sound, at the end of training
 N_CHECK = 200  # unseen prompts for each figure of the LM
 GATE = {"copy_error": 3.0, "oracle": 98.0}  # percent, at most and at least: no adapter can mend what the LM cannot read
 FRAME_RATE = SAMPLE_RATE / HOP / CONV_STRIDE  # encoder frames a second
@@ -151,95 +149,6 @@ def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str, position: 
 
 
 # ---- the language model
-def train_tokenizer(path: Path, seed: int) -> SentencePieceTokenizer:
-    """A sentencepiece BPE model in which markers and grammar words are single pieces and no character is lost."""
-    rng = random.Random(seed)
-    # What stands in every prompt, often enough that each of its words becomes one piece: short prompts are quick ones.
-    roles = [f"{HEADER}{role}{HEADER_END}" for role in ("system", "user", "assistant")]
-    lines = [*roles, "You are a helpful voice assistant.", "This is the audio:", " <audio>. "] * 400
-    for _ in range(4000):
-        sentence = grammar.random_sentence(rng, held_out=False)
-        lines += [grammar.TRANSCRIBE]
-        for question, answer in grammar.instructions(sentence, grammar.random_attributes(rng), rng).values():
-            lines += [question, answer]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_prefix=str(path.with_suffix("")), model_type="bpe", vocab_size=1100,
-        hard_vocab_limit=False, byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity",
-        remove_extra_whitespaces=False, split_by_unicode_script=False, minloglevel=2, num_threads=1,
-        user_defined_symbols=[START, HEADER, HEADER_END, TURN_END, TEXT_END, MASK, GAP, "\n\n"],
-    )  # fmt: skip
-    return SentencePieceTokenizer(path)
-
-
-def text_prompt(tokenizer, sentence, attributes, instruction: str, rng: random.Random, stretched: bool, voiced: bool) -> tuple[Prompt, list[int]]:
-    """A prompt, and the ids of words that stand where its sound would be: attributes (if voiced), then the sentence."""
-    gap, pace = tokenizer.id(GAP), rng.uniform(0.4, 1.0)
-    known = [[gap] * rng.randint(0, 2) + tokenizer.encode(value) for value in vars(attributes).values()]
-    rng.shuffle(known)
-    region = [token for ids in known for token in ids] if voiced else [gap] * rng.randint(0, 10)
-    for word in sentence.text.split():
-        ids = tokenizer.encode(word)
-        if stretched:  # about as many semantic embeddings as eSpeak's words last, and hardly a silence between them
-            lasts = max(1, round(len(word) * pace + rng.uniform(-0.7, 0.7)))
-            region += [token for token in ids for _ in range(lasts)] + [gap] * rng.choice((0, 0, 0, 1))
-        else:
-            region += ids
-    return build_prompt(tokenizer, instruction), region
-
-
-KIND_WEIGHTS = {"transcribe": 5, "repeat": 1.5, "caption": 2, "count": 2, **dict.fromkeys(grammar.ATTRIBUTES, 0.75), **dict.fromkeys(grammar.SLOTS, 0.75)}  # fmt: skip
-
-
-def draw_item(tokenizer, rng: random.Random, held_out: bool, kind: str | None = None, stretched: bool | None = None) -> tuple[tuple[Prompt, list[int]], str]:
-    """A prompt, the words in the place of its sound, and the answer; of one kind of question, or of any."""
-    while True:
-        sentence, attributes = grammar.random_sentence(rng, held_out=held_out), grammar.random_attributes(rng)
-        items = grammar.instructions(sentence, attributes, rng) | {"transcribe": (grammar.TRANSCRIBE, sentence.text)}
-        if kind is None or kind in items:  # not every sentence has a number, say: draw until one has what is asked
-            break
-    kinds = list(items) if kind is None else [kind]
-    chosen = rng.choices(kinds, [KIND_WEIGHTS[k] for k in kinds])[0]
-    question, answer = items[chosen]
-    voiced = chosen in (*grammar.ATTRIBUTES, "caption") or rng.random() < 0.5  # stage 1 hears no voice
-    stretched = rng.random() < 0.5 if stretched is None else stretched
-    return text_prompt(tokenizer, sentence, attributes, question, rng, stretched, voiced), answer
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """A left-padded batch of prompts in which words stand for sound."""
-
-    ids: Tensor  # (B, P)
-    mask: Tensor  # (B, P) true where a position is real
-    is_sound: Tensor  # (B, P) true where a word stands for sound
-
-
-def pad_prompts(lm: DiffusionLM, prompts: list[tuple[Prompt, list[int]]], device: str) -> Prompts:
-    """One tensor of many prompts."""
-    rows = [(prompt.before, region, prompt.after) for prompt, region in prompts]
-    P = max(sum(map(len, row)) for row in rows)
-    pads = [P - sum(map(len, row)) for row in rows]
-    ids = [[lm.config.end_id] * n + a + b + c for n, (a, b, c) in zip(pads, rows)]
-    sound = [[False] * (n + len(a)) + [True] * len(b) + [False] * len(c) for n, (a, b, c) in zip(pads, rows)]
-    mask = [[False] * n + [True] * (P - n) for n in pads]
-    return Prompts(*(torch.tensor(value, device=device) for value in (ids, mask, sound)))
-
-
-def as_heard(lm: DiffusionLM, prompts: Prompts, gap: int, most: float, generator: torch.Generator) -> Tensor:
-    """Embeddings (B, P, D) of prompts whose region is as uncertain as an adapter's output while it is learned.
-
-    x = sqrt(1 - s) e + sqrt(s) noise, s ~ U(0, most) for each item, noise of the embeddings' size. An LM that has only seen pure
-    words snaps to one of them and gives an adapter no gradient towards another; one that has learned to weigh faint traces
-    of words does. What is no word (silence, stage-1 prompts) is all noise.
-    """
-    clean = lm.embed(prompts.ids)  # (B, P, D)
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device) * lm.embedding.weight.detach().pow(2).mean().sqrt()
-    share = (most * torch.rand(len(clean), 1, 1, generator=generator)).to(clean.device)  # (B, 1, 1)
-    share = torch.where(prompts.ids == gap, 1.0, share[..., 0])[..., None] * prompts.is_sound[..., None]  # (B, P, 1)
-    return (1 - share).sqrt() * clean + share.sqrt() * noise
-
-
 def ask_text(lm: DiffusionLM, tokenizer, items: list[tuple[tuple[Prompt, list[int]], str]], device: str) -> list[str]:
     """The LM's answers to prompts of text alone, by the threshold rule."""
     said = []
@@ -270,9 +179,10 @@ def pretrain_lm(out: Path, seed: int, device: str, position: int) -> dict:
         prompts, answers = batch_of(step, first)
         return next_token_loss(lm, lm.embed(prompts.ids), prompts.mask, answers)
 
-    def masked(step: int, generator: torch.Generator) -> Tensor:
-        prompts, answers = batch_of(step, second)
-        embeddings = as_heard(lm, prompts, gap, BLUR * step / second.steps, generator)  # copying is learned on clean words
+    def masked(training: TrainConfig, blur_from: float, step: int, generator: torch.Generator) -> Tensor:
+        prompts, answers = batch_of(step, training)
+        most = blur_from + (BLUR - blur_from) * step / training.steps  # copying is learned on clean words
+        embeddings = as_heard(lm, prompts, gap, most, generator)
         t = noise_levels(len(answers), generator, t_min=0.3, stratified=True)
         noisy = noise(answers, t, config.mask_id, generator)
         return diffusion_loss(lm, embeddings, prompts.mask, answers, noisy, t, answers.numel())
@@ -287,18 +197,31 @@ def pretrain_lm(out: Path, seed: int, device: str, position: int) -> dict:
     weights.save_llada(lm, out / "next_token")
     (out / "next_token" / "tokenizer.model").write_bytes((out / "llada" / "tokenizer.model").read_bytes())
     set_causal(False)
-    losses += fit(dict(lm.named_parameters()), masked, second, checkpoints / "lm.pt", "2/4 LM, diffusion", position)
+    title, loss = "2/4 LM, diffusion", functools.partial(masked, second, 0.0)
+    losses += fit(dict(lm.named_parameters()), loss, second, checkpoints / "lm.pt", title, position)
+    result = examine(lm, tokenizer, seed, device)
+    for n in range(ROUNDS):
+        if not short_of_gate(result):
+            break
+        third = replace(MORE, seed=seed + 2000 + n)
+        loss = functools.partial(masked, third, BLUR)
+        losses += fit(dict(lm.named_parameters()), loss, third, checkpoints / f"lm_more{n + 1}.pt", f"{title}, more", position)
+        result = examine(lm, tokenizer, seed, device)
     weights.save_llada(lm, out / "llada")
+    return result | {"steps": len(losses), "losses": losses}
+
+
+def examine(lm: DiffusionLM, tokenizer, seed: int, device: str) -> dict:
+    """Copy errors and oracle accuracies, in percent, on unseen sentences."""
     rng, n = random.Random(seed), N_CHECK
     plain = [draw_item(tokenizer, rng, True, "transcribe", stretched) for stretched in (False, True) for _ in range(n)]
-    said = ask_text(lm.eval(), tokenizer, plain, device)
-    result = {"copy_error": word_error_rate(said[:n], [a for _, a in plain[:n]])}
-    result["copy_error_stretched"] = word_error_rate(said[n:], [a for _, a in plain[n:]])
+    said, meant = ask_text(lm, tokenizer, plain, device), [answer for _, answer in plain]
+    result = {"copy_error": word_error_rate(said[:n], meant[:n]), "copy_error_stretched": word_error_rate(said[n:], meant[n:])}
     result["oracle"] = {}
     for kind in (*grammar.ATTRIBUTES, *grammar.SLOTS, "count"):
         items = [draw_item(tokenizer, rng, True, kind, True) for _ in range(n)]
         result["oracle"][kind] = 100 * sum(s == a for s, (_, a) in zip(ask_text(lm, tokenizer, items, device), items)) / n
-    return result | {"items": n, "losses": losses}
+    return result | {"items": n}
 
 
 def short_of_gate(result: dict) -> str:

@@ -33,6 +33,7 @@ def run(tmp_path_factory):
         patch.setattr(pretrain, "NEXT_TOKEN", replace(pretrain.NEXT_TOKEN, steps=2, batch=4))
         patch.setattr(pretrain, "DIFFUSION", replace(pretrain.DIFFUSION, steps=2, batch=4))
         patch.setattr(pretrain, "N_CHECK", 4)
+        patch.setattr(pretrain, "MORE", replace(pretrain.MORE, steps=1, batch=4))
         patch.setattr(pretrain, "GATE", {"copy_error": float("inf"), "oracle": 0.0})  # three steps teach nothing
         command(patch, corpora, "toy", "--out", run / "corpus", "--train", 12, "--test", 8)
         command(patch, pretrain, "encoder", "--corpus", run / "corpus", "--out", run)

@@ -65,7 +65,7 @@ def alike(first, second, tolerance=1e-5):
         assert (first_weights[name] - second_weights[name]).abs().max() < tolerance, name
 
 
-FEW = ["--steps", 4, "--batch", 8, "--lr", 1e-3, "--save-every", 2, "--keep", 9]
+FEW = ["--steps", 4, "--batch", 8, "--lr", 1e-4, "--save-every", 2, "--keep", 9]
 
 
 @pytest.fixture

@@ -1,0 +1,116 @@
+"""Text that looks like sound: what the stand-in LM is taught on, before any adapter exists.
+
+A prompt in which words stand where the audio will go: attribute words, then the sentence, half of the time stretched as
+speech is. Their embeddings are blurred with noise, since an adapter's will be. An LM that reads these can be frozen, and
+adapters learn to say to it what such words say.
+
+Shapes: B batch, P prompt positions, D LM width.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+import torch
+from torch import Tensor
+
+import grammar
+from data import (
+    HEADER, HEADER_END, MASK, START, TEXT_END, TURN_END, Prompt, SentencePieceTokenizer, build_prompt,
+)  # fmt: skip
+from diffusion_lm import DiffusionLM
+
+GAP = "~"  # stands between stretched words, for the silence between spoken ones
+
+
+def train_tokenizer(path: Path, seed: int) -> SentencePieceTokenizer:
+    """A sentencepiece BPE model in which markers and grammar words are single pieces and no character is lost."""
+    rng = random.Random(seed)
+    # What stands in every prompt, often enough that each of its words becomes one piece: short prompts are quick ones.
+    roles = [f"{HEADER}{role}{HEADER_END}" for role in ("system", "user", "assistant")]
+    lines = [*roles, "You are a helpful voice assistant.", "This is the audio:", " <audio>. "] * 400
+    for _ in range(4000):
+        sentence = grammar.random_sentence(rng, held_out=False)
+        lines += [grammar.TRANSCRIBE]
+        for question, answer in grammar.instructions(sentence, grammar.random_attributes(rng), rng).values():
+            lines += [question, answer]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(path.with_suffix("")), model_type="bpe", vocab_size=1100,
+        hard_vocab_limit=False, byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, split_by_unicode_script=False, minloglevel=2, num_threads=1,
+        user_defined_symbols=[START, HEADER, HEADER_END, TURN_END, TEXT_END, MASK, GAP, "\n\n"],
+    )  # fmt: skip
+    return SentencePieceTokenizer(path)
+
+
+def text_prompt(tokenizer, sentence, attributes, instruction: str, rng: random.Random, stretched: bool, voiced: bool) -> tuple[Prompt, list[int]]:
+    """A prompt, and the ids of words that stand where its sound would be: attributes (if voiced), then the sentence."""
+    gap, pace = tokenizer.id(GAP), rng.uniform(0.4, 1.0)
+    known = [[gap] * rng.randint(0, 2) + tokenizer.encode(value) for value in vars(attributes).values()]
+    rng.shuffle(known)
+    region = [token for ids in known for token in ids] if voiced else [gap] * rng.randint(0, 10)
+    for word in sentence.text.split():
+        ids = tokenizer.encode(word)
+        if stretched:  # about as many semantic embeddings as eSpeak's words last, and hardly a silence between them
+            lasts = max(1, round(len(word) * pace + rng.uniform(-0.7, 0.7)))
+            region += [token for token in ids for _ in range(lasts)] + [gap] * rng.choice((0, 0, 0, 1))
+        else:
+            region += ids
+    return build_prompt(tokenizer, instruction), region
+
+
+KIND_WEIGHTS = {  # of a sentence's possible questions; what few sentences have is asked the more often
+    "transcribe": 4, "repeat": 1, "caption": 2, "count": 1.5, **dict.fromkeys(grammar.ATTRIBUTES, 1.25),
+    "name": 0.75, "animal": 0.75, "number": 2, "colour": 2, "place": 2,
+}  # fmt: skip
+
+
+def draw_item(tokenizer, rng: random.Random, held_out: bool, kind: str | None = None, stretched: bool | None = None) -> tuple[tuple[Prompt, list[int]], str]:
+    """A prompt, the words in the place of its sound, and the answer; of one kind of question, or of any."""
+    while True:
+        sentence, attributes = grammar.random_sentence(rng, held_out=held_out), grammar.random_attributes(rng)
+        items = grammar.instructions(sentence, attributes, rng) | {"transcribe": (grammar.TRANSCRIBE, sentence.text)}
+        if kind is None or kind in items:  # not every sentence has a number, say: draw until one has what is asked
+            break
+    kinds = list(items) if kind is None else [kind]
+    chosen = rng.choices(kinds, [KIND_WEIGHTS[k] for k in kinds])[0]
+    question, answer = items[chosen]
+    voiced = chosen in (*grammar.ATTRIBUTES, "caption") or rng.random() < 0.5  # stage 1 hears no voice
+    stretched = rng.random() < 0.5 if stretched is None else stretched
+    return text_prompt(tokenizer, sentence, attributes, question, rng, stretched, voiced), answer
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A left-padded batch of prompts in which words stand for sound."""
+
+    ids: Tensor  # (B, P)
+    mask: Tensor  # (B, P) true where a position is real
+    is_sound: Tensor  # (B, P) true where a word stands for sound
+
+
+def pad_prompts(lm: DiffusionLM, prompts: list[tuple[Prompt, list[int]]], device: str) -> Prompts:
+    """One tensor of many prompts."""
+    rows = [(prompt.before, region, prompt.after) for prompt, region in prompts]
+    P = max(sum(map(len, row)) for row in rows)
+    pads = [P - sum(map(len, row)) for row in rows]
+    ids = [[lm.config.end_id] * n + a + b + c for n, (a, b, c) in zip(pads, rows)]
+    sound = [[False] * (n + len(a)) + [True] * len(b) + [False] * len(c) for n, (a, b, c) in zip(pads, rows)]
+    mask = [[False] * n + [True] * (P - n) for n in pads]
+    return Prompts(*(torch.tensor(value, device=device) for value in (ids, mask, sound)))
+
+
+def as_heard(lm: DiffusionLM, prompts: Prompts, gap: int, most: float, generator: torch.Generator) -> Tensor:
+    """Embeddings (B, P, D) of prompts whose region is as uncertain as an adapter's output while it is learned.
+
+    x = sqrt(1 - s) e + sqrt(s) noise, s ~ U(0, most) for each item, noise of the embeddings' size. An LM that has only seen pure
+    words snaps to one of them and gives an adapter no gradient towards another; one that has learned to weigh faint traces
+    of words does. What is no word (silence, stage-1 prompts) is all noise.
+    """
+    clean = lm.embed(prompts.ids)  # (B, P, D)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device) * lm.embedding.weight.detach().pow(2).mean().sqrt()
+    share = (most * torch.rand(len(clean), 1, 1, generator=generator)).to(clean.device)  # (B, 1, 1)
+    share = torch.where(prompts.ids == gap, 1.0, share[..., 0])[..., None] * prompts.is_sound[..., None]  # (B, P, 1)
+    return (1 - share).sqrt() * clean + share.sqrt() * noise
