@@ -1,11 +1,11 @@
-# make demo: the whole method at tiny scale, 20 to 30 minutes on 2 cores.   make test: the tests.
+# make demo: the whole method at tiny scale.   make test: the tests.
 PYTHON ?= python3
 VENV := .venv
 RUN ?= runs/toy
 SEED ?= 0
 PY := $(VENV)/bin/python
 
-.PHONY: demo test semantic clean
+.PHONY: demo test semantic plot benchmark clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,14 @@ demo: $(VENV)/installed
 semantic: $(VENV)/installed
 	$(PY) train_instruct.py --audio semantic --whisper $(RUN)/whisper --llm $(RUN)/llada --adapters $(RUN)/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/semantic --seed $(SEED)
 	$(PY) evaluate.py --run $(RUN)
+
+# Curves of both stages, also while they train.
+plot: $(VENV)/installed
+	$(PY) curves.py $(RUN)/stage1 $(RUN)/stage2 --out $(RUN)/curves.png
+
+# Every way of sampling against the published one, on the trained toy.
+benchmark: $(VENV)/installed
+	$(PY) sampler.py --benchmark --size toy --run $(RUN) --plot $(RUN)/sampling.png
 
 test: $(VENV)/installed
 	$(PY) -m pytest -q --cov --cov-report=term

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from data import StateCache, build_prompt, decode_answer, load_manifest, word_error_rate
+from batches import StateCache
+from data import build_prompt, decode_answer, load_manifest, word_error_rate
 from diffa import DIFFA, Spliced
 from diffusion_lm import SIZES, DiffusionLM, LMConfig
 from roofline import Machine, clock, floor, floor_of_answer, matrix_products, measure_machine, seconds_of
