@@ -182,7 +182,7 @@ def test_each_stage_says_its_recipe_and_what_it_inherits(toy_dirs, manifest, tmp
     first = capsys.readouterr().out
     train(train_instruct, toy_dirs, tmp_path / "stage2", path, *FEW, "--adapters", tmp_path / "stage1")
     second = capsys.readouterr().out
-    assert "steps 4, batch 8, lr 0.001" in first and first.count("newly drawn") == 2
+    assert "steps 4, batch 8, lr 0.0001" in first and first.count("newly drawn") == 2
     assert [line.split()[0] for line in second.splitlines() if "newly drawn" in line] == ["acoustic"]
     assert f"inherited from {tmp_path / 'stage1'}" in second
 
@@ -246,7 +246,7 @@ def test_items_that_are_too_long_are_left_out_and_counted(toy_dirs, manifest, tm
     path = manifest(change=lambda i, item: too_long(i, item) if i == 2 else item | {"transcription": {3: "x" * 30, 4: "y" * 30, 5: " "}.get(i, "birds")})
     train(train_asr, toy_dirs, tmp_path / "out", path, *FEW)
     said = capsys.readouterr()
-    assert "of 8 items, 1 last longer than the encoder's 0.8 s, 2 have answers of 20 tokens or more and 1 have none; they are left out" in said.out + said.err
+    assert "of 8 items, 1 last longer than the encoder's 0.8 s, 2 have answers of 18 tokens or more and 1 have none; they are left out" in said.out + said.err
 
 
 @pytest.mark.parametrize("content, message", [("[]", "not a JSON list with at least one item"), (None, "of 8 items, 8 last longer.*no item is left")])
