@@ -34,6 +34,7 @@ def run(tmp_path_factory):
         patch.setattr(pretrain, "DIFFUSION", replace(pretrain.DIFFUSION, steps=2, batch=4))
         patch.setattr(pretrain, "N_CHECK", 4)
         patch.setattr(pretrain, "MORE", replace(pretrain.MORE, steps=1, batch=4))
+        patch.setattr(pretrain, "ROUNDS", 1)
         patch.setattr(pretrain, "GATE", {"copy_error": float("inf"), "oracle": 0.0})  # three steps teach nothing
         command(patch, corpora, "toy", "--out", run / "corpus", "--train", 12, "--test", 8)
         command(patch, pretrain, "encoder", "--corpus", run / "corpus", "--out", run)
@@ -80,9 +81,9 @@ def test_evaluate_writes_report_and_figures(run, monkeypatch, capsys):
 
 def test_an_lm_that_cannot_quote_or_answer_does_not_pass_the_gate():
     good = {"copy_error": 1.0, "oracle": {"gender": 100.0, "number": 98.5}}
-    assert pretrain.short_of_gate(good) == ""
-    assert "copy error" in pretrain.short_of_gate(good | {"copy_error": 4.0})
-    assert "number" in pretrain.short_of_gate(good | {"oracle": {"gender": 100.0, "number": 16.0}})
+    assert pretrain.short_of(pretrain.GATE, good) == ""
+    assert "copy error" in pretrain.short_of(pretrain.GATE, good | {"copy_error": 4.0})
+    assert "number" in pretrain.short_of(pretrain.GATE, good | {"oracle": {"gender": 100.0, "number": 16.0}})
 
 
 def test_a_broken_promise_is_named(monkeypatch):
