@@ -47,7 +47,7 @@ from trainer import TrainConfig, fit
 ENCODER = TrainConfig(steps=1000, batch=32, lr=2e-3, warmup=60)
 NEXT_TOKEN = TrainConfig(steps=350, batch=32, lr=2e-3, warmup=50)
 DIFFUSION = TrainConfig(steps=1300, batch=32, lr=2e-3, warmup=50)
-MORE, ROUNDS = TrainConfig(steps=300, batch=32, lr=1e-3, warmup=30), 5  # at most, while the LM is short of the aim
+MORE, ROUNDS = TrainConfig(steps=300, batch=32, lr=1e-3, warmup=30), 3  # at most, while the LM is short of the aim
 HEADS_WEIGHT = 0.3  # of the attribute heads in the encoder's loss
 BLUR = 0.7  # most noise, as a share of variance, in the embeddings that stand for sound, at the end of training
 N_CHECK = 200  # unseen prompts for each figure of the LM
