@@ -34,11 +34,11 @@ PROMISES = [
     ("lm/copy_error", "max", 3),
     ("lm/oracle/gender", "min", 98),
     ("lm/oracle/number", "min", 98),
-    ("stage1/by_sampler/18 steps/word_error_rate", "max", 15),
-    ("stage2/content_mean", "min", 80),
-    ("stage2/voice_mean", "min", 82),
-    ("stage2/count/accuracy", "min", 75),
-    ("stage2/caption/word_error_rate", "max", 20),
+    ("stage1/by_sampler/18 steps/word_error_rate", "max", 20),
+    ("stage2/content_mean", "min", 75),
+    ("stage2/voice_mean", "min", 80),
+    ("stage2/count/accuracy", "min", 70),
+    ("stage2/caption/word_error_rate", "max", 25),
 ]
 
 
