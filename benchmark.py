@@ -20,9 +20,11 @@ import torch
 from torch.nn import functional as F
 
 from batches import StateCache
-from data import build_prompt, decode_answer, load_manifest, word_error_rate
+from data import load_manifest, word_error_rate
+from text import build_prompt, decode_answer
 from diffa import DIFFA, Spliced
 from diffusion_lm import SIZES, DiffusionLM, LMConfig
+from grammar import ANSWER_LENGTH
 from roofline import Machine, clock, floor, floor_of_answer, matrix_products, measure_machine, seconds_of
 from sampler import BUCKET, Generation, SamplerConfig, compiled_refine, generate, refine, shares
 
@@ -250,8 +252,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", default="150m", choices=["toy", *RANDOM])
     parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="of the toy: what `make demo` wrote")
     parser.add_argument("--clips", type=int, default=50, help="of the toy's test set")
-    parser.add_argument("--length", type=int, help="tokens of the answer (toy 20, else 128)")
-    parser.add_argument("--block-length", type=int, help="tokens of a block (toy 10, else 32)")
+    parser.add_argument("--length", type=int, help="tokens of the answer (toy: as trained, else 128)")
+    parser.add_argument("--block-length", type=int, help="tokens of a block (toy: half of the answer, else 32)")
     parser.add_argument("--reference-steps", type=int, default=8, help="how many steps of the reference are timed; the toy runs all")
     parser.add_argument("--compile-all", action="store_true", help="compile every variant, not the dual cache alone (minutes)")
     parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, else float32")
@@ -259,7 +261,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, help="of the toy: also draw error rate against seconds, here")
     args = parser.parse_args(arguments)
     toy = args.size == "toy"
-    length, block = args.length or (20 if toy else 128), args.block_length or (10 if toy else 32)
+    length = args.length or (ANSWER_LENGTH if toy else 128)
+    block = args.block_length or (length // 2 if toy else 32)
     dtype = torch.float32 if toy else getattr(torch, args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32"))
     model, meant = None, []
     try:

@@ -15,10 +15,6 @@ import torchaudio
 from torch import Tensor
 
 from encoder import SAMPLE_RATE
-from text import (  # noqa: F401  asked for here by those who need both
-    HEADER, HEADER_END, MASK, START, SYSTEM, TEXT_END, TURN_END, ByteTokenizer, JSONTokenizer, Prompt, SentencePieceTokenizer,
-    Tokenizer, build_prompt, decode_answer, encode_answers, load_tokenizer,
-)  # fmt: skip
 
 MANIFEST_FIELDS = (
     "audio_id", "audio_filepath", "input", "transcription", "target", "dataset", "duration", "seed_transcript",

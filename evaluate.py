@@ -18,7 +18,8 @@ from tqdm import tqdm
 from grammar import ANSWER_LENGTH as G
 from grammar import CONTENT_KINDS, SLOTS, VOICE_KINDS
 from batches import StateCache
-from data import build_prompt, decode_answer, load_manifest, word_error_rate
+from data import load_manifest, word_error_rate
+from text import build_prompt, decode_answer
 from diffa import DIFFA
 from sampler import SamplerConfig, generate
 from weights import read_json, write_json

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 import grammar
-from data import (
-    HEADER, HEADER_END, MASK, START, TEXT_END, TURN_END, Prompt, SentencePieceTokenizer, build_prompt,
-)  # fmt: skip
+from text import HEADER, HEADER_END, MASK, START, TEXT_END, TURN_END, Prompt, SentencePieceTokenizer, build_prompt
 from diffusion_lm import DiffusionLM
 
 GAP = "~"  # stands between stretched words, for the silence between spoken ones

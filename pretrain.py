@@ -33,7 +33,8 @@ from tqdm import tqdm
 import grammar
 import weights
 from batches import pick
-from data import MASK, TEXT_END, Prompt, decode_answer, encode_answers, load_manifest, pad_waveforms, read_audio, word_error_rate
+from data import load_manifest, pad_waveforms, read_audio, word_error_rate
+from text import MASK, TEXT_END, Prompt, decode_answer, encode_answers
 from diffa import Spliced
 from diffusion_lm import SIZES as LM_SIZES
 from diffusion_lm import DiffusionLM, diffusion_loss, next_token_loss, noise, noise_levels
@@ -48,6 +49,7 @@ ENCODER = TrainConfig(steps=1000, batch=32, lr=2e-3, warmup=60)
 NEXT_TOKEN = TrainConfig(steps=350, batch=32, lr=2e-3, warmup=50)
 DIFFUSION = TrainConfig(steps=1300, batch=32, lr=2e-3, warmup=50)
 MORE, ROUNDS = TrainConfig(steps=300, batch=32, lr=1e-3, warmup=30), 3  # at most, while the LM is short of the aim
+LM_T_MIN = 0.3  # least noise level: with few masks the rest of the answer tells the word, and the prompt goes unread
 HEADS_WEIGHT = 0.3  # of the attribute heads in the encoder's loss
 BLUR = 0.7  # most noise, as a share of variance, in the embeddings that stand for sound, at the end of training
 N_CHECK = 200  # unseen prompts for each figure of the LM
@@ -185,7 +187,7 @@ def pretrain_lm(out: Path, seed: int, device: str, position: int) -> dict:
         prompts, answers = batch_of(step, training)
         most = blur_from + (BLUR - blur_from) * step / training.steps  # copying is learned on clean words
         embeddings = as_heard(lm, prompts, gap, most, generator)
-        t = noise_levels(len(answers), generator, t_min=0.3, stratified=True)
+        t = noise_levels(len(answers), generator, t_min=LM_T_MIN, stratified=True)
         noisy = noise(answers, t, config.mask_id, generator)
         return diffusion_loss(lm, embeddings, prompts.mask, answers, noisy, t, answers.numel())
 

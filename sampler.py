@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data import AudioError, Tokenizer, build_prompt, decode_answer, pad_waveforms, read_audio
+from data import AudioError, pad_waveforms, read_audio
+from text import Tokenizer, build_prompt, decode_answer
 from diffa import DIFFA, Spliced, add_model_arguments, model_options
 from diffusion_lm import DiffusionLM, KeyValues
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 import ranks
 from batches import StateCache, Stream, Unreadable, fill_folder, my_places, needed_states, pick, pick_alike, state_file
-from data import ManifestError, build_prompt, encode_answers, load_manifest
+from data import ManifestError, load_manifest
+from text import build_prompt, encode_answers
 from diffa import AUDIO_PARTS, DIFFA, model_options
 from diffusion_lm import LMConfig, diffusion_loss, noise, noise_levels
 from encoder import SAMPLE_RATE

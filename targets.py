@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import HEADER, HEADER_END, START, SYSTEM, TEXT_END, TURN_END, ManifestError, Tokenizer, decode_answer, load_manifest, load_tokenizer, write_manifest
+from data import ManifestError, load_manifest, write_manifest
+from text import HEADER, HEADER_END, START, SYSTEM, TEXT_END, TURN_END, Tokenizer, decode_answer, load_tokenizer
 from diffa import Spliced
 from diffusion_lm import DiffusionLM
 from sampler import SamplerConfig, generate

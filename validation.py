@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from batches import StateCache, needed_states
-from data import build_prompt, decode_answer
+from text import build_prompt, decode_answer
 from diffusion_lm import diffusion_loss, noise
 from sampler import SamplerConfig, generate
 

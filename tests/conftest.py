@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import weights
-from data import HEADER, HEADER_END, MASK, START, SYSTEM, TEXT_END, TURN_END
+from text import HEADER, HEADER_END, MASK, START, SYSTEM, TEXT_END, TURN_END
 from diffa import DIFFA
 from diffusion_lm import DiffusionLM, LMConfig
 from encoder import SAMPLE_RATE, EncoderConfig, WhisperEncoder

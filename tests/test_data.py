@@ -7,10 +7,8 @@ import pytest
 import soundfile
 import torch
 
-from data import (
-    MANIFEST_FIELDS, MASK, TEXT_END, TURN_END, AudioError, ManifestError,
-    build_prompt, decode_answer, encode_answers, load_manifest, load_tokenizer, pad_waveforms, read_audio,
-)  # fmt: skip
+from data import MANIFEST_FIELDS, AudioError, ManifestError, load_manifest, pad_waveforms, read_audio
+from text import MASK, TEXT_END, TURN_END, build_prompt, decode_answer, encode_answers, load_tokenizer
 from encoder import SAMPLE_RATE
 
 # Sound

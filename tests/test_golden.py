@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import weights
-from data import Prompt
+from text import Prompt
 from diffa import DIFFA, Spliced
 from diffusion_lm import diffusion_loss
 from encoder import encoder_frames, log_mel

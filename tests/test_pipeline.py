@@ -14,7 +14,8 @@ import evaluate
 import pretrain
 import train_asr
 import train_instruct
-from data import build_prompt, word_error_rate
+from data import word_error_rate
+from text import build_prompt
 from diffa import DIFFA
 from trainer import load_newest
 

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import benchmark
 import roofline
 import sampler
-from data import build_prompt, decode_answer, pad_waveforms, read_audio
+from data import pad_waveforms, read_audio
+from text import build_prompt, decode_answer
 from diffa import Spliced
 from diffusion_lm import DiffusionLM, LMConfig
 from sampler import SamplerConfig, commit, generate, propose, shares, write_trace

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 import targets
-from data import TEXT_END, TURN_END, load_manifest
+from data import load_manifest
+from text import TEXT_END, TURN_END
 from diffa import DIFFA
 from sampler import SamplerConfig
 

@@ -11,7 +11,7 @@ import key_tables
 import weights
 from adapters import AcousticAdapter, AdapterConfig, SemanticAdapter
 from conftest import ENCODER, QWEN3, SHAPES, edit_config, edit_tensors
-from data import build_prompt
+from text import build_prompt
 from diffa import DIFFA
 from diffusion_lm import DiffusionLM, LMConfig
 from encoder import WhisperEncoder
