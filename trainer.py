@@ -240,7 +240,7 @@ def fit(
 
     for number in before:
         signal.signal(number, on_signal)
-    bar = tqdm(total=config.steps, initial=len(losses), desc=title, position=position, mininterval=1.0, unit="step", disable=None if main else True)
+    bar = tqdm(total=config.steps, initial=len(losses), desc=title, position=position, unit="step", disable=not main)
     try:
         check()
         then, since, done = time.perf_counter(), len(losses), replace(work) if work else None
