@@ -23,24 +23,42 @@ GAP = "~"  # stands between stretched words, for the silence between spoken ones
 
 
 def train_tokenizer(path: Path, seed: int) -> SentencePieceTokenizer:
-    """A sentencepiece BPE model in which markers and grammar words are single pieces and no character is lost."""
-    rng = random.Random(seed)
-    # What stands in every prompt, often enough that each of its words becomes one piece: short prompts are quick ones.
-    roles = [f"{HEADER}{role}{HEADER_END}" for role in ("system", "user", "assistant")]
-    lines = [*roles, "You are a helpful voice assistant.", "This is the audio:", " <audio>. "] * 400
+    """A tokenizer in which the grammar's words are single pieces."""
+    rng, lines = random.Random(seed), []
     for _ in range(4000):
         sentence = grammar.random_sentence(rng, held_out=False)
         lines += [grammar.TRANSCRIBE]
         for question, answer in grammar.instructions(sentence, grammar.random_attributes(rng), rng).values():
             lines += [question, answer]
+    return tokenizer_of_lines(path, lines, size=1100)
+
+
+def tokenizer_of_lines(path: Path, lines: list[str], size: int) -> SentencePieceTokenizer:
+    """A sentencepiece BPE model of at most `size` pieces in which markers are single ones and no character is lost."""
+    # What stands in every prompt, often enough that each of its words becomes one piece: short prompts are quick ones.
+    roles = [f"{HEADER}{role}{HEADER_END}" for role in ("system", "user", "assistant")]
+    lines = [*roles, "You are a helpful voice assistant.", "This is the audio:", " <audio>. "] * 400 + lines
     path.parent.mkdir(parents=True, exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_prefix=str(path.with_suffix("")), model_type="bpe", vocab_size=1100,
+        sentence_iterator=iter(lines), model_prefix=str(path.with_suffix("")), model_type="bpe", vocab_size=size,
         hard_vocab_limit=False, byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity",
         remove_extra_whitespaces=False, split_by_unicode_script=False, minloglevel=2, num_threads=1,
         user_defined_symbols=[START, HEADER, HEADER_END, TURN_END, TEXT_END, MASK, GAP, "\n\n"],
     )  # fmt: skip
     return SentencePieceTokenizer(path)
+
+
+def words_as_sound(tokenizer, text: str, pace: float | None, rng: random.Random) -> list[int]:
+    """Ids of a sentence's words that stand where its sound would be: each once, or `pace` times for each of its letters."""
+    gap, region = tokenizer.id(GAP), []
+    for word in text.split():
+        ids = tokenizer.encode(word)
+        if pace is not None:  # about as many semantic embeddings as eSpeak's words last, and hardly a silence between them
+            lasts = max(1, round(len(word) * pace + rng.uniform(-0.7, 0.7)))
+            region += [token for token in ids for _ in range(lasts)] + [gap] * rng.choice((0, 0, 0, 1))
+        else:
+            region += ids
+    return region
 
 
 def text_prompt(tokenizer, sentence, attributes, instruction: str, rng: random.Random, stretched: bool, voiced: bool) -> tuple[Prompt, list[int]]:
@@ -49,13 +67,7 @@ def text_prompt(tokenizer, sentence, attributes, instruction: str, rng: random.R
     known = [[gap] * rng.randint(0, 2) + tokenizer.encode(value) for value in vars(attributes).values()]
     rng.shuffle(known)
     region = [token for ids in known for token in ids] if voiced else [gap] * rng.randint(0, 10)
-    for word in sentence.text.split():
-        ids = tokenizer.encode(word)
-        if stretched:  # about as many semantic embeddings as eSpeak's words last, and hardly a silence between them
-            lasts = max(1, round(len(word) * pace + rng.uniform(-0.7, 0.7)))
-            region += [token for token in ids for _ in range(lasts)] + [gap] * rng.choice((0, 0, 0, 1))
-        else:
-            region += ids
+    region += words_as_sound(tokenizer, sentence.text, pace if stretched else None, rng)
     return build_prompt(tokenizer, instruction), region
 
 
