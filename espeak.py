@@ -101,7 +101,8 @@ def speak(text: str, voice: str, rate: int, pitch: int, library: str, data: Path
     """Speaks text with a voice such as "en-us+f2"; the same arguments always give the same samples.
 
     rate is in words a minute, pitch 0 to 99 as eSpeak counts them; library and data come from prepare_espeak. Returns
-    int16 samples at ESPEAK_RATE, and the samples at which each word begins and the last one ends.
+    int16 samples at ESPEAK_RATE, and the samples at which each word begins and the last one ends; eSpeak takes some pairs
+    ("has been") for one word.
     """
     # eSpeak's oscillators run on from one text into the next, so a clip would depend on those before it. Loading the
     # library anew for each clip takes 0.4 ms and forgets all that.
@@ -130,9 +131,22 @@ def speak(text: str, voice: str, rate: int, pitch: int, library: str, data: Path
     finally:
         engine.espeak_Terminate()
         _ctypes.dlclose(engine._handle)
-    if len(marks) != len(text.split()) + 1:
-        raise RuntimeError(f"eSpeak NG marked {len(marks) - 1} words in: {text}")
     return np.concatenate(chunks), marks
+
+
+def without_silence(samples: np.ndarray) -> np.ndarray:
+    """What speak returns up to 50 ms after its last sound."""
+    level = np.abs(samples.astype(int))
+    return samples[: int(np.flatnonzero(level > level.max() / 100)[-1]) + ESPEAK_RATE // 20]
+
+
+def write_clip(path: Path, samples: np.ndarray, rng: random.Random) -> float:
+    """Write samples (ESPEAK_RATE) as a WAV file of SAMPLE_RATE, at a level drawn from rng; returns its seconds."""
+    waveform = RESAMPLE(torch.from_numpy(samples.astype(np.float32))).numpy()
+    gain = rng.uniform(0.03, 0.06) / np.sqrt(np.mean(waveform**2))  # a level that says nothing about the voice
+    waveform *= min(gain, 0.99 / np.abs(waveform).max())  # and that does not clip
+    soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
+    return round(len(waveform) / SAMPLE_RATE, 3)
 
 
 # ---- the toy corpus
@@ -150,18 +164,15 @@ def toy_clip(index: int, split: str, out: Path, seed: int, library: str, data: P
         sentence = random_sentence(rng, held_out=split == "test", length=length)
         rate, pitch = rng.randint(*SPEEDS[attributes.speed]), rng.randint(*PITCHES[attributes.pitch])
         samples, marks = speak(sentence.text, f"{ACCENTS[attributes.accent]}+{voice}", rate, pitch, library, data)
-        level = np.abs(samples.astype(int))
-        end = int(np.flatnonzero(level > level.max() / 100)[-1]) + ESPEAK_RATE // 20  # keep 50 ms of the last silence
-        if end <= MAX_SECONDS * ESPEAK_RATE:
+        if len(marks) != length + 1:
+            raise RuntimeError(f"eSpeak NG marked {len(marks) - 1} words in: {sentence.text}")
+        samples = without_silence(samples)
+        if len(samples) <= MAX_SECONDS * ESPEAK_RATE:
             break
     else:
         raise RuntimeError(f"no {attributes.gender} voice can say {length} words in {MAX_SECONDS} s")
-    waveform = RESAMPLE(torch.from_numpy(samples[:end].astype(np.float32))).numpy()
-    gain = rng.uniform(0.03, 0.06) / np.sqrt(np.mean(waveform**2))  # a level that says nothing about the voice
-    waveform *= min(gain, 0.99 / np.abs(waveform).max())  # and that does not clip
     path = f"audio/{split}/{index:06d}.wav"
-    soundfile.write(out / path, waveform, SAMPLE_RATE, subtype="PCM_16")
-    seconds = round(len(waveform) / SAMPLE_RATE, 3)
+    seconds = write_clip(out / path, samples, rng)
     times = [round(min(mark / ESPEAK_RATE, seconds), 3) for mark in marks]
     item = {"audio_id": f"toy-{split}-{index:06d}", "audio_filepath": path, "input": TRANSCRIBE,
             "transcription": sentence.text, "target": sentence.text, "dataset": "toy", "duration": seconds,
