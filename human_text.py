@@ -1,0 +1,139 @@
+"""Text of a closed vocabulary, and a tiny LM that can quote it: what human.py needs for speech that the toy's grammar cannot say.
+
+A sentence is made of runs of words out of the training prompts and of words of the vocabulary drawn one by one, so that every
+word stands in every company. The sentences of the test are never drawn. The LM is trained as pretrain.py trains the toy's:
+words stand in the place of sound, and it learns to write them down.
+
+    python human.py lm --run runs/human
+
+Shapes: B batch, P prompt positions, D LM width, G answer tokens.
+"""
+
+import functools
+import hashlib
+import json
+import random
+import re
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data import word_error_rate
+from diffusion_lm import SIZES, DiffusionLM, diffusion_loss, next_token_loss, noise, noise_levels
+from grammar import ANSWER_LENGTH as G
+from grammar import TRANSCRIBE
+from heard_text import GAP, Prompts, as_heard, pad_prompts, tokenizer_of_lines, words_as_sound
+from pretrain import AIM, BLUR, DIFFUSION, LM_T_MIN, MORE, NEXT_TOKEN, ROUNDS, ask_text
+from text import MASK, TEXT_END, Prompt, Tokenizer, build_prompt, encode_answers
+from trainer import TrainConfig, fit
+from weights import save_llada
+
+DIGITS = "zero one two three four five six seven eight nine".split()
+RUN_SHARE = 0.35  # how often a sentence goes on with a run of words, and not with one word; the latter teach rare ones
+N_CHECK = 200  # sentences for the LM's copy error
+
+
+# ---- sentences
+def plain_words(transcript: str) -> str:
+    """A transcript as it is read out: lower case, without punctuation, digits and the keys * and # as words."""
+    text = transcript.lower().replace("*", " star ").replace("#", " pound ")
+    text = re.sub(r"\b(de|re|un)-", r"\1", text)  # re-enter is one word, call-forward two
+    text = re.sub(r"\d", lambda digit: f" {DIGITS[int(digit[0])]} ", text)
+    return " ".join(re.findall(r"[a-z]+(?:'[a-z]+)*", text))
+
+
+@dataclass(frozen=True)
+class Text:
+    """All that may be said: the sentences of the training prompts, those of the test, and the words of both."""
+
+    vocabulary: list[str]
+    sentences: list[str]
+    held_out: list[str]
+
+
+def draw_sentence(text: Text, rng: random.Random) -> str:
+    """A sentence of the vocabulary's words, up to as long as the longest training prompt, that no test prompt equals."""
+    longest = max(len(sentence.split()) for sentence in text.sentences)
+    while True:
+        length, words = rng.randint(1, longest), []
+        while len(words) < length:
+            source = rng.choice(text.sentences).split()
+            start, n = rng.randrange(len(source)), rng.randint(2, 4)
+            words += source[start : start + n] if rng.random() < RUN_SHARE else [rng.choice(text.vocabulary)]
+        sentence = " ".join(words[:length])
+        if sentence not in text.held_out:
+            return sentence
+
+
+# ---- the language model
+def train_tokenizer(path: Path, text: Text) -> Tokenizer:
+    """A tokenizer in which the vocabulary's words are single pieces, so that an answer is as long as its words are many."""
+    lines = [TRANSCRIBE] * 4000 + [" ".join(text.vocabulary)] * 50
+    return tokenizer_of_lines(path, lines, size=1000 + 6 * len(text.vocabulary))
+
+
+def draw_item(tokenizer: Tokenizer, sentence: str, rng: random.Random, stretched: bool | None = None) -> tuple[tuple[Prompt, list[int]], str]:
+    """A prompt, the words in the place of its sound with silence around them, and the answer: the words."""
+    stretched = rng.random() < 0.5 if stretched is None else stretched
+    region = words_as_sound(tokenizer, sentence, rng.uniform(0.4, 1.0) if stretched else None, rng)
+    before, after = ([tokenizer.id(GAP)] * rng.randint(0, most) for most in (20, 5))  # stage 1's learned prompts stand before
+    return (build_prompt(tokenizer, TRANSCRIBE), before + region + after), sentence
+
+
+def train_lm(run: Path, text: Text, seed: int, device: str) -> dict:
+    """Train and save RUN/llada as pretrain.py does the toy's, on this text; returns its copy errors in percent.
+
+    Next-token first, then masked diffusion on ever more noise, then rounds of more until it quotes as it should.
+    """
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(run / "llada" / "tokenizer.model", text)
+    config = replace(SIZES["toy"], vocab=tokenizer.size, mask_id=tokenizer.id(MASK), end_id=tokenizer.id(TEXT_END))
+    lm = DiffusionLM(replace(config, causal=True))
+    nn.init.normal_(lm.embedding.weight, std=0.2)
+    lm.to(device)
+
+    def batch_of(step: int, training: TrainConfig) -> tuple[Prompts, Tensor]:
+        rng = random.Random(f"{training.seed} {step}")
+        items = [draw_item(tokenizer, draw_sentence(text, rng), rng) for _ in range(training.batch)]
+        answers = encode_answers(tokenizer, [sentence for _, sentence in items], G).to(device)  # (B, G)
+        return pad_prompts(lm, [prompt for prompt, _ in items], device), answers
+
+    def next_token(step: int, generator: torch.Generator) -> Tensor:
+        prompts, answers = batch_of(step, first)
+        return next_token_loss(lm, lm.embed(prompts.ids), prompts.mask, answers)
+
+    def masked(training: TrainConfig, blur_from: float, step: int, generator: torch.Generator) -> Tensor:
+        prompts, answers = batch_of(step, training)
+        embeddings = as_heard(lm, prompts, tokenizer.id(GAP), blur_from + (BLUR - blur_from) * step / training.steps, generator)  # (B, P, D)
+        t = noise_levels(len(answers), generator, t_min=LM_T_MIN, stratified=True)
+        noisy = noise(answers, t, config.mask_id, generator)
+        return diffusion_loss(lm, embeddings, prompts.mask, answers, noisy, t, answers.numel())
+
+    read = hashlib.sha256(json.dumps(asdict(text)).encode()).hexdigest()[:16]
+
+    def phase(name: str, loss, training: TrainConfig) -> list[float]:
+        return fit(dict(lm.named_parameters()), loss, training, run / "checkpoints" / f"{name}.pt", f"LM, {name}", identity={"text": read})
+
+    first, second = replace(NEXT_TOKEN, seed=seed), replace(DIFFUSION, seed=seed + 1000)
+    losses = phase("next_token", next_token, first)
+    lm.config = config
+    losses += phase("diffusion", functools.partial(masked, second, 0.0), second)
+    for n in range(ROUNDS + 1):
+        result = copy_errors(lm, tokenizer, text, seed, device)
+        if result["copy_error"] <= AIM["copy_error"] or n == ROUNDS:
+            break
+        third = replace(MORE, seed=seed + 2000 + n)
+        losses += phase(f"more{n + 1}", functools.partial(masked, third, BLUR), third)
+    save_llada(lm, run / "llada")
+    return result | {"steps": len(losses), "losses": losses}
+
+
+def copy_errors(lm: DiffusionLM, tokenizer: Tokenizer, text: Text, seed: int, device: str) -> dict:
+    """How wrong the LM quotes text that stands where sound would: drawn sentences, and those of the test. Percent of words."""
+    rng, result = random.Random(f"check {seed}"), {}
+    for name, sentences in (("copy_error", [draw_sentence(text, rng) for _ in range(N_CHECK)]), ("copy_error_test", text.held_out)):
+        items = [draw_item(tokenizer, sentence, rng, stretched=True) for sentence in sentences]
+        result[name] = word_error_rate(ask_text(lm, tokenizer, items, device), sentences)
+    return result
