@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import sys
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ import evaluate
 import pretrain
 import train_asr
 import train_instruct
+from conftest import edit_config
 from data import word_error_rate
 from text import build_prompt
 from diffa import DIFFA
@@ -78,6 +80,23 @@ def test_evaluate_writes_report_and_figures(run, monkeypatch, capsys):
     assert report["stage1"]["by_sampler"]["18 steps"]["calls"] == 18
     assert report["stage2"]["gender"]["items"] == 8
     assert all((run / name).stat().st_size > 1000 for name in ("losses.png", "steps.png", "questions.png"))
+
+
+def test_evaluate_takes_parts_from_elsewhere_and_names_them(run, monkeypatch, tmp_path):
+    other = tmp_path / "other"
+    for name in ("whisper", "stage1", "stage2"):
+        shutil.copytree(run / name, other / name)
+    for name in ("stage1", "stage2"):
+        edit_config(other / name, audio_context=3.2)
+    where = ["--run", other, "--llm", run / "llada", "--corpus", run / "corpus", "--device", "cpu"]
+    command(monkeypatch, evaluate, *where)
+    report = json.loads((other / "report.json").read_text())
+    parts = {"whisper": other / "whisper", "llm": run / "llada", "corpus": run / "corpus"}
+    assert report["parts"] == {name: str(path) for name, path in parts.items()} | {"audio_context": 3.2}
+    assert "encoder" not in report and "copy_error" in report["lm"]  # what is known of each lies beside it
+    edit_config(other / "stage2", audio_context=3.0)
+    with pytest.raises(SystemExit, match="different windows"):
+        command(monkeypatch, evaluate, *where)
 
 
 def test_an_lm_that_cannot_quote_or_answer_does_not_pass_the_gate():
