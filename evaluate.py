@@ -166,14 +166,15 @@ def main() -> None:
     report = {name: {k: v for k, v in read_json(file).items() if k != "losses"} for name, file in measured.items() if file.is_file()}
     minutes = {name: facts["minutes"] for name, facts in report.items()}
     model = DIFFA.from_pretrained(adapters=run / "stage1", **where).eval()
-    report["parts"] = {name: str(path) for name, path in where.items() if name != "device"} | {"corpus": str(corpus), "audio_context": model.audio_context}
+    parts = {"whisper": str(where["whisper"]), "llm": str(where["llm"]), "corpus": str(corpus)}
+    report["parts"] = parts | {"audio_context": model.audio_context}
     heard = StateCache(model, asr)
     report["stage1"] = transcription(model, heard, asr)
     for name in ("stage2", "semantic"):
         if (run / name / "adapters.safetensors").is_file():
             model = DIFFA.from_pretrained(adapters=run / name, **where).eval()
             if model.audio_context != report["parts"]["audio_context"]:  # what is heard is encoded once, for all of them
-                raise SystemExit(f"evaluate.py: {run / name} and {run / 'stage1'} were trained with different windows; give both the same --audio-context")
+                raise SystemExit(f"evaluate.py: {run}/stage1 and {name} were trained with different windows; give both the same --audio-context")
             report[name] = questions(model, heard, instruct)
     minutes |= {name: read_json(run / name / "training.json")["minutes"] for name in ("stage1", "stage2")}
     report["minutes"] = minutes | {"evaluate": (time.perf_counter() - started) / 60}

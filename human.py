@@ -9,7 +9,8 @@ FOLDER holds two manifests (data.py), train.json and test.json, of clips in Engl
 
     python human.py corpus FOLDER --out runs/human/corpus --seconds 4
     python human.py lm --run runs/human
-    python train_asr.py --whisper WHISPER --llm runs/human/llada --audio-context 4 --train runs/human/corpus/asr_train.json --out runs/human/stage1
+    python train_asr.py --whisper WHISPER --llm runs/human/llada --audio-context 4 \\
+        --train runs/human/corpus/asr_train.json --out runs/human/stage1
     python human.py report --run runs/human --whisper WHISPER
 
 Shapes: G answer tokens.
@@ -45,18 +46,23 @@ RATES, PITCHES = (140, 230), (20, 80)  # words a minute, and eSpeak's 0 to 99: a
 
 # ---- the corpus
 def spoken_clip(index: int, text: Text, seconds: float, out: Path, seed: int, library: str, data: Path) -> dict:
-    """Draws a sentence that lasts at most so many seconds, speaks it, writes the clip; returns its manifest item."""
+    """Draws a sentence that lasts at most so many seconds, speaks it, writes the clip; returns its manifest item.
+
+    Raises ManifestError: no sentence is short enough.
+    """
     rng = random.Random(f"{seed}/{index}")  # its own, so no clip depends on how many there are
-    while True:
+    for _ in range(200):
         gender, sentence = rng.choice(("female", "male")), draw_sentence(text, rng)
         voice = rng.choice(espeak.REAL_VOICES["train", gender].split() + espeak.MADE_VOICES["train", gender])
         samples, _ = espeak.speak(sentence, f"en-us+{voice}", rng.randint(*RATES), rng.randint(*PITCHES), library, data)
         samples = espeak.without_silence(samples)
         if len(samples) <= (seconds - 0.01) * espeak.ESPEAK_RATE:
             break
+    else:
+        raise ManifestError(f"of 200 sentences eSpeak can say none in {seconds:g} s; choose longer --seconds")
     path = f"audio/{index:06d}.wav"
     lasts = espeak.write_clip(out / path, samples, rng)
-    return item_of(path, sentence, f"spoken-{index:06d}", "espeak", lasts, {"Gender": gender, "Voice": voice})
+    return item_of(path, sentence, f"spoken-{index:06d}", "espeak", lasts, {"Gender": gender})
 
 
 def item_of(path: str, words: str, name: str, dataset: str, seconds: float, attributes: dict) -> dict:
@@ -73,7 +79,8 @@ def recorded(manifest: Path, seconds: float) -> tuple[list[dict], int]:
     plain = [item_of(i["audio_filepath"], plain_words(i["transcription"]), i["audio_id"], "human", i["duration"], {}) for i in items]
     kept = [item for item in plain if item["duration"] <= seconds and 0 < len(item["transcription"].split()) < G]
     if not kept:
-        raise ManifestError(f"{manifest}: none of its {len(items)} clips has 1 to {G - 1} words in {seconds:g} s or less; choose longer --seconds")
+        what = f"none of its {len(items)} clips has 1 to {G - 1} words in {seconds:g} s or less"
+        raise ManifestError(f"{manifest}: {what}; choose longer --seconds")
     return kept, len(items) - len(kept)
 
 
@@ -122,7 +129,11 @@ def make_corpus(folder: Path, out: Path, seconds: float, seed: int, spoken: int,
 
 # ---- the report
 def report(run: Path, whisper: Path, device: str) -> dict:
-    """Word error rates of RUN/stage1 on recorded prompts, with every answer to a test prompt."""
+    """Word error rates of RUN/stage1 on the recorded prompts, and every answer to a test prompt.
+
+    Of the test, "known_words" are the prompts whose every word a human says in training, "new_words" the others. Raises
+    ValueError: a part that is missing, or that does not fit the others.
+    """
     model = DIFFA.from_pretrained(whisper, run / "llada", run / "stage1", device=device).eval()
     test, train = load_manifest(run / "corpus" / "asr_test.json"), load_manifest(run / "corpus" / "asr_train.json")
     train = list({item["audio_id"]: item for item in train if item["dataset"] == "human"}.values())
@@ -132,21 +143,24 @@ def report(run: Path, whisper: Path, device: str) -> dict:
     pairs = list(zip((item["transcription"] for item in test), said))
 
     def errors(chosen: list[tuple[str, str]]) -> dict:
-        return {"word_error_rate": word_error_rate([s for _, s in chosen], [m for m, _ in chosen]) if chosen else None, "items": len(chosen)}
+        meant, heard_as = [meant for meant, _ in chosen], [words for _, words in chosen]
+        return {"word_error_rate": word_error_rate(heard_as, meant) if chosen else None, "items": len(chosen)}
 
-    known = [pair for pair in pairs if set(pair[0].split()) <= familiar]
     recited, _ = answer(model, heard, train, config)
     lm = read_json(run / "lm.json")
     return {
-        "parts": {"whisper": str(whisper), "llm": str(run / "llada"), "adapters": str(run / "stage1"), "audio_context": model.audio_context},
+        "parts": {"whisper": str(whisper), "llm": f"{run}/llada", "adapters": f"{run}/stage1", "audio_context": model.audio_context},
         "corpus": read_json(run / "corpus" / "corpus.json"),
         "lm": {k: v for k, v in lm.items() if k != "losses"},
-        "test": errors(pairs),
-        "test, each word said by a human in training": errors(known),
-        "test, with a word that only eSpeak says in training": errors([pair for pair in pairs if pair not in known]),
-        "test, one word": errors([pair for pair in pairs if len(pair[0].split()) == 1]),
-        "test, several words": errors([pair for pair in pairs if len(pair[0].split()) > 1]),
-        "training prompts": errors(list(zip((item["transcription"] for item in train), recited))),
+        "sampler": f"threshold {config.threshold}",
+        "test": {
+            "all": errors(pairs),
+            "known_words": errors([pair for pair in pairs if set(pair[0].split()) <= familiar]),
+            "new_words": errors([pair for pair in pairs if not set(pair[0].split()) <= familiar]),
+            "one_word": errors([pair for pair in pairs if len(pair[0].split()) == 1]),
+            "several_words": errors([pair for pair in pairs if len(pair[0].split()) > 1]),
+        },
+        "train": errors(list(zip((item["transcription"] for item in train), recited))),
         "by_sampler": transcription(model, heard, test)["by_sampler"],
         "minutes": {"lm": lm["minutes"], "stage1": read_json(run / "stage1" / "training.json")["minutes"]},
         "answers": [{"said": meant, "heard": words} for meant, words in pairs],
@@ -161,8 +175,8 @@ def main() -> None:
     corpus.add_argument("folder", type=Path, help="holds train.json and test.json")
     corpus.add_argument("--out", type=Path, default=Path("runs/human/corpus"))
     corpus.add_argument("--seconds", type=float, default=4.0, help="the encoder's window; longer prompts are left out")
-    corpus.add_argument("--spoken", type=int, default=4000, help="clips that eSpeak speaks")
-    corpus.add_argument("--repeat", type=int, default=4, help="times that a recorded prompt stands in the training manifest")
+    corpus.add_argument("--spoken", type=int, default=6000, help="clips that eSpeak speaks")
+    corpus.add_argument("--repeat", type=int, default=6, help="times that a recorded prompt stands in the training manifest")
     lm, evaluation = commands.add_parser("lm", help="train the LM"), commands.add_parser("report", help="word error rates")
     evaluation.add_argument("--whisper", type=Path, required=True, help="the directory that stage 1 was trained with")
     for command in (lm, evaluation):
@@ -184,7 +198,7 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(f"human.py: {error}") from None
     write_json(args.run / f"{args.command}.json", result)
-    print(json.dumps({k: v for k, v in result.items() if k != "losses"}, indent=1))
+    print(json.dumps({k: v for k, v in result.items() if k not in ("losses", "answers")}, indent=1))
 
 
 if __name__ == "__main__":

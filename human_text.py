@@ -1,8 +1,8 @@
 """Text of a closed vocabulary, and a tiny LM that can quote it: what human.py needs for speech that the toy's grammar cannot say.
 
-A sentence is made of runs of words out of the training prompts and of words of the vocabulary drawn one by one, so that every
-word stands in every company. The sentences of the test are never drawn. The LM is trained as pretrain.py trains the toy's:
-words stand in the place of sound, and it learns to write them down.
+A sentence is a training prompt, or made of runs of words out of the training prompts and of words of the vocabulary drawn one
+by one, so that every word stands in every company. The sentences of the test are never drawn. The LM is trained as pretrain.py
+trains the toy's: words stand in the place of sound, and it learns to write them down.
 
     python human.py lm --run runs/human
 
@@ -31,7 +31,8 @@ from trainer import TrainConfig, fit
 from weights import save_llada
 
 DIGITS = "zero one two three four five six seven eight nine".split()
-RUN_SHARE = 0.35  # how often a sentence goes on with a run of words, and not with one word; the latter teach rare ones
+WHOLE_SHARE = 0.15  # how often a sentence is a training prompt
+RUN_SHARE = 0.35  # how often another goes on with a run of words, and not with one word; the latter teach rare ones
 N_CHECK = 200  # sentences for the LM's copy error
 
 
@@ -62,7 +63,7 @@ def draw_sentence(text: Text, rng: random.Random) -> str:
             source = rng.choice(text.sentences).split()
             start, n = rng.randrange(len(source)), rng.randint(2, 4)
             words += source[start : start + n] if rng.random() < RUN_SHARE else [rng.choice(text.vocabulary)]
-        sentence = " ".join(words[:length])
+        sentence = rng.choice(text.sentences) if rng.random() < WHOLE_SHARE else " ".join(words[:length])
         if sentence not in text.held_out:
             return sentence
 
@@ -83,7 +84,7 @@ def draw_item(tokenizer: Tokenizer, sentence: str, rng: random.Random, stretched
 
 
 def train_lm(run: Path, text: Text, seed: int, device: str) -> dict:
-    """Train and save RUN/llada as pretrain.py does the toy's, on this text; returns its copy errors in percent.
+    """Train and save RUN/llada as pretrain.py does the toy's, on this text; returns its copy errors in percent, steps, losses.
 
     Next-token first, then masked diffusion on ever more noise, then rounds of more until it quotes as it should.
     """
@@ -106,7 +107,8 @@ def train_lm(run: Path, text: Text, seed: int, device: str) -> dict:
 
     def masked(training: TrainConfig, blur_from: float, step: int, generator: torch.Generator) -> Tensor:
         prompts, answers = batch_of(step, training)
-        embeddings = as_heard(lm, prompts, tokenizer.id(GAP), blur_from + (BLUR - blur_from) * step / training.steps, generator)  # (B, P, D)
+        most = blur_from + (BLUR - blur_from) * step / training.steps  # copying is learned on clean words
+        embeddings = as_heard(lm, prompts, tokenizer.id(GAP), most, generator)  # (B, P, D)
         t = noise_levels(len(answers), generator, t_min=LM_T_MIN, stratified=True)
         noisy = noise(answers, t, config.mask_id, generator)
         return diffusion_loss(lm, embeddings, prompts.mask, answers, noisy, t, answers.numel())
@@ -114,7 +116,8 @@ def train_lm(run: Path, text: Text, seed: int, device: str) -> dict:
     read = hashlib.sha256(json.dumps(asdict(text)).encode()).hexdigest()[:16]
 
     def phase(name: str, loss, training: TrainConfig) -> list[float]:
-        return fit(dict(lm.named_parameters()), loss, training, run / "checkpoints" / f"{name}.pt", f"LM, {name}", identity={"text": read})
+        path = run / "checkpoints" / f"{name}.pt"
+        return fit(dict(lm.named_parameters()), loss, training, path, f"LM, {name}", identity={"text": read})
 
     first, second = replace(NEXT_TOKEN, seed=seed), replace(DIFFUSION, seed=seed + 1000)
     losses = phase("next_token", next_token, first)

@@ -25,8 +25,8 @@ def folder(tmp_path, tone):
     for split, prompts in (("train", TRAIN), ("test", TEST)):
         items = []
         for i, (words, seconds) in enumerate(prompts.items()):
-            told = {"audio_id": f"{split}-{i}", "audio_filepath": f"{split}{i}.flac", "input": "Repeat it.", "transcription": words, "target": words}
-            items.append(told | {"dataset": "prompts", "duration": seconds, "seed_transcript": words})
+            told = {"audio_id": f"{split}-{i}", "audio_filepath": f"{split}{i}.flac", "input": "Repeat it.", "duration": seconds}
+            items.append(told | {"transcription": words, "target": words, "dataset": "prompts", "seed_transcript": words})
             tone(f"{split}{i}.flac", seconds)
         (tmp_path / f"{split}.json").write_text(json.dumps(items))
     return tmp_path
@@ -94,6 +94,9 @@ def test_a_finished_corpus_is_kept_and_another_left_alone(folder, capsys):
 def test_bad_folders_are_named(folder, monkeypatch):
     with pytest.raises(SystemExit, match="none of its 5 clips has 1 to 17 words in 0.1 s or less; choose longer --seconds"):
         command(monkeypatch, human, "corpus", folder, "--out", folder / "corpus", "--seconds", 0.1)
+    monkeypatch.setattr(human, "draw_sentence", lambda text, rng: "press one or press star or press pound")
+    with pytest.raises(SystemExit, match="of 200 sentences eSpeak can say none in 0.75 s"):
+        command(monkeypatch, human, "corpus", folder, "--out", folder / "corpus", "--seconds", SECONDS, "--spoken", 1)
     (folder / "test.json").unlink()
     with pytest.raises(SystemExit, match="test.json: no such manifest"):
         command(monkeypatch, human, "corpus", folder, "--out", folder / "corpus")
@@ -116,7 +119,8 @@ def test_the_commands_fit_together_and_the_lm_reads_no_test_sentence(folder, toy
     command(monkeypatch, human, "report", "--run", run, "--whisper", toy_dirs["whisper"], "--device", "cpu")
     report = json.loads((run / "report.json").read_text())
     assert [pair["said"] for pair in report["answers"]] == ["one", "press it", "or one"]
-    assert report["test"]["items"] == 3 and report["test, one word"]["items"] == 1 and report["training prompts"]["items"] == 3
+    items = {name: row["items"] for name, row in report["test"].items()}
+    assert items == {"all": 3, "known_words": 3, "new_words": 0, "one_word": 1, "several_words": 2} and report["train"]["items"] == 3
     assert report["parts"]["whisper"] == str(toy_dirs["whisper"]) and report["parts"]["audio_context"] == SECONDS + 0.01
 
 
