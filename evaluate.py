@@ -2,6 +2,7 @@
 
     python evaluate.py --run runs/toy            writes runs/toy/report.json and figures beside it
     python evaluate.py --run runs/toy --check    and fails when a promised figure is missed
+    python evaluate.py --summary RUN RUN ...     a table of finished runs: mean, and from the least to the greatest
 
 Shapes: B batch, G answer tokens.
 """
@@ -137,20 +138,52 @@ def broken_promises(report: dict) -> list[str]:
     """A line for each figure that falls short of PROMISES."""
     lines = []
     for path, kind, bound in PROMISES:
-        value = report
-        for key in path.split("/"):
-            value = value[key]
+        value = look_up(report, path)
         if (value < bound) if kind == "min" else (value > bound):
             lines.append(f"{path} is {value:.2f}, promised {'at least' if kind == 'min' else 'at most'} {bound}")
     return lines
 
 
+def summary(reports: list[dict]) -> list[str]:
+    """Lines of a Markdown table over the reports of runs that differ in their seed."""
+    rule, fast = f"stage1/by_sampler/{G} steps", "stage1/by_sampler/threshold 0.9"
+    rows = [("encoder, word error rate (%)", "encoder/word_error_rate", "encoder/items"),
+            ("LM quoting a sentence of its prompt, word error rate (%)", "lm/copy_error", "lm/items"),
+            *((f"LM answering from text: {kind} (%)", f"lm/oracle/{kind}", "lm/items") for kind in reports[0]["lm"]["oracle"]),
+            (f"stage 1, word error rate, {G} calls (%)", f"{rule}/word_error_rate", "stage1/items"),
+            ("stage 1, word error rate, threshold 0.9 (%)", f"{fast}/word_error_rate", "stage1/items"),
+            ("its model calls a clip", f"{fast}/calls", "stage1/items")]  # fmt: skip
+    for kind in (*SLOTS, "count", *VOICE_KINDS):
+        rows.append((f"stage 2: {kind} (% right)", f"stage2/{kind}/accuracy", f"stage2/{kind}/items"))
+    rows += [(f"stage 2: mean of {', '.join(SLOTS)} (% right)", "stage2/content_mean", None),
+             (f"stage 2: mean of {', '.join(VOICE_KINDS)} (% right)", "stage2/voice_mean", None)]  # fmt: skip
+    rows += [(f"stage 2: {k}, word error rate (%)", f"stage2/{k}/word_error_rate", f"stage2/{k}/items") for k in ("repeat", "caption")]
+    rows += [(f"minutes: {name}", f"minutes/{name}", None) for name in reports[0]["minutes"]]
+    lines = ["| held-out sentences and voices | mean | least to greatest | items a run |", "| --- | --- | --- | --- |"]
+    for name, path, items in rows:
+        values = [look_up(report, path) for report in reports]
+        counts = sorted({look_up(report, items) for report in reports}) if items else []
+        span = f"{min(values):.1f} to {max(values):.1f}"
+        lines.append(f"| {name} | {sum(values) / len(values):.1f} | {span} | {' to '.join(map(str, counts[:1] + counts[1:][-1:]))} |")
+    return lines
+
+
+def look_up(report: dict, path: str):
+    """What stands in a report at a path such as "lm/copy_error"."""
+    for key in path.split("/"):
+        report = report[key]
+    return report
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate a run directory.")
+    parser.add_argument("--summary", type=Path, nargs="+", metavar="RUN", help="only show a table of these evaluated runs")
     parser.add_argument("--run", type=Path, default=Path("runs/toy"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--check", action="store_true", help="fail when a promised figure is missed")
     args = parser.parse_args()
+    if args.summary:
+        return print("\n".join(summary([read_json(run / "report.json") for run in args.summary])))
     run, started = args.run, time.perf_counter()
     where = {"whisper": run / "whisper", "llm": run / "llada", "device": args.device}
     asr, instruct = load_manifest(run / "corpus/asr_test.json"), load_manifest(run / "corpus/instruct_test.json")
