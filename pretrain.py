@@ -8,7 +8,7 @@ words, then the sentence, half of the time stretched as speech is (words repeate
 finds copying by far the fastest; the same weights then go on as masked diffusion. The next-token model is kept, for the
 autoregressive twin of the paper's backbone ablation.
 
-    python pretrain.py --corpus runs/toy/corpus --out runs/toy            both, side by side
+    python pretrain.py --corpus runs/toy/corpus --out runs/toy            both
     python pretrain.py lm --out runs/toy                                  one of them
 
 Shapes: B batch, T encoder frames, M mels, W words, G answer tokens.
@@ -17,10 +17,7 @@ Shapes: B batch, T encoder frames, M mels, W words, G answer tokens.
 import argparse
 import functools
 import json
-import os
 import random
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +44,7 @@ from trainer import TrainConfig, fit
 
 ENCODER = TrainConfig(steps=1000, batch=32, lr=2e-3, warmup=60)
 NEXT_TOKEN = TrainConfig(steps=350, batch=32, lr=2e-3, warmup=50)
-DIFFUSION = TrainConfig(steps=1300, batch=32, lr=2e-3, warmup=50)
+DIFFUSION = TrainConfig(steps=1700, batch=32, lr=2e-3, warmup=50)
 MORE, ROUNDS = TrainConfig(steps=300, batch=32, lr=1e-3, warmup=30), 3  # at most, while the LM is short of the aim
 LM_T_MIN = 0.3  # least noise level: with few masks the rest of the answer tells the word, and the prompt goes unread
 HEADS_WEIGHT = 0.3  # of the attribute heads in the encoder's loss
@@ -111,7 +108,7 @@ def read_words(logits: Tensor, frames: Tensor, shortest: int = 4) -> list[str]:
     return texts
 
 
-def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str, position: int) -> dict:
+def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str) -> dict:
     """Train and save `out/whisper`; returns its word error rate and attribute accuracies on the held-out clips."""
     torch.manual_seed(seed)
     config = ENCODER_SIZES["toy"]
@@ -135,7 +132,7 @@ def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str, position: 
         return loss + HEADS_WEIGHT * sum(F.cross_entropy(heads[n], labels[n][rows].to(device)) for n in heads)
 
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    losses = fit(parameters, loss_of_step, training, out / "checkpoints" / "encoder.pt", "1/4 encoder", position)
+    losses = fit(parameters, loss_of_step, training, out / "checkpoints" / "encoder.pt", "1/4 encoder")
     model.eval()
     mels, frames = spectrograms(test, config.n_samples, config.n_mels)
     said, right = [], dict.fromkeys(grammar.ATTRIBUTES, 0)
@@ -163,7 +160,7 @@ def ask_text(lm: DiffusionLM, tokenizer, items: list[tuple[tuple[Prompt, list[in
     return said
 
 
-def pretrain_lm(out: Path, seed: int, device: str, position: int) -> dict:
+def pretrain_lm(out: Path, seed: int, device: str) -> dict:
     """Train and save `out/llada` and `out/next_token`; returns copy error and oracle accuracies on unseen sentences."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(out / "llada" / "tokenizer.model", seed)
@@ -174,7 +171,8 @@ def pretrain_lm(out: Path, seed: int, device: str, position: int) -> dict:
 
     def batch_of(step: int, training: TrainConfig) -> tuple[Prompts, Tensor]:
         rng = random.Random(f"{training.seed} {step}")
-        items = [draw_item(tokenizer, rng, held_out=False) for _ in range(training.batch)]
+        # Plain and stretched prompts take turns: a batch of one sort is padded less.
+        items = [draw_item(tokenizer, rng, held_out=False, stretched=step % 2 == 1) for _ in range(training.batch)]
         prompts = pad_prompts(lm, [prompt for prompt, _ in items], device)
         answers = encode_answers(tokenizer, [answer for _, answer in items], G).to(device)
         return prompts, answers
@@ -197,19 +195,19 @@ def pretrain_lm(out: Path, seed: int, device: str, position: int) -> dict:
     first, second = replace(NEXT_TOKEN, seed=seed), replace(DIFFUSION, seed=seed + 1000)
     set_causal(True)
     checkpoints = out / "checkpoints"
-    losses = fit(dict(lm.named_parameters()), next_token, first, checkpoints / "next_token.pt", "2/4 LM, next token", position)
+    losses = fit(dict(lm.named_parameters()), next_token, first, checkpoints / "next_token.pt", "2/4 LM, next token")
     weights.save_llada(lm, out / "next_token")
     (out / "next_token" / "tokenizer.model").write_bytes((out / "llada" / "tokenizer.model").read_bytes())
     set_causal(False)
     title, loss = "2/4 LM, diffusion", functools.partial(masked, second, 0.0)
-    losses += fit(dict(lm.named_parameters()), loss, second, checkpoints / "lm.pt", title, position)
+    losses += fit(dict(lm.named_parameters()), loss, second, checkpoints / "lm.pt", title)
     result = examine(lm, tokenizer, seed, device)
     for n in range(ROUNDS):
         if not short_of(AIM, result):
             break
         third = replace(MORE, seed=seed + 2000 + n)
         loss = functools.partial(masked, third, BLUR)
-        losses += fit(dict(lm.named_parameters()), loss, third, checkpoints / f"lm_more{n + 1}.pt", f"{title}, more", position)
+        losses += fit(dict(lm.named_parameters()), loss, third, checkpoints / f"lm_more{n + 1}.pt", f"{title}, more")
         result = examine(lm, tokenizer, seed, device)
     weights.save_llada(lm, out / "llada")
     return result | {"steps": len(losses), "losses": losses}
@@ -243,29 +241,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/toy"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bar", type=int, default=0, help="line of the progress bar")
     args = parser.parse_args()
-    if args.which == "both":  # two small models on half of the cores each are done sooner than one after the other
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        environment = os.environ | {"OMP_NUM_THREADS": str(max(cores // 2, 1)), "OMP_WAIT_POLICY": "passive"}
-        options = ["--corpus", str(args.corpus), "--out", str(args.out), "--seed", str(args.seed), "--device", args.device]
-        jobs = [
-            subprocess.Popen([sys.executable, __file__, which, *options, "--bar", str(bar)], env=environment)
-            for bar, which in enumerate(("encoder", "lm"))
-        ]
-        if any([job.wait() for job in jobs]):
-            raise SystemExit("pretrain.py: one of the two trainings failed; its message is above")
-        return
-    started = time.perf_counter()
-    if args.which == "encoder":
-        result = pretrain_encoder(args.corpus, args.out, args.seed, args.device, args.bar)
-    else:
-        result = pretrain_lm(args.out, args.seed, args.device, args.bar)
-    result["minutes"] = (time.perf_counter() - started) / 60
-    weights.write_json(args.out / f"{args.which}.json", result)
-    tqdm.write(json.dumps({k: v for k, v in result.items() if k != "losses"}))
-    if args.which == "lm" and (short := short_of(GATE, result)):
-        raise SystemExit(f"pretrain.py: the LM is not fit for the adapters: {short}; train it longer (DIFFUSION in pretrain.py)")
+    for which in ("encoder", "lm") if args.which == "both" else (args.which,):
+        started = time.perf_counter()
+        if which == "encoder":
+            result = pretrain_encoder(args.corpus, args.out, args.seed, args.device)
+        else:
+            result = pretrain_lm(args.out, args.seed, args.device)
+        result["minutes"] = (time.perf_counter() - started) / 60
+        weights.write_json(args.out / f"{which}.json", result)
+        tqdm.write(json.dumps({k: v for k, v in result.items() if k != "losses"}))
+        if which == "lm" and (short := short_of(GATE, result)):
+            raise SystemExit(f"pretrain.py: the LM is not fit for the adapters: {short}; train it longer (DIFFUSION in pretrain.py)")
 
 
 if __name__ == "__main__":
