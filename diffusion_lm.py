@@ -164,8 +164,8 @@ class DiffusionLM(nn.Module):
             return self.fixed_caches[B, L, like.device, like.dtype]
         shape = (B, c.n_kv_heads, L, c.head_dim)
         with torch.inference_mode(False):  # else they could not be written to outside of it
-            # Not like.new_empty: of a sharded LM that would be a slice.
-            cache = [tuple(torch.empty(shape, dtype=like.dtype, device=like.device) for _ in "kv") for _ in self.blocks]
+            kind = {"dtype": like.dtype, "device": like.device}  # not like.new_empty: of a sharded LM that would be a slice
+            cache = [(torch.empty(shape, **kind), torch.empty(shape, **kind)) for _ in self.blocks]
         if fixed:
             for tensor in (tensor for pair in cache for tensor in pair):
                 torch._dynamo.mark_static_address(tensor)
