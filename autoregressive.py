@@ -17,7 +17,9 @@ Shapes: B batch, R rows of it that are still being written, P prompt positions, 
 """
 
 import argparse
+import bisect
 import functools
+import itertools
 import json
 import time
 from dataclasses import replace
@@ -84,22 +86,22 @@ def pretrain_twin(run: Path, seed: int, device: str) -> dict:
     Args:
         seed: the one that the run's LM was made with, or the text is another.
     Raises:
-        ValueError: the run has no diffusion LM, or one that took more steps than pretrain.py now describes.
+        ValueError: the run has no diffusion LM, or one that went through other phases than pretrain.py now has.
     """
     if not (run / "lm.json").is_file():
-        raise ValueError(f"{run / 'lm.json'}: no such file, and the twin takes its steps from there; run python pretrain.py lm --out {run}")
+        raise ValueError(f"{run / 'lm.json'}: no such file, and the twin takes as many steps as it tells; run python pretrain.py lm --out {run}")
     steps, known = weights.read_json(run / "lm.json")["steps"], phases(seed)
-    if steps > (most := sum(training.steps for training, _, _ in known)):
-        raise ValueError(f"{run / 'lm.json'}: its LM took {steps} steps, pretrain.py knows of {most}; make the run's LM anew")
+    ends = list(itertools.accumulate(training.steps for training, _, _ in known))
+    if steps not in ends:
+        raise ValueError(f"{run / 'lm.json'}: its LM took {steps} steps, but phases of pretrain.py end after {ends}; make that LM anew")
     config = replace(weights.read_lm_config(run / "llada"), causal=True)
     tokenizer = load_tokenizer(run / "llada", config)
     lm, gap = new_lm(config, seed, device), tokenizer.id(GAP)
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
-        number = 0
-        while step >= known[number][0].steps:  # which phase of the diffusion LM this step fell in
-            step, number = step - known[number][0].steps, number + 1
+        number = bisect.bisect_right(ends, step)  # the phase that the diffusion LM was in
         training, blur_from, blur_to = known[number]
+        step -= ends[number] - training.steps
         prompts, answers = batch_of(lm, tokenizer, step, training, device)
         most = blur_from + (blur_to - blur_from) * step / training.steps
         embeddings = as_heard(lm, prompts, gap, most, generator) if number else lm.embed(prompts.ids)  # (B, P, D)

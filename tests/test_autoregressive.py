@@ -74,9 +74,13 @@ def test_greedy_answers_are_those_of_transformers():
     theirs, ours = llama_and_ours(causal=True)
     ids, mask = torch.randint(58, (3, 9)), torch.ones(3, 9, dtype=torch.bool)
     mask[0, :4] = mask[2, :7] = False
-    end = theirs.generate(ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=5, eos_token_id=60, pad_token_id=0)[1, -1].item()
-    ours.config = replace(ours.config, end_id=end)
-    expected = theirs.generate(ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=12, eos_token_id=end, pad_token_id=end)[:, 9:]
+
+    def llama(length, end):
+        options = {"do_sample": False, "max_new_tokens": length, "eos_token_id": end, "pad_token_id": end}
+        return theirs.generate(ids, attention_mask=mask.long(), **options)[:, 9:]
+
+    end = llama(5, 59)[1, -1].item()  # so that an answer ends in its middle
+    ours.config, expected = replace(ours.config, end_id=end), llama(12, end)
     out = greedy(ours, Spliced(ours.embed(ids), mask, mask), 12).ids
     assert out[:, : expected.shape[1]].tolist() == expected.tolist() and (out[:, expected.shape[1] :] == end).all()
 
@@ -231,6 +235,6 @@ def test_prompts_that_cannot_be_answered_are_refused():
 def test_a_run_without_its_diffusion_lm_is_told_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="lm.json: no such file.*run python pretrain.py lm"):
         command(monkeypatch, autoregressive, "--run", tmp_path)
-    (tmp_path / "lm.json").write_text('{"steps": 100000}')
-    with pytest.raises(SystemExit, match="its LM took 100000 steps"):
+    (tmp_path / "lm.json").write_text('{"steps": 7}')
+    with pytest.raises(SystemExit, match="its LM took 7 steps, but phases of pretrain.py end after"):
         command(monkeypatch, autoregressive, "--run", tmp_path)
