@@ -89,7 +89,7 @@ def pretrain_twin(run: Path, seed: int, device: str) -> dict:
         ValueError: the run has no diffusion LM, or one that went through other phases than pretrain.py now has.
     """
     if not (run / "lm.json").is_file():
-        raise ValueError(f"{run / 'lm.json'}: no such file, and the twin takes as many steps as it tells; run python pretrain.py lm --out {run}")
+        raise ValueError(f"{run / 'lm.json'}: no such file; it tells the twin's steps. Run python pretrain.py lm --out {run}")
     steps, known = weights.read_json(run / "lm.json")["steps"], phases(seed)
     ends = list(itertools.accumulate(training.steps for training, _, _ in known))
     if steps not in ends:
