@@ -16,6 +16,7 @@ import matplotlib
 import torch
 from tqdm import tqdm
 
+from autoregressive import greedy
 from grammar import ANSWER_LENGTH as G
 from grammar import CONTENT_KINDS, SLOTS, VOICE_KINDS
 from batches import StateCache
@@ -45,13 +46,14 @@ PROMISES = [
 
 
 def answer(model: DIFFA, heard: StateCache, items: list[dict], config: SamplerConfig) -> tuple[list[str], float]:
-    """Answers to manifest items by their `input`, and the mean number of model calls an item took."""
+    """Answers to manifest items by their `input`, and the mean number of model calls an item took; a causal LM answers greedily."""
     said, calls = [], 0
     with torch.inference_mode():
         for start in range(0, len(items), BATCH):
             batch = items[start : start + BATCH]
             prompts = [build_prompt(model.tokenizer, item["input"]) for item in batch]
-            out = generate(model.lm, model.splice(prompts, *model.hear(*heard(batch))), config)
+            prompt, causal = model.splice(prompts, *model.hear(*heard(batch))), model.lm.config.causal
+            out = greedy(model.lm, prompt, config.length) if causal else generate(model.lm, prompt, config)
             said += [decode_answer(model.tokenizer, ids) for ids in out.ids.tolist()]
             calls += int(out.steps.sum())
     return said, calls / len(items)
