@@ -47,7 +47,7 @@ SWEEP = {f"count {n}": SamplerConfig(G, G, n) for n in (G, G // 2, G // 3, G // 
 SWEEP |= {f"threshold {tau}": SamplerConfig(G, G, G, "threshold", tau) for tau in (0.99, 0.9, 0.7, 0.5)}
 SWEEP |= {f"factor {f}": SamplerConfig(G, G, G, "factor", factor=f) for f in (0.5, 1, 2)}
 RACE = {name: SWEEP[name] for name in (f"count {G}", f"count {G // 3}", "threshold 0.9", "threshold 0.7")}
-SWEEP_CLIPS = 200  # twelve settings on all 400 clips would take as long as the training
+SWEEP_CLIPS = 100  # twelve settings make 48 calls of each question
 RACE_CLIPS = 100
 
 

@@ -89,7 +89,7 @@ def questions(model: DIFFA, heard: StateCache, items: list[dict], config: Sample
             table[kind] = {"word_error_rate": word_error_rate(said, meant)}
         else:
             table[kind] = {"accuracy": 100 * sum(s == m for s, m in zip(said, meant)) / len(mine)}
-        tokens = sum(len(model.tokenizer.encode(text)) + 1 for text in said) / len(mine)
+        tokens = sum(min(len(model.tokenizer.encode(text)) + 1, config.length) for text in said) / len(mine)
         table[kind] |= {"items": len(mine), "calls": calls, "tokens": tokens}
     table["content_mean"] = sum(table[k]["accuracy"] for k in SLOTS) / len(SLOTS)
     table["voice_mean"] = sum(table[k]["accuracy"] for k in VOICE_KINDS) / len(VOICE_KINDS)

@@ -81,8 +81,9 @@ def findings(results: dict) -> list[str]:
         f"Committing at once what is sure costs nothing. {FAST} minus {FULL}: {spread(kept[0], sign='+')} points on content, "
         f"{spread(kept[1], sign='+')} on voice, in {spread(calls[0])} calls an answer for {spread(calls[1])} (less than {ALIKE:g} point lost "
         f"counts as nothing). Fast-dLLM (arXiv 2505.22618) found it. {verdict([min(pair) > -ALIKE for pair in zip(*kept, strict=True)])}",
-        f"Committing at once what is not sure costs much. count 1 minus {FULL}: {spread(at_once, sign='+')} points of word errors in "
-        f"repeating a sentence. {verdict([d > ALIKE for d in at_once])}",
+        f"Committing at once what is not sure costs quality. count 1 minus {FULL}: {spread(at_once, sign='+')} points of word errors in "
+        f"repeating a sentence (more than {ALIKE:g} counts as a cost). LLaDA's samples gain from more steps. "
+        f"{verdict([d > ALIKE for d in at_once])}",
         f"Targets that the LM makes itself serve as well as given ones. Own minus templates: {spread(own, sign='+')} points over all kinds of "
         f"question, with {targets['differ']} of {targets['items']} targets different (less than {ALIKE:g} point lost counts as nothing). The "
         f"paper compares the two; its figures are not at hand here. {verdict([d > -ALIKE for d in own])}",
@@ -178,7 +179,7 @@ def plot_arms(of: dict, path: Path) -> None:
             mean, reach = bounds(values(of[arm], kind, "accuracy"))
             ours.bar(i + 0.2 * shift - 0.3, mean, 0.2, yerr=reach, color=f"C{shift}", error_kw={"lw": 1}, label=label if i == 0 else None)
     ours.set(title="here: mean and range over seeds", xticks=range(len(KINDS)), xticklabels=KINDS, ylabel="right answers (%)", ylim=(0, 100))
-    ours.legend(loc="lower left", fontsize=7)
+    ours.legend(loc="lower center", fontsize=7, ncols=len(ARMS), framealpha=1)
     bars = [(f"{name}\n({part})", pair) for part, table in PAPER.items() for name, pair in table.items()]
     for shift, benchmark in ((0, "MMAU"), (1, "MMSU")):
         heights = [pair[shift] for _, pair in bars]
@@ -201,7 +202,7 @@ def plot_sweep(sweep: list[dict], path: Path) -> None:
             points = [bounds(values(sweep, name, field)) for name in names]
             reach = [[below for _, ((below,), _) in points], [above for _, (_, (above,)) in points]]
             axis.errorbar(calls, [mean for mean, _ in points], reach, fmt="o-", label=rule, lw=1, ms=3)
-        axis.set(title=title, xlabel="model calls an answer")
+        axis.set(title=title, xlabel="model calls an answer", ylim=(None, 100) if field.endswith("_mean") else (0, None))
     axes[0].legend()
     save(figure, path)
 
