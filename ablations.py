@@ -183,7 +183,7 @@ def ablate(plan: Plan) -> dict:
         write_json(out / "settings.json", settings)
     for name, value in read_json(out / "settings.json").items():
         if settings[name] != value:
-            raise ValueError(f"{out}: was made with {name} {value}, and now it is {settings[name]}; remove the folder, or ask for the same again")
+            raise ValueError(f"{out}: was made with {name} {value}, and now it is {settings[name]}; remove it, or ask for the same again")
     items = load_manifest(run / "corpus/instruct_test.json")
     load = functools.cache(functools.partial(trained, plan))  # the parts of a seed share its model
 
@@ -209,7 +209,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="what `make demo` wrote")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of every training (default 0 1 2)")
     parser.add_argument("--steps", type=int, default=1000, help="of every stage 2 (default 1000)")
-    parser.add_argument("--stage1-steps", type=int, default=train_asr.PRESETS["toy"].train.steps, help="of the twin's stage 1 (default: the demo's)")
+    of_the_demo = train_asr.PRESETS["toy"].train.steps
+    parser.add_argument("--stage1-steps", type=int, default=of_the_demo, help=f"of the twin's stage 1 (default {of_the_demo}, the demo's)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(arguments)
     seeds = list(dict.fromkeys(args.seeds))
@@ -217,6 +218,8 @@ def main(arguments: list[str] | None = None) -> None:
         results = ablate(Plan(args.run, seeds, args.steps, args.stage1_steps, args.device))
     except (AudioError, ManifestError, ValueError, OSError) as error:
         raise SystemExit(f"ablations.py: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("ablations.py: stopped; run the same command to go on") from None
     command = f"python ablations.py --run {args.run} --seeds {' '.join(map(str, seeds))} --steps {args.steps} --stage1-steps {args.stage1_steps}"
     print(write_report(args.run / "ablations", results, seeds, command, args.device))
 

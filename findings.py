@@ -18,7 +18,8 @@ from grammar import ANSWER_LENGTH, CONTENT_KINDS, SLOTS, VOICE_KINDS
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-PAPER = {  # MMAU, MMSU (arXiv 2507.18452, ablations); the two ablations have a full model each
+BENCHMARKS = ("MMAU", "MMSU")
+PAPER = {  # right answers in percent on both (arXiv 2507.18452): the lesser model, then the full one, which is another in each ablation
     "adapters": {"semantic": (47.70, 52.88), "both": (49.71, 56.04)},
     "backbone": {"LLaMA-3.1": (28.40, 38.40), "LLaDA": (51.71, 54.72)},
 }
@@ -51,6 +52,7 @@ def accuracy(tables: list[dict]) -> list[float]:
 
 
 def minus(a: list[float], b: list[float]) -> list[float]:
+    """Differences of two models, seed by seed."""
     return [x - y for x, y in zip(a, b, strict=True)]
 
 
@@ -62,6 +64,12 @@ def verdict(holds: list[bool]) -> str:
 
 
 # ---- sentences
+def paper(part: str) -> str:
+    """What an ablation gained in the paper, from the lesser model to the full one."""
+    lesser, full = PAPER[part].values()
+    return "Paper: " + ", ".join(f"{b - a:+.2f} on {name}" for a, b, name in zip(lesser, full, BENCHMARKS)) + "."
+
+
 def findings(results: dict) -> list[str]:
     """A sentence or two for each finding: the paper's, ours, and whether it reproduces. results: from ablations.ablate."""
     of, sweep, race = results["questions"], results["sweep"]["both"], results["race"]
@@ -75,9 +83,9 @@ def findings(results: dict) -> list[str]:
     slow, quick = ([a / b for a, b in zip(values(race["both"], name, "seconds"), greedy, strict=True)] for name in (FULL, FAST))
     return [
         f"The acoustic adapter tells how it is said. Both minus semantic: {spread(voice, sign='+')} points on voice, "
-        f"{spread(content, sign='+')} on content. Paper: +2.01 on MMAU, +3.16 on MMSU. {verdict([d > 0 for d in voice])}",
+        f"{spread(content, sign='+')} on content. {paper('adapters')} {verdict([d > 0 for d in voice])}",
         f"A diffusion LM listens better than an autoregressive one. Diffusion minus twin: {spread(backbone, sign='+')} points over all "
-        f"kinds of question. Paper: +23.31 on MMAU, +16.32 on MMSU. {verdict([d > 0 for d in backbone])}",
+        f"kinds of question. {paper('backbone')} {verdict([d > 0 for d in backbone])}",
         f"Committing at once what is sure costs nothing. {FAST} minus {FULL}: {spread(kept[0], sign='+')} points on content, "
         f"{spread(kept[1], sign='+')} on voice, in {spread(calls[0])} calls an answer for {spread(calls[1])} (less than {ALIKE:g} point lost "
         f"counts as nothing). Fast-dLLM (arXiv 2505.22618) found it. {verdict([min(pair) > -ALIKE for pair in zip(*kept, strict=True)])}",
@@ -114,7 +122,7 @@ def question_table(of: dict) -> str:
     for mean, kinds in (("content_mean", SLOTS), ("voice_mean", VOICE_KINDS)):
         rows.append(row(f"mean of {', '.join(kinds)}", lambda tables, mean=mean: values(tables, mean)))
     rows.append(row(f"mean of all {len(KINDS)} with one right answer", accuracy))
-    for i, benchmark in enumerate(("MMAU", "MMSU")):
+    for i, benchmark in enumerate(BENCHMARKS):
         adapters, backbone = ({name: f"{pair[i]:.2f}" for name, pair in PAPER[part].items()} for part in ("adapters", "backbone"))
         rows.append([f"paper: {benchmark}, adapters", adapters["both"], adapters["semantic"], "-", "-", ""])
         rows.append([f"paper: {benchmark}, backbone", f"{backbone['LLaDA']} (LLaDA)", "-", "-", f"{backbone['LLaMA-3.1']} (LLaMA-3.1)", ""])
@@ -148,7 +156,8 @@ def sweep_table(sweep: list[dict]) -> str:
         rate = [tokens / calls for tokens, calls in zip(values(sweep, name, "tokens"), values(sweep, name, "calls"), strict=True)]
         quality = (spread(values(sweep, name, field)) for field in ("content_mean", "voice_mean", "repeat", "caption"))
         rows.append([name, spread(values(sweep, name, "calls")), spread(rate, 2), *quality])
-    return markdown(["setting", "calls an answer", "tokens a call", "content %", "voice %", "repeat, word errors %", "caption, word errors %"], rows)
+    qualities = ["content %", "voice %", "repeat, word errors %", "caption, word errors %"]
+    return markdown(["setting", "calls an answer", "tokens a call", *qualities], rows)
 
 
 def target_table(targets: dict) -> str:
@@ -181,7 +190,7 @@ def plot_arms(of: dict, path: Path) -> None:
     ours.set(title="here: mean and range over seeds", xticks=range(len(KINDS)), xticklabels=KINDS, ylabel="right answers (%)", ylim=(0, 100))
     ours.legend(loc="lower center", fontsize=7, ncols=len(ARMS), framealpha=1)
     bars = [(f"{name}\n({part})", pair) for part, table in PAPER.items() for name, pair in table.items()]
-    for shift, benchmark in ((0, "MMAU"), (1, "MMSU")):
+    for shift, benchmark in enumerate(BENCHMARKS):
         heights = [pair[shift] for _, pair in bars]
         theirs.bar([i + 0.4 * shift - 0.2 for i in range(len(bars))], heights, 0.4, color=f"C{7 + shift}", label=benchmark)
     theirs.set(title="the paper", xticks=range(len(bars)))
@@ -218,7 +227,8 @@ def machine(device: str) -> str:
     """The processor, how many cores of it are ours, and torch's version."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.is_file() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name}, {cores} cores, device {device}, torch {torch.__version__}"
 
@@ -244,8 +254,8 @@ def write_report(out: Path, results: dict, seeds: list[int], command: str, devic
         "kept for the twin.",
         race_table(race),
         "## Sampler steps",
-        f"`both` on {sweep[0]['clips']} clips. An answer is done once its text has ended; its tokens are its text and one end. The calls are means "
-        "over all questions, most of which one word answers.",
+        f"`both` on {sweep[0]['clips']} clips. Calls and tokens are means over all questions, most of which one word answers; an answer's tokens "
+        "are its text and one end.",
         "![Quality against model calls](sweep.png)",
         sweep_table(sweep),
         "## Targets of the LM's own making",
@@ -253,8 +263,7 @@ def write_report(out: Path, results: dict, seeds: list[int], command: str, devic
         target_table(targets),
         "## Worse recordings",
         "`python robustness.py`: the demo's stage 1 (word errors) and stage 2, by threshold 0.9. Noise is white, its level against the whole clip. "
-        "Speed is changed by resampling, so that the pitch moves along. Telephone: 8 kHz, mu-law, 8 bits. The right answer stays that of the "
-        "clean clip.",
+        "Speed is changed by resampling, so that the pitch moves along. Telephone: 8 kHz, mu-law, 8 bits. The right answer stays the clean clip's.",
         robustness_table(robust),
     ]  # fmt: skip
     (out / "report.md").write_text("\n\n".join(sections) + "\n")

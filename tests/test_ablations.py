@@ -48,18 +48,18 @@ def no_training(monkeypatch):
 def test_the_report_has_every_part(ablated):
     report = (ablated / "ablations/report.md").read_text()
     assert "--steps 2" in report and "seeds 0, 1" in report and "torch" in report
-    for row in ("| gender | ", "| paper: MMSU, backbone | ", "| autoregressive, greedy | ", "| autoregressive twin | 2 | ", "| factor 1 | ", "| caption | ", "| clean | "):
-        assert row in report
-    assert report.count("eproduce") == len(findings.PAPER) + 5  # a verdict for each finding
+    of_each_table = ("gender", "paper: MMSU, backbone", "autoregressive, greedy", "autoregressive twin", "factor 1", "caption", "clean")
+    assert [row for row in of_each_table if f"| {row} | " not in report] == []
+    assert len([line for line in report.splitlines() if line.startswith("- ") and "eproduce" in line]) == 7  # a verdict for each finding
     assert all((ablated / "ablations" / name).stat().st_size > 1000 for name in ("ablations.png", "sweep.png"))
 
 
 def test_arms_differ_in_what_they_are_about(ablated):
-    stages = {arm: json.loads((ablated / f"ablations/{arm}-1/config.json").read_text()) for arm in ablations.PARTS}
-    assert stages["semantic"]["stage"] == "semantic" and stages["both"]["stage"] == stages["self"]["stage"] == stages["twin"]["stage"] == "stage2"
-    assert [arm for arm, config in stages.items() if config["llm"].endswith("twin")] == ["twin"]
-    losses = {arm: json.loads((ablated / f"ablations/{arm}-1/training.json").read_text())["losses"] for arm in stages}
-    assert len(losses["both"]) == 2 and len({tuple(both) for both in losses.values()}) == 4
+    configs = {arm: json.loads((ablated / f"ablations/{arm}-1/config.json").read_text()) for arm in ablations.PARTS}
+    assert {arm: config["stage"] for arm, config in configs.items()} == dict.fromkeys(configs, "stage2") | {"semantic": "semantic"}
+    assert [arm for arm, config in configs.items() if config["llm"].endswith("twin")] == ["twin"]
+    losses = {arm: json.loads((ablated / f"ablations/{arm}-1/training.json").read_text())["losses"] for arm in configs}
+    assert len(losses["both"]) == 2 and len({tuple(one) for one in losses.values()}) == 4
 
 
 def test_own_targets_are_the_lm_s_answers_to_the_same_questions(ablated):
@@ -105,8 +105,7 @@ def test_mean_and_range():
 
 def table(content, voice):
     """What evaluate.questions returns, where all content questions have one accuracy and all voice questions another."""
-    rows = {kind: {"accuracy": voice if kind in VOICE_KINDS else content, "items": 4} for kind in KINDS}
-    return rows | {"content_mean": content, "voice_mean": voice, "repeat": {"word_error_rate": 5.0, "items": 4}, "caption": {"word_error_rate": 6.0, "items": 4}}
+    return {kind: {"accuracy": voice if kind in VOICE_KINDS else content} for kind in KINDS} | {"content_mean": content, "voice_mean": voice}
 
 
 def made_up(**changes):
