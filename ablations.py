@@ -29,6 +29,7 @@ from tqdm import tqdm
 import robustness
 import train_asr
 import train_instruct
+from autoregressive import pretrain_twin
 from batches import StateCache
 from checkpoint_files import read_json, write_json
 from data import AudioError, ManifestError, load_manifest, word_error_rate, write_manifest
@@ -148,8 +149,6 @@ def trained(plan: Plan, arm: str, seed: int) -> DIFFA:
         manifest = out / "instruct_self.json"
         done(out / "self_targets.json", lambda: self_targets(run, manifest, plan.device))
     if arm == "twin":
-        from autoregressive import pretrain_twin
-
         llm, seed_of_run = run / "twin", read_json(run / "corpus/corpus.json")["seed"]
         done(run / "twin.json", lambda: pretrain_twin(run, seed_of_run, plan.device))
         transcripts = ["--train", run / "corpus/asr_train.json", "--steps", plan.stage1_steps, "--seed", plan.seeds[0]]
@@ -220,7 +219,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"ablations.py: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("ablations.py: stopped; run the same command to go on") from None
-    command = f"python ablations.py --run {args.run} --seeds {' '.join(map(str, seeds))} --steps {args.steps} --stage1-steps {args.stage1_steps}"
+    command = f"python ablations.py --run {args.run} --seeds {' '.join(map(str, seeds))} --steps {args.steps}"
+    command += f" --stage1-steps {args.stage1_steps}"
     print(write_report(args.run / "ablations", results, seeds, command, args.device))
 
 

@@ -2,6 +2,7 @@
 
 A finding is a difference between two models of the same seed. It reproduces when the difference has the paper's sign for
 every seed, and does not when it fails for one. Our questions are not the paper's benchmarks: signs are compared, not sizes.
+ablations.py measures the numbers and calls `write_report`.
 """
 
 import os
