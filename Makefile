@@ -5,7 +5,7 @@ RUN ?= runs/toy
 SEED ?= 0
 PY := $(VENV)/bin/python
 
-.PHONY: demo test semantic plot benchmark clean
+.PHONY: demo test semantic ablations robustness plot benchmark clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,14 @@ demo: $(VENV)/installed
 semantic: $(VENV)/installed
 	$(PY) train_instruct.py --audio semantic --whisper $(RUN)/whisper --llm $(RUN)/llada --adapters $(RUN)/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/semantic --seed $(SEED)
 	$(PY) evaluate.py --run $(RUN)
+
+# The paper's ablations, three seeds each, and clips with noise, at other speeds, by telephone: RUN/ablations/report.md.
+ablations: $(VENV)/installed
+	$(PY) ablations.py --run $(RUN)
+
+# The last part of it alone.
+robustness: $(VENV)/installed
+	$(PY) robustness.py --run $(RUN)
 
 # Curves of both stages, also while they train.
 plot: $(VENV)/installed

@@ -30,6 +30,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 BATCH = 100
+THRESHOLD = SamplerConfig(G, G, G, "threshold", 0.9)
 
 # What the README promises of `make demo`: (path in the report, "min" or "max", bound).
 PROMISES = [
@@ -77,18 +78,22 @@ def transcription(model: DIFFA, heard: StateCache, items: list[dict]) -> dict:
     return {"items": len(items), "by_sampler": table, "examples": examples}
 
 
-def questions(model: DIFFA, heard: StateCache, items: list[dict]) -> dict:
-    """Accuracy in percent per kind (exact answers), word error rate for `repeat` and `caption`, each with its items."""
-    config = SamplerConfig(G, G, G, "threshold", 0.9)
+def questions(model: DIFFA, heard: StateCache, items: list[dict], config: SamplerConfig = THRESHOLD) -> dict:
+    """Accuracy in percent per kind (exact answers), word error rate for `repeat` and `caption`.
+
+    Each with its items, and with the model calls and the tokens (the end of text included) of a mean answer.
+    """
     table = {}
     for kind in tqdm((*CONTENT_KINDS, *VOICE_KINDS, "caption"), desc="questions", leave=False):
         mine = [item for item in items if item["kind"] == kind]
-        said, _ = answer(model, heard, mine, config)
+        said, calls = answer(model, heard, mine, config)
         meant = [item["target"] for item in mine]
         if kind in ("repeat", "caption"):
-            table[kind] = {"word_error_rate": word_error_rate(said, meant), "items": len(mine)}
+            table[kind] = {"word_error_rate": word_error_rate(said, meant)}
         else:
-            table[kind] = {"accuracy": 100 * sum(s == m for s, m in zip(said, meant)) / len(mine), "items": len(mine)}
+            table[kind] = {"accuracy": 100 * sum(s == m for s, m in zip(said, meant)) / len(mine)}
+        tokens = sum(min(len(model.tokenizer.encode(text)) + 1, config.length) for text in said) / len(mine)
+        table[kind] |= {"items": len(mine), "calls": calls, "tokens": tokens}
     table["content_mean"] = sum(table[k]["accuracy"] for k in SLOTS) / len(SLOTS)
     table["voice_mean"] = sum(table[k]["accuracy"] for k in VOICE_KINDS) / len(VOICE_KINDS)
     return table

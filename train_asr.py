@@ -24,13 +24,13 @@ PRESETS = {
 }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Stage 1: transcripts.")
     parser.add_argument("--train", type=Path, default=Path("runs/toy/corpus/asr_train.json"), help="manifest")
     parser.add_argument("--out", type=Path, default=Path("runs/toy/stage1"))
     add_model_arguments(parser, "")
     add_training_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     try:
         run_stage(args, chosen_preset(PRESETS, args), "stage1", "transcription", "3/4 stage 1")
     except (AudioError, ManifestError, ValueError) as error:
