@@ -12,11 +12,14 @@ from scoring import REFUSALS, answer_letter, choice_letter, english_word_error_r
 
 @pytest.mark.parametrize("text", [
     "Well, um, he's GONE home; hasn't he?", "I won't, I can't and we'll never: let's go!", "It's Bob's (laughter) [noise] café.",
-    "They'd been there. I'd go, we've seen, I'm sure you're late.", "Mr Smith, Mrs Jones and Dr Brown of St Ives", "I'm gonna say what you wanna hear, y'all",
+    "They'd been there. I'd go, we've seen, I'm sure you're late.", "Mr Smith, Mrs Jones and Dr Brown of St Ives",
+    "I'm gonna say what you wanna hear, y'all",
     "hmm uh twenty-five of them", "two thousand and five or two thousand five", "in nineteen eighty-four", "one oh one dogs", "one",
     "one hundred twenty three thousand four hundred fifty six", "a hundred and one", "two million three hundred thousand and seven",
-    "the twenty first, the third and the hundredth", "the twelfth of May, the eighth, the fortieth", "the twenties and the nineteen nineties",
-    "three point one four", "three point oh five", "2.5 million, 20 thousand", "1,234 and 5pm", "the 21st of 3 at 7.5 in B2", "five or six", "twenty hundred",
+    "the twenty first, the third and the hundredth", "the twelfth of May, the eighth, the fortieth",
+    "the twenties and the nineteen nineties",
+    "three point one four", "three point oh five", "2.5 million, 20 thousand", "1,234 and 5pm",
+    "the 21st of 3 at 7.5 in B2", "five or six", "twenty hundred",
     "black and white and seven", "the point is this", "zero five", "twenty ten", "5.", "",
 ])  # fmt: skip
 def test_text_is_normalised_as_whisper_does(text):
@@ -25,9 +28,9 @@ def test_text_is_normalised_as_whisper_does(text):
 
 def test_any_number_below_a_trillion_reads_the_same_spelled_and_in_digits():
     def spelled(n):
-        small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+        small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
         if n < 20:
-            return small.split()[n]
+            return [*small.split(), "nineteen"][n]
         if n < 100:
             ten = "twenty thirty forty fifty sixty seventy eighty ninety".split()[n // 10 - 2]
             return f"{ten}-{spelled(n % 10)}" if n % 10 else ten
@@ -57,26 +60,32 @@ MOODS = ("sad", "not sad", "happy", "a happy man")
 
 @pytest.mark.parametrize("reply, choices, letter", [
     *[(reply, ANIMALS, "B") for reply in (
-        "B", " b ", "(b)", "B.", "b) dog", "B: cat", "B, I think.", "[B]", "**B**", "B\n\ncat", "'B'", "Option B", "B because of A", "It's b.",
-        "The answer is B", "the answer is: (b)", "**Answer:** B", "The correct answer to the question is option B, not C.", "A or C? The answer is B",
-        "The answer is A. No, the answer is B.", "I think it's B, not C", "I don't think it's C; it's B", "Neither A nor C: B", "C is wrong, so B",
+        "B", " b ", "(b)", "B.", "b) dog", "B: cat", "B, I think.", "[B]", "**B**", "B\n\ncat", "'B'", "Option B",
+        "B because of A", "It's b.",
+        "The answer is B", "the answer is: (b)", "**Answer:** B", "The correct answer to the question is option B, not C.",
+        "A or C? The answer is B",
+        "The answer is A. No, the answer is B.", "I think it's B, not C", "I don't think it's C; it's B",
+        "Neither A nor C: B", "C is wrong, so B",
         "cat", "A cat", "A cat.", "a Cat!", "The animal is a cat, not a dog.", "I’d say it’s a cat", "B. dog",
     )],
     ("A", ANIMALS, "A"), ("a)", ANIMALS, "A"), ("The answer is a.", ANIMALS, "A"), ("A is right", ANIMALS, "A"), ("It is A", ANIMALS, "A"),
     ("A dog", ANIMALS, "A"), ("A\ndog", ANIMALS, "A"), ("The answer is: A horse", ANIMALS, "D"), ("I'd go for D", ANIMALS, "D"),
     ("A horse is heard", ANIMALS, "D"), ("a wild  Horse", ANIMALS, "C"),
-    ("The answer is C major", KEYS, "B"), ("A flat major", KEYS, "C"), ("D minor", KEYS, "A"), ("B", KEYS, "B"), ("It is in E, or D minor", KEYS, "A"),
+    ("The answer is C major", KEYS, "B"), ("A flat major", KEYS, "C"), ("D minor", KEYS, "A"), ("B", KEYS, "B"),
+    ("It is in E, or D minor", KEYS, "A"),
     ("He is not sad", MOODS, "B"), ("He is sad", MOODS, "A"), ("He isn't sad; a happy man", MOODS, "D"),
     *[(reply, ANIMALS, None) for reply in (
-        "", " ", "...", "A bird", "dogs", "A or B", "A, B", "A, B or C", "A and B", "dog or cat", "none of them", "I don't know", "E", "Dad", "not B",
-        "I'd rather not say", "The U.S.A. and D.C.", "C-sharp", "in B flat",
+        "", " ", "...", "A bird", "dogs", "A or B", "A, B", "A, B or C", "A and B", "dog or cat", "none of them", "I don't know", "E",
+        "Dad", "not B", "I'd rather not say", "The U.S.A. and D.C.", "C-sharp", "in B flat",
     )],
 ])  # fmt: skip
 def test_the_choice_that_a_reply_means(reply, choices, letter):
     assert choice_letter(reply, choices) == letter
 
 
-@pytest.mark.parametrize("reply, letter", [("A dog barks.", None), ("The answer is a dog.", None), ("C, a dog", "C"), ("It would be option (d)", "D")])
+@pytest.mark.parametrize("reply, letter", [
+    ("A dog barks.", None), ("The answer is a dog.", None), ("C, a dog", "C"), ("It would be option (d)", "D"),
+])  # fmt: skip
 def test_letters_are_read_where_the_choices_are_only_heard(reply, letter):
     assert choice_letter(reply) == letter
 
@@ -93,7 +102,8 @@ def test_the_right_answer_is_given_by_letter_or_by_text():
 
 @pytest.mark.parametrize("reply, right", [
     ("dog barking", True), ("It is a DOG, barking!", True), ("barking of a dog", True),
-    ("dog", False), ("dog barking or cat", False), ("dogs barking", False), ("", False), ("(A) dog barking", True), ("dog barking, no crying", False),
+    ("dog", False), ("dog barking or cat", False), ("dogs barking", False), ("", False), ("(A) dog barking", True),
+    ("dog barking, no crying", False),
 ])  # fmt: skip
 def test_mmau_wants_every_word_of_the_answer_and_none_of_another_choice(reply, right):
     assert words_match(reply, "Dog barking", ["Dog barking", "Cat", "Dog crying", "barking"]) == right
