@@ -8,7 +8,7 @@ SPEECH ?= ../shared/speech
 HUMAN ?= runs/human
 PY := $(VENV)/bin/python
 
-.PHONY: demo test semantic real-encoder human plot benchmark clean
+.PHONY: demo test semantic real-encoder human ablations robustness plot benchmark clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,13 @@ human: $(VENV)/installed
 	$(PY) human.py lm --run $(HUMAN) --seed $(SEED)
 	$(PY) train_asr.py --whisper $(WHISPER) --audio-context 4 --llm $(HUMAN)/llada --train $(HUMAN)/corpus/asr_train.json --out $(HUMAN)/stage1 --steps 2000 --seed $(SEED)
 	$(PY) human.py report --run $(HUMAN) --whisper $(WHISPER)
+# The paper's ablations, three seeds each, and clips with noise, at other speeds, by telephone: RUN/ablations/report.md.
+ablations: $(VENV)/installed
+	$(PY) ablations.py --run $(RUN)
+
+# The last part of it alone.
+robustness: $(VENV)/installed
+	$(PY) robustness.py --run $(RUN)
 
 # Curves of both stages, also while they train.
 plot: $(VENV)/installed

@@ -164,7 +164,8 @@ class DiffusionLM(nn.Module):
             return self.fixed_caches[B, L, like.device, like.dtype]
         shape = (B, c.n_kv_heads, L, c.head_dim)
         with torch.inference_mode(False):  # else they could not be written to outside of it
-            cache = [(like.new_empty(shape), like.new_empty(shape)) for _ in self.blocks]
+            kind = {"dtype": like.dtype, "device": like.device}  # not like.new_empty: of a sharded LM that would be a slice
+            cache = [(torch.empty(shape, **kind), torch.empty(shape, **kind)) for _ in self.blocks]
         if fixed:
             for tensor in (tensor for pair in cache for tensor in pair):
                 torch._dynamo.mark_static_address(tensor)
@@ -175,37 +176,38 @@ class DiffusionLM(nn.Module):
         self, embeddings: Tensor, mask: Tensor | None = None,
         cache: KeyValues | None = None, where: Tensor | None = None, wanted: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Hidden states of a sequence, seen in both directions.
+        """Hidden states of a sequence, seen in both directions, or by a causal LM backwards only.
 
         Args:
             embeddings: (B, M, D), of tokens or of sound; without a cache M = L, the whole sequence.
             mask: (B, L), true where a position is real; None when all are. Padding may lie anywhere: real positions
                 are numbered from 0 without it and never attend to it, so an item does not depend on its neighbours.
-            cache: keys and values of the whole sequence. Those of `embeddings` are written there, all others read.
+            cache: keys and values of the whole sequence. Those of `embeddings` are written there, all others read: a causal
+                LM reads those before, but none may be unfilled, so hand it the cache up to its last position, L of them.
             where: (M,) the positions of `embeddings` in the sequence; needed with a cache.
             wanted: (N,) the rows of `embeddings` whose hidden states are returned. The last block computes no others.
         Returns:
             (B, M, D) hidden states after the final norm, or (B, N, D) with `wanted`; meaningless at padding.
         """
         M, device = embeddings.shape[1], embeddings.device
+        queries = torch.arange(M, device=device) if where is None else where  # (M,)
         if mask is None:
-            positions = (torch.arange(M, device=device) if where is None else where)[None]  # (1, M)
-            attend = None
+            positions, attend = queries[None], None  # (1, M)
         else:
             positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # (B, L)
             positions = positions if where is None else positions[:, where]  # (B, M)
             attend = mask[:, None, None, :]  # (B, 1, 1, L)
         if self.config.causal:
-            if cache is not None or wanted is not None:
-                raise ValueError("a causal LM takes whole sequences only, without cache and wanted rows")
-            before = torch.ones(M, M, dtype=torch.bool, device=device).tril()
+            keys = torch.arange(M if cache is None else cache[0][0].shape[2], device=device)  # (L,)
+            before, own = keys <= queries[:, None], keys == queries[:, None]  # (M, L) both
             # A padded query may look at itself, or its softmax over nothing would be NaN.
-            own = torch.eye(M, dtype=torch.bool, device=device)
-            attend = before if attend is None else (before & attend) | own  # (B, 1, M, M)
+            attend = before if attend is None else (before & attend) | own  # (M, L) or (B, 1, M, L)
+        rows = attend[..., wanted, :] if self.config.causal and wanted is not None else attend  # of the last block's queries
         cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         x, last = embeddings, len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            arguments = (x, cos, sin, attend, None if cache is None else cache[i], where, wanted if i == last else None)
+            attend, asked = (rows, wanted) if i == last else (attend, None)
+            arguments = (x, cos, sin, attend, None if cache is None else cache[i], where, asked)
             x = checkpoint(block, *arguments, use_reentrant=False) if self.recompute and x.requires_grad else block(*arguments)
         return self.norm(x)
 
@@ -271,7 +273,11 @@ def diffusion_loss(
             answer is padded to G this is B * G, and equals LLaDA's division per item.
     Returns:
         a scalar.
+    Raises:
+        ValueError: the LM is causal.
     """
+    if lm.config.causal:
+        raise ValueError("masks tell a causal LM nothing; its loss is next_token_loss")
     # 1. Sequence: the clean prompt, then the noisy answer.
     x = torch.cat([prompt, lm.embed(noisy_ids)], dim=1)  # (B, P + G, D)
     if prompt_mask is not None:
@@ -288,10 +294,22 @@ def diffusion_loss(
     return (losses * weights).sum() / n_tokens
 
 
-def next_token_loss(lm: DiffusionLM, prompt: Tensor, prompt_mask: Tensor | None, answer_ids: Tensor) -> Tensor:
-    """Mean cross-entropy of each answer token given all before it, for a causal LM. Arguments as in diffusion_loss."""
+def next_token_loss(
+    lm: DiffusionLM, prompt: Tensor, prompt_mask: Tensor | None, answer_ids: Tensor, n_tokens: int, counted: Tensor | None = None
+) -> Tensor:
+    """Loss of a causal LM: cross-entropy of each answer token given all before it. Arguments as in diffusion_loss, and
+
+    Args:
+        counted: (B, G), true at the tokens that have a loss; None: all.
+    Raises:
+        ValueError: the LM is not causal, and would read each token off the answer itself.
+    """
+    if not lm.config.causal:
+        raise ValueError("next_token_loss is for a causal LM; one that sees the whole answer has diffusion_loss")
     x = torch.cat([prompt, lm.embed(answer_ids)], dim=1)  # (B, P + G, D)
     if prompt_mask is not None:
-        prompt_mask = torch.cat([prompt_mask, torch.ones_like(answer_ids, dtype=torch.bool)], dim=1)
-    hidden = lm(x, prompt_mask)[:, -answer_ids.shape[1] - 1 : -1]  # (B, G, D): position i predicts token i + 1
-    return token_losses(lm, hidden.flatten(0, 1), answer_ids.flatten()).mean()
+        prompt_mask = torch.cat([prompt_mask, torch.ones_like(answer_ids, dtype=torch.bool)], dim=1)  # (B, P + G)
+    P, L = prompt.shape[1], x.shape[1]
+    hidden = lm(x, prompt_mask, wanted=torch.arange(P - 1, L - 1, device=x.device))  # (B, G, D): position i predicts token i + 1
+    counted = torch.ones_like(answer_ids, dtype=torch.bool) if counted is None else counted  # (B, G), n of them true
+    return token_losses(lm, hidden[counted], answer_ids[counted]).sum() / n_tokens  # of n losses

@@ -2,6 +2,7 @@
 
     python evaluate.py --run runs/toy            writes runs/toy/report.json and figures beside it
     python evaluate.py --run runs/toy --check    and fails when a promised figure is missed
+    python evaluate.py --summary RUN RUN ...     a table of finished runs: mean, and from the least to the greatest
     python evaluate.py --run runs/toy/real --whisper DIR --llm runs/toy/llada --corpus runs/toy/corpus
 
 RUN holds the adapters (stage1, stage2, and semantic if the control was trained). The encoder, the LM and the test clips are
@@ -19,6 +20,7 @@ import matplotlib
 import torch
 from tqdm import tqdm
 
+from autoregressive import greedy
 from grammar import ANSWER_LENGTH as G
 from grammar import CONTENT_KINDS, SLOTS, VOICE_KINDS
 from batches import StateCache
@@ -32,6 +34,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 BATCH = 100
+THRESHOLD = SamplerConfig(G, G, G, "threshold", 0.9)
 
 # What the README promises of `make demo`: (path in the report, "min" or "max", bound).
 PROMISES = [
@@ -48,13 +51,14 @@ PROMISES = [
 
 
 def answer(model: DIFFA, heard: StateCache, items: list[dict], config: SamplerConfig) -> tuple[list[str], float]:
-    """Answers to manifest items by their `input`, and the mean number of model calls an item took."""
+    """Answers to manifest items by their `input`, and the mean number of model calls an item took; a causal LM answers greedily."""
     said, calls = [], 0
     with torch.inference_mode():
         for start in range(0, len(items), BATCH):
             batch = items[start : start + BATCH]
             prompts = [build_prompt(model.tokenizer, item["input"]) for item in batch]
-            out = generate(model.lm, model.splice(prompts, *model.hear(*heard(batch))), config)
+            prompt, causal = model.splice(prompts, *model.hear(*heard(batch))), model.lm.config.causal
+            out = greedy(model.lm, prompt, config.length) if causal else generate(model.lm, prompt, config)
             said += [decode_answer(model.tokenizer, ids) for ids in out.ids.tolist()]
             calls += int(out.steps.sum())
     return said, calls / len(items)
@@ -78,18 +82,22 @@ def transcription(model: DIFFA, heard: StateCache, items: list[dict]) -> dict:
     return {"items": len(items), "by_sampler": table, "examples": examples}
 
 
-def questions(model: DIFFA, heard: StateCache, items: list[dict]) -> dict:
-    """Accuracy in percent per kind (exact answers), word error rate for `repeat` and `caption`, each with its items."""
-    config = SamplerConfig(G, G, G, "threshold", 0.9)
+def questions(model: DIFFA, heard: StateCache, items: list[dict], config: SamplerConfig = THRESHOLD) -> dict:
+    """Accuracy in percent per kind (exact answers), word error rate for `repeat` and `caption`.
+
+    Each with its items, and with the model calls and the tokens (the end of text included) of a mean answer.
+    """
     table = {}
     for kind in tqdm((*CONTENT_KINDS, *VOICE_KINDS, "caption"), desc="questions", leave=False):
         mine = [item for item in items if item["kind"] == kind]
-        said, _ = answer(model, heard, mine, config)
+        said, calls = answer(model, heard, mine, config)
         meant = [item["target"] for item in mine]
         if kind in ("repeat", "caption"):
-            table[kind] = {"word_error_rate": word_error_rate(said, meant), "items": len(mine)}
+            table[kind] = {"word_error_rate": word_error_rate(said, meant)}
         else:
-            table[kind] = {"accuracy": 100 * sum(s == m for s, m in zip(said, meant)) / len(mine), "items": len(mine)}
+            table[kind] = {"accuracy": 100 * sum(s == m for s, m in zip(said, meant)) / len(mine)}
+        tokens = sum(min(len(model.tokenizer.encode(text)) + 1, config.length) for text in said) / len(mine)
+        table[kind] |= {"items": len(mine), "calls": calls, "tokens": tokens}
     table["content_mean"] = sum(table[k]["accuracy"] for k in SLOTS) / len(SLOTS)
     table["voice_mean"] = sum(table[k]["accuracy"] for k in VOICE_KINDS) / len(VOICE_KINDS)
     return table
@@ -141,22 +149,54 @@ def broken_promises(report: dict) -> list[str]:
     """A line for each figure that falls short of PROMISES."""
     lines = []
     for path, kind, bound in PROMISES:
-        value = report
-        for key in path.split("/"):
-            value = value[key]
+        value = look_up(report, path)
         if (value < bound) if kind == "min" else (value > bound):
             lines.append(f"{path} is {value:.2f}, promised {'at least' if kind == 'min' else 'at most'} {bound}")
     return lines
 
 
+def summary(reports: list[dict]) -> list[str]:
+    """Lines of a Markdown table over the reports of runs that differ in their seed."""
+    rule, fast = f"stage1/by_sampler/{G} steps", "stage1/by_sampler/threshold 0.9"
+    rows = [("encoder, word error rate (%)", "encoder/word_error_rate", "encoder/items"),
+            ("LM quoting a sentence of its prompt, word error rate (%)", "lm/copy_error", "lm/items"),
+            *((f"LM answering from text: {kind} (%)", f"lm/oracle/{kind}", "lm/items") for kind in reports[0]["lm"]["oracle"]),
+            (f"stage 1, word error rate, {G} calls (%)", f"{rule}/word_error_rate", "stage1/items"),
+            ("stage 1, word error rate, threshold 0.9 (%)", f"{fast}/word_error_rate", "stage1/items"),
+            ("its model calls a clip", f"{fast}/calls", "stage1/items")]  # fmt: skip
+    for kind in (*SLOTS, "count", *VOICE_KINDS):
+        rows.append((f"stage 2: {kind} (% right)", f"stage2/{kind}/accuracy", f"stage2/{kind}/items"))
+    rows += [(f"stage 2: mean of {', '.join(SLOTS)} (% right)", "stage2/content_mean", None),
+             (f"stage 2: mean of {', '.join(VOICE_KINDS)} (% right)", "stage2/voice_mean", None)]  # fmt: skip
+    rows += [(f"stage 2: {k}, word error rate (%)", f"stage2/{k}/word_error_rate", f"stage2/{k}/items") for k in ("repeat", "caption")]
+    rows += [(f"minutes: {name}", f"minutes/{name}", None) for name in reports[0]["minutes"]]
+    lines = ["| held-out sentences and voices | mean | least to greatest | items a run |", "| --- | --- | --- | --- |"]
+    for name, path, items in rows:
+        values = [look_up(report, path) for report in reports]
+        counts = sorted({look_up(report, items) for report in reports}) if items else []
+        span = f"{min(values):.1f} to {max(values):.1f}"
+        lines.append(f"| {name} | {sum(values) / len(values):.1f} | {span} | {' to '.join(map(str, counts[:1] + counts[1:][-1:]))} |")
+    return lines
+
+
+def look_up(report: dict, path: str):
+    """What stands in a report at a path such as "lm/copy_error"."""
+    for key in path.split("/"):
+        report = report[key]
+    return report
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate a run directory.")
+    parser.add_argument("--summary", type=Path, nargs="+", metavar="RUN", help="only show a table of these evaluated runs")
     parser.add_argument("--run", type=Path, default=Path("runs/toy"))
     for name, folder in (("whisper", "whisper"), ("llm", "llada"), ("corpus", "corpus")):
         parser.add_argument(f"--{name}", type=Path, help=f"default: RUN/{folder}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--check", action="store_true", help="fail when a promised figure is missed")
     args = parser.parse_args()
+    if args.summary:
+        return print("\n".join(summary([read_json(run / "report.json") for run in args.summary])))
     run, started = args.run, time.perf_counter()
     where = {"whisper": args.whisper or run / "whisper", "llm": args.llm or run / "llada", "device": args.device}
     corpus = args.corpus or run / "corpus"

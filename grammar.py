@@ -18,7 +18,7 @@ CATEGORIES = {
     "animal": "fox horse tiger parrot calf goat turtle zebra".split(),
     "place": "castle market church forest river tower school lake".split(),
     "did": "heard chased painted watched followed carried asked found".split(),
-    "the": "the her your another".split(),
+    "the": "the my every another".split(),
     "near": "near across past over under behind".split(),
     "often": "often never always slowly quickly softly".split(),
     "little": "little old poor clever".split(),

@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data import word_error_rate
 from diffusion_lm import SIZES, DiffusionLM, diffusion_loss, next_token_loss, noise, noise_levels
 from grammar import ANSWER_LENGTH as G
 from grammar import TRANSCRIBE
 from heard_text import GAP, Prompts, as_heard, pad_prompts, tokenizer_of_lines, words_as_sound
-from pretrain import AIM, BLUR, DIFFUSION, LM_T_MIN, MORE, NEXT_TOKEN, ROUNDS, ask_text
+from pretrain import AIM, LM_T_MIN, ask_text, new_lm, phases
 from text import MASK, TEXT_END, Prompt, Tokenizer, build_prompt, encode_answers
 from trainer import TrainConfig, fit
 from weights import save_llada
@@ -75,9 +75,8 @@ def train_tokenizer(path: Path, text: Text) -> Tokenizer:
     return tokenizer_of_lines(path, lines, size=1000 + 6 * len(text.vocabulary))
 
 
-def draw_item(tokenizer: Tokenizer, sentence: str, rng: random.Random, stretched: bool | None = None) -> tuple[tuple[Prompt, list[int]], str]:
+def draw_item(tokenizer: Tokenizer, sentence: str, rng: random.Random, stretched: bool) -> tuple[tuple[Prompt, list[int]], str]:
     """A prompt, the words in the place of its sound with silence around them, and the answer: the words."""
-    stretched = rng.random() < 0.5 if stretched is None else stretched
     region = words_as_sound(tokenizer, sentence, rng.uniform(0.4, 1.0) if stretched else None, rng)
     before, after = ([tokenizer.id(GAP)] * rng.randint(0, most) for most in (20, 5))  # stage 1's learned prompts stand before
     return (build_prompt(tokenizer, TRANSCRIBE), before + region + after), sentence
@@ -88,26 +87,24 @@ def train_lm(run: Path, text: Text, seed: int, device: str) -> dict:
 
     Next-token first, then masked diffusion on ever more noise, then rounds of more until it quotes as it should.
     """
-    torch.manual_seed(seed)
     tokenizer = train_tokenizer(run / "llada" / "tokenizer.model", text)
     config = replace(SIZES["toy"], vocab=tokenizer.size, mask_id=tokenizer.id(MASK), end_id=tokenizer.id(TEXT_END))
-    lm = DiffusionLM(replace(config, causal=True))
-    nn.init.normal_(lm.embedding.weight, std=0.2)
-    lm.to(device)
+    lm = new_lm(replace(config, causal=True), seed, device)
 
     def batch_of(step: int, training: TrainConfig) -> tuple[Prompts, Tensor]:
         rng = random.Random(f"{training.seed} {step}")
-        items = [draw_item(tokenizer, draw_sentence(text, rng), rng) for _ in range(training.batch)]
+        # Plain and stretched prompts take turns: a batch of one sort is padded less.
+        items = [draw_item(tokenizer, draw_sentence(text, rng), rng, stretched=step % 2 == 1) for _ in range(training.batch)]
         answers = encode_answers(tokenizer, [sentence for _, sentence in items], G).to(device)  # (B, G)
         return pad_prompts(lm, [prompt for prompt, _ in items], device), answers
 
     def next_token(step: int, generator: torch.Generator) -> Tensor:
         prompts, answers = batch_of(step, first)
-        return next_token_loss(lm, lm.embed(prompts.ids), prompts.mask, answers)
+        return next_token_loss(lm, lm.embed(prompts.ids), prompts.mask, answers, answers.numel())
 
-    def masked(training: TrainConfig, blur_from: float, step: int, generator: torch.Generator) -> Tensor:
+    def masked(training: TrainConfig, blur_from: float, blur_to: float, step: int, generator: torch.Generator) -> Tensor:
         prompts, answers = batch_of(step, training)
-        most = blur_from + (BLUR - blur_from) * step / training.steps  # copying is learned on clean words
+        most = blur_from + (blur_to - blur_from) * step / training.steps  # copying is learned on clean words
         embeddings = as_heard(lm, prompts, tokenizer.id(GAP), most, generator)  # (B, P, D)
         t = noise_levels(len(answers), generator, t_min=LM_T_MIN, stratified=True)
         noisy = noise(answers, t, config.mask_id, generator)
@@ -119,16 +116,16 @@ def train_lm(run: Path, text: Text, seed: int, device: str) -> dict:
         path = run / "checkpoints" / f"{name}.pt"
         return fit(dict(lm.named_parameters()), loss, training, path, f"LM, {name}", identity={"text": read})
 
-    first, second = replace(NEXT_TOKEN, seed=seed), replace(DIFFUSION, seed=seed + 1000)
+    (first, _, _), second, *more = phases(seed)
     losses = phase("next_token", next_token, first)
     lm.config = config
-    losses += phase("diffusion", functools.partial(masked, second, 0.0), second)
-    for n in range(ROUNDS + 1):
-        result = copy_errors(lm, tokenizer, text, seed, device)
-        if result["copy_error"] <= AIM["copy_error"] or n == ROUNDS:
+    losses += phase("diffusion", functools.partial(masked, *second), second[0])
+    result = copy_errors(lm, tokenizer, text, seed, device)
+    for n, third in enumerate(more):
+        if result["copy_error"] <= AIM["copy_error"]:
             break
-        third = replace(MORE, seed=seed + 2000 + n)
-        losses += phase(f"more{n + 1}", functools.partial(masked, third, BLUR), third)
+        losses += phase(f"more{n + 1}", functools.partial(masked, *third), third[0])
+        result = copy_errors(lm, tokenizer, text, seed, device)
     save_llada(lm, run / "llada")
     return result | {"steps": len(losses), "losses": losses}
 

@@ -8,7 +8,7 @@ words, then the sentence, half of the time stretched as speech is (words repeate
 finds copying by far the fastest; the same weights then go on as masked diffusion. The next-token model is kept, for the
 autoregressive twin of the paper's backbone ablation.
 
-    python pretrain.py --corpus runs/toy/corpus --out runs/toy            both, side by side
+    python pretrain.py --corpus runs/toy/corpus --out runs/toy            both
     python pretrain.py lm --out runs/toy                                  one of them
 
 Shapes: B batch, T encoder frames, M mels, W words, G answer tokens.
@@ -17,11 +17,9 @@ Shapes: B batch, T encoder frames, M mels, W words, G answer tokens.
 import argparse
 import functools
 import json
-import os
 import random
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,17 +35,17 @@ from data import load_manifest, pad_waveforms, read_audio, word_error_rate
 from text import MASK, TEXT_END, Prompt, decode_answer, encode_answers
 from diffa import Spliced
 from diffusion_lm import SIZES as LM_SIZES
-from diffusion_lm import DiffusionLM, diffusion_loss, next_token_loss, noise, noise_levels
+from diffusion_lm import DiffusionLM, LMConfig, diffusion_loss, next_token_loss, noise, noise_levels
 from encoder import CONV_STRIDE, HOP, SAMPLE_RATE, WhisperEncoder, encoder_frames, log_mel
 from encoder import SIZES as ENCODER_SIZES
 from grammar import ANSWER_LENGTH as G
 from heard_text import GAP, Prompts, as_heard, draw_item, pad_prompts, train_tokenizer
-from sampler import SamplerConfig, generate
+from sampler import Generation, SamplerConfig, generate
 from trainer import TrainConfig, fit
 
 ENCODER = TrainConfig(steps=1000, batch=32, lr=2e-3, warmup=60)
 NEXT_TOKEN = TrainConfig(steps=350, batch=32, lr=2e-3, warmup=50)
-DIFFUSION = TrainConfig(steps=1300, batch=32, lr=2e-3, warmup=50)
+DIFFUSION = TrainConfig(steps=1700, batch=32, lr=2e-3, warmup=50)
 MORE, ROUNDS = TrainConfig(steps=300, batch=32, lr=1e-3, warmup=30), 3  # at most, while the LM is short of the aim
 LM_T_MIN = 0.3  # least noise level: with few masks the rest of the answer tells the word, and the prompt goes unread
 HEADS_WEIGHT = 0.3  # of the attribute heads in the encoder's loss
@@ -56,6 +54,7 @@ N_CHECK = 200  # unseen prompts for each figure of the LM
 # Percent, at most and at least: no adapter can mend what the LM cannot read.
 AIM = {"copy_error": 1.0, "oracle": 99.0}  # the LM trains on until it gets there
 GATE = {"copy_error": 3.0, "oracle": 98.0}  # with less, nothing is trained on it
+Decoding = Callable[[DiffusionLM, Spliced], Generation]  # from prompts to answers of G tokens
 FRAME_RATE = SAMPLE_RATE / HOP / CONV_STRIDE  # encoder frames a second
 
 
@@ -111,7 +110,7 @@ def read_words(logits: Tensor, frames: Tensor, shortest: int = 4) -> list[str]:
     return texts
 
 
-def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str, position: int) -> dict:
+def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str) -> dict:
     """Train and save `out/whisper`; returns its word error rate and attribute accuracies on the held-out clips."""
     torch.manual_seed(seed)
     config = ENCODER_SIZES["toy"]
@@ -135,7 +134,7 @@ def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str, position: 
         return loss + HEADS_WEIGHT * sum(F.cross_entropy(heads[n], labels[n][rows].to(device)) for n in heads)
 
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    losses = fit(parameters, loss_of_step, training, out / "checkpoints" / "encoder.pt", "1/4 encoder", position)
+    losses = fit(parameters, loss_of_step, training, out / "checkpoints" / "encoder.pt", "1/4 encoder")
     model.eval()
     mels, frames = spectrograms(test, config.n_samples, config.n_mels)
     said, right = [], dict.fromkeys(grammar.ATTRIBUTES, 0)
@@ -153,39 +152,60 @@ def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str, position: 
 
 
 # ---- the language model
-def ask_text(lm: DiffusionLM, tokenizer, items: list[tuple[tuple[Prompt, list[int]], str]], device: str) -> list[str]:
-    """The LM's answers to prompts of text alone, by the threshold rule."""
+def by_threshold(lm: DiffusionLM, prompt: Spliced) -> Generation:
+    """How a diffusion LM is asked."""
+    return generate(lm, prompt, SamplerConfig(G, G, G, "threshold", 0.9))
+
+
+def ask_text(
+    lm: DiffusionLM, tokenizer, items: list[tuple[tuple[Prompt, list[int]], str]], device: str, decode: Decoding = by_threshold
+) -> list[str]:
+    """The LM's answers to prompts of text alone."""
     said = []
     for start in range(0, len(items), 100):
         prompts = pad_prompts(lm, [prompt for prompt, _ in items[start : start + 100]], device)
-        out = generate(lm, Spliced(lm.embed(prompts.ids), prompts.mask, prompts.mask), SamplerConfig(G, G, G, "threshold", 0.9))
+        out = decode(lm, Spliced(lm.embed(prompts.ids), prompts.mask, prompts.mask))
         said += [decode_answer(tokenizer, ids) for ids in out.ids.tolist()]
     return said
 
 
-def pretrain_lm(out: Path, seed: int, device: str, position: int) -> dict:
-    """Train and save `out/llada` and `out/next_token`; returns copy error and oracle accuracies on unseen sentences."""
+def new_lm(config: LMConfig, seed: int, device: str) -> DiffusionLM:
+    """The LM that has learned nothing yet; a seed always gives the same weights."""
     torch.manual_seed(seed)
+    lm = DiffusionLM(config)
+    nn.init.normal_(lm.embedding.weight, std=0.2)
+    return lm.to(device)
+
+
+def phases(seed: int) -> list[tuple[TrainConfig, float, float]]:
+    """What an LM goes through at most: recipes, each with the blur of its first and last step. The first is on clean words."""
+    more = [(replace(MORE, seed=seed + 2000 + n), BLUR, BLUR) for n in range(ROUNDS)]
+    return [(replace(NEXT_TOKEN, seed=seed), 0.0, 0.0), (replace(DIFFUSION, seed=seed + 1000), 0.0, BLUR), *more]
+
+
+def batch_of(lm: DiffusionLM, tokenizer, step: int, training: TrainConfig, device: str) -> tuple[Prompts, Tensor]:
+    """Prompts of text and answers (B, G) of a phase's step."""
+    rng = random.Random(f"{training.seed} {step}")
+    # Plain and stretched prompts take turns: a batch of one sort is padded less.
+    items = [draw_item(tokenizer, rng, held_out=False, stretched=step % 2 == 1) for _ in range(training.batch)]
+    prompts = pad_prompts(lm, [prompt for prompt, _ in items], device)
+    answers = encode_answers(tokenizer, [answer for _, answer in items], G).to(device)
+    return prompts, answers
+
+
+def pretrain_lm(out: Path, seed: int, device: str) -> dict:
+    """Train and save `out/llada` and `out/next_token`; returns copy error and oracle accuracies on unseen sentences."""
     tokenizer = train_tokenizer(out / "llada" / "tokenizer.model", seed)
     config = replace(LM_SIZES["toy"], vocab=tokenizer.size, mask_id=tokenizer.id(MASK), end_id=tokenizer.id(TEXT_END))
-    lm, gap = DiffusionLM(config), tokenizer.id(GAP)
-    nn.init.normal_(lm.embedding.weight, std=0.2)
-    lm.to(device)
-
-    def batch_of(step: int, training: TrainConfig) -> tuple[Prompts, Tensor]:
-        rng = random.Random(f"{training.seed} {step}")
-        items = [draw_item(tokenizer, rng, held_out=False) for _ in range(training.batch)]
-        prompts = pad_prompts(lm, [prompt for prompt, _ in items], device)
-        answers = encode_answers(tokenizer, [answer for _, answer in items], G).to(device)
-        return prompts, answers
+    lm, gap = new_lm(config, seed, device), tokenizer.id(GAP)
 
     def next_token(step: int, generator: torch.Generator) -> Tensor:
-        prompts, answers = batch_of(step, first)
-        return next_token_loss(lm, lm.embed(prompts.ids), prompts.mask, answers)
+        prompts, answers = batch_of(lm, tokenizer, step, first, device)
+        return next_token_loss(lm, lm.embed(prompts.ids), prompts.mask, answers, answers.numel())
 
-    def masked(training: TrainConfig, blur_from: float, step: int, generator: torch.Generator) -> Tensor:
-        prompts, answers = batch_of(step, training)
-        most = blur_from + (BLUR - blur_from) * step / training.steps  # copying is learned on clean words
+    def masked(training: TrainConfig, blur_from: float, blur_to: float, step: int, generator: torch.Generator) -> Tensor:
+        prompts, answers = batch_of(lm, tokenizer, step, training, device)
+        most = blur_from + (blur_to - blur_from) * step / training.steps  # copying is learned on clean words
         embeddings = as_heard(lm, prompts, gap, most, generator)
         t = noise_levels(len(answers), generator, t_min=LM_T_MIN, stratified=True)
         noisy = noise(answers, t, config.mask_id, generator)
@@ -194,37 +214,37 @@ def pretrain_lm(out: Path, seed: int, device: str, position: int) -> dict:
     def set_causal(value: bool) -> None:
         lm.config = replace(config, causal=value)
 
-    first, second = replace(NEXT_TOKEN, seed=seed), replace(DIFFUSION, seed=seed + 1000)
+    (first, _, _), second, *more = phases(seed)
     set_causal(True)
     checkpoints = out / "checkpoints"
-    losses = fit(dict(lm.named_parameters()), next_token, first, checkpoints / "next_token.pt", "2/4 LM, next token", position)
+    losses = fit(dict(lm.named_parameters()), next_token, first, checkpoints / "next_token.pt", "2/4 LM, next token")
     weights.save_llada(lm, out / "next_token")
     (out / "next_token" / "tokenizer.model").write_bytes((out / "llada" / "tokenizer.model").read_bytes())
     set_causal(False)
-    title, loss = "2/4 LM, diffusion", functools.partial(masked, second, 0.0)
-    losses += fit(dict(lm.named_parameters()), loss, second, checkpoints / "lm.pt", title, position)
+    title, loss = "2/4 LM, diffusion", functools.partial(masked, *second)
+    losses += fit(dict(lm.named_parameters()), loss, second[0], checkpoints / "lm.pt", title)
     result = examine(lm, tokenizer, seed, device)
-    for n in range(ROUNDS):
+    for n, third in enumerate(more):
         if not short_of(AIM, result):
             break
-        third = replace(MORE, seed=seed + 2000 + n)
-        loss = functools.partial(masked, third, BLUR)
-        losses += fit(dict(lm.named_parameters()), loss, third, checkpoints / f"lm_more{n + 1}.pt", f"{title}, more", position)
+        loss = functools.partial(masked, *third)
+        losses += fit(dict(lm.named_parameters()), loss, third[0], checkpoints / f"lm_more{n + 1}.pt", f"{title}, more")
         result = examine(lm, tokenizer, seed, device)
     weights.save_llada(lm, out / "llada")
     return result | {"steps": len(losses), "losses": losses}
 
 
-def examine(lm: DiffusionLM, tokenizer, seed: int, device: str) -> dict:
-    """Copy errors and oracle accuracies, in percent, on unseen sentences."""
+def examine(lm: DiffusionLM, tokenizer, seed: int, device: str, decode: Decoding = by_threshold) -> dict:
+    """Copy errors and oracle accuracies, in percent, on unseen sentences; decode: as in ask_text."""
     rng, n = random.Random(seed), N_CHECK
     plain = [draw_item(tokenizer, rng, True, "transcribe", stretched) for stretched in (False, True) for _ in range(n)]
-    said, meant = ask_text(lm, tokenizer, plain, device), [answer for _, answer in plain]
+    said, meant = ask_text(lm, tokenizer, plain, device, decode), [answer for _, answer in plain]
     result = {"copy_error": word_error_rate(said[:n], meant[:n]), "copy_error_stretched": word_error_rate(said[n:], meant[n:])}
     result["oracle"] = {}
     for kind in (*grammar.ATTRIBUTES, *grammar.SLOTS, "count"):
         items = [draw_item(tokenizer, rng, True, kind, True) for _ in range(n)]
-        result["oracle"][kind] = 100 * sum(s == a for s, (_, a) in zip(ask_text(lm, tokenizer, items, device), items)) / n
+        said = ask_text(lm, tokenizer, items, device, decode)
+        result["oracle"][kind] = 100 * sum(s == a for s, (_, a) in zip(said, items)) / n
     return result | {"items": n}
 
 
@@ -243,29 +263,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/toy"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bar", type=int, default=0, help="line of the progress bar")
     args = parser.parse_args()
-    if args.which == "both":  # two small models on half of the cores each are done sooner than one after the other
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        environment = os.environ | {"OMP_NUM_THREADS": str(max(cores // 2, 1)), "OMP_WAIT_POLICY": "passive"}
-        options = ["--corpus", str(args.corpus), "--out", str(args.out), "--seed", str(args.seed), "--device", args.device]
-        jobs = [
-            subprocess.Popen([sys.executable, __file__, which, *options, "--bar", str(bar)], env=environment)
-            for bar, which in enumerate(("encoder", "lm"))
-        ]
-        if any([job.wait() for job in jobs]):
-            raise SystemExit("pretrain.py: one of the two trainings failed; its message is above")
-        return
-    started = time.perf_counter()
-    if args.which == "encoder":
-        result = pretrain_encoder(args.corpus, args.out, args.seed, args.device, args.bar)
-    else:
-        result = pretrain_lm(args.out, args.seed, args.device, args.bar)
-    result["minutes"] = (time.perf_counter() - started) / 60
-    weights.write_json(args.out / f"{args.which}.json", result)
-    tqdm.write(json.dumps({k: v for k, v in result.items() if k != "losses"}))
-    if args.which == "lm" and (short := short_of(GATE, result)):
-        raise SystemExit(f"pretrain.py: the LM is not fit for the adapters: {short}; train it longer (DIFFUSION in pretrain.py)")
+    for which in ("encoder", "lm") if args.which == "both" else (args.which,):
+        started = time.perf_counter()
+        if which == "encoder":
+            result = pretrain_encoder(args.corpus, args.out, args.seed, args.device)
+        else:
+            result = pretrain_lm(args.out, args.seed, args.device)
+        result["minutes"] = (time.perf_counter() - started) / 60
+        weights.write_json(args.out / f"{which}.json", result)
+        tqdm.write(json.dumps({k: v for k, v in result.items() if k != "losses"}))
+        if which == "lm" and (short := short_of(GATE, result)):
+            raise SystemExit(f"pretrain.py: the LM is not fit for the adapters: {short}; train it longer (DIFFUSION in pretrain.py)")
 
 
 if __name__ == "__main__":

@@ -189,9 +189,11 @@ def generate(
         on_step: called after each step with ids (B, G) and the confidence (B, G) that each token had when committed.
         trace: keep those of every step in the result.
     Raises:
-        ValueError: the prompt with its answer is longer than the LM's context, or guidance has nothing to lead from.
+        ValueError: the prompt with its answer is longer than the LM's context, guidance has nothing to lead from, or the LM is causal.
     """
     started = time.perf_counter()
+    if lm.config.causal:
+        raise ValueError("this LM is causal and was not trained to fill in masks; autoregressive.greedy answers with it, token by token")
     check_prompt(lm, prompt, config)
     cached, guided = config.cache != "none", config.cfg_scale > 0
     context, real, is_text = prompt.embeddings, prompt.mask, prompt.is_text
@@ -201,8 +203,7 @@ def generate(
     (B, P, _), G, N = context.shape, config.length, config.block_length
     device, mask_id, end_id = context.device, lm.config.mask_id, lm.config.end_id
     generator = torch.Generator().manual_seed(config.seed)
-    ids = torch.full((B, G), mask_id, device=device)
-    kept = torch.zeros(B, G, device=device)  # confidence at commitment
+    ids, kept = torch.full((B, G), mask_id, device=device), torch.zeros(B, G, device=device)  # kept: confidence at commitment
     calls, ended = torch.zeros(B, dtype=torch.long, device=device), torch.zeros(B, dtype=torch.bool, device=device)
     # Quirk of the release: beside sound, every embedding passes through bfloat16, whatever the LM's dtype, and the golden
     # ids hang on it. Text-only prompts are not rounded.

@@ -26,7 +26,7 @@ from batches import StateCache, Stream, Unreadable, fill_folder, my_places, need
 from data import ManifestError, load_manifest
 from text import build_prompt, encode_answers
 from diffa import AUDIO_PARTS, DIFFA, model_options
-from diffusion_lm import LMConfig, diffusion_loss, noise, noise_levels
+from diffusion_lm import LMConfig, diffusion_loss, next_token_loss, noise, noise_levels
 from encoder import SAMPLE_RATE
 from trainer import TrainConfig, Work, fit
 from validation import make_validation
@@ -255,12 +255,16 @@ def train_stage(
                 meant = answers[mine]  # (b, G)
                 # What could not be heard is not asked about: an answer without a mask has no loss.
                 masked = torch.where(readable[:, None], noisy[mine], meant)  # (b, G)
-                L, n_masked = prompt.mask.shape[1] + meant.shape[1], int((masked == lm.config.mask_id).sum())
+                asked = readable[:, None].expand_as(meant) if lm.config.causal else masked == lm.config.mask_id  # (b, G)
+                L = prompt.mask.shape[1] + meant.shape[1]
                 work.audio += sum(items[r]["duration"] for r in rows[mine])
                 work.tokens += len(mine) * L
-                work.flops += lm_flops(lm.config, len(mine), L, n_masked)
+                work.flops += lm_flops(lm.config, len(mine), L, int(asked.sum()))
                 # Divided by the tokens of the whole batch: the parts' losses add up to the batch's.
-                yield diffusion_loss(lm, prompt.embeddings, prompt.mask, meant.to(device), masked.to(device), t[mine], answers.numel())
+                if lm.config.causal:  # the twin of autoregressive.py, to which noise is nothing
+                    yield next_token_loss(lm, prompt.embeddings, prompt.mask, meant.to(device), answers.numel(), asked.to(device))
+                else:
+                    yield diffusion_loss(lm, prompt.embeddings, prompt.mask, meant.to(device), masked.to(device), t[mine], answers.numel())
 
     model.train()
     model.encoder.eval()

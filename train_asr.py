@@ -20,17 +20,17 @@ from trainer import TrainConfig
 PRESETS = {
     # 960 hours of LibriSpeech hold 281,241 clips; 10 epochs at batch 128 (paper, section 4.1).
     "paper": Preset(TrainConfig(21_972, 128, 1e-4, 1000, "linear"), 128, 0.0, False, False, {}, "bfloat16", True, FULL_SIZE),
-    "toy": Preset(TrainConfig(2400, 32, 2e-3, 50, "cosine"), ANSWER_LENGTH, 0.1, True, True, TOY_SHAPES),
+    "toy": Preset(TrainConfig(2400, 32, 2e-3, 50, "cosine"), ANSWER_LENGTH, 0.1, True, True, TOY_SHAPES, alike=True),
 }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Stage 1: transcripts.")
     parser.add_argument("--train", type=Path, default=Path("runs/toy/corpus/asr_train.json"), help="manifest")
     parser.add_argument("--out", type=Path, default=Path("runs/toy/stage1"))
     add_model_arguments(parser, "")
     add_training_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     try:
         run_stage(args, chosen_preset(PRESETS, args), "stage1", "transcription", "3/4 stage 1")
     except (AudioError, ManifestError, ValueError) as error:

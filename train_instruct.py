@@ -18,18 +18,18 @@ from trainer import TrainConfig
 PRESETS = {
     # 96,874 items, 10 epochs at batch 32 (paper, section 4.1).
     "paper": Preset(TrainConfig(30_273, 32, 5e-5, 2000, "cosine"), 128, 0.0, False, False, {}, "bfloat16", True, FULL_SIZE),
-    "toy": Preset(TrainConfig(1500, 32, 2e-3, 50, "cosine"), ANSWER_LENGTH, 0.1, True, True, TOY_SHAPES),
+    "toy": Preset(TrainConfig(1500, 32, 2e-3, 50, "cosine"), ANSWER_LENGTH, 0.1, True, True, TOY_SHAPES, alike=True),
 }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Stage 2: instructions.")
     parser.add_argument("--train", type=Path, default=Path("runs/toy/corpus/instruct_train.json"), help="manifest")
     parser.add_argument("--out", type=Path, default=Path("runs/toy/stage2"))
     parser.add_argument("--audio", choices=["both", "semantic"], default="both", help="adapters in the prompt")
     add_model_arguments(parser, "runs/toy/stage1")
     add_training_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     stage = "stage2" if args.audio == "both" else "semantic"
     try:
         run_stage(args, chosen_preset(PRESETS, args), stage, "target", "4/4 stage 2")

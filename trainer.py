@@ -144,7 +144,6 @@ def fit(
     config: TrainConfig,
     checkpoint: Path,
     title: str,
-    position: int = 0,
     *,
     identity: dict | None = None,
     names_of_step: Callable[[int], list[str]] | None = None,
@@ -159,7 +158,7 @@ def fit(
         parameters: by name; what trains. loss_of_step: (step, generator seeded for it) -> scalar loss, or the parts
             whose sum it is, yielded one by one: each is differentiated before the next is asked for (accumulation).
         checkpoint: written as NAME-STEP.pt every `save_every` steps, before each validation, on Ctrl-C, at the end.
-        title, position: of the progress bar. identity: what else must be the same when the run goes on: model, corpus.
+        title: of the progress bar. identity: what else must be the same when the run goes on: model, corpus.
         names_of_step: what a step's items are called, for the error when its loss is not finite.
         validate: -> {"loss": ..., ...}; keep_best: called after the best validation so far. metrics: a JSONL file.
         work: where loss_of_step adds up what it does.
@@ -240,7 +239,7 @@ def fit(
 
     for number in before:
         signal.signal(number, on_signal)
-    bar = tqdm(total=config.steps, initial=len(losses), desc=title, position=position, unit="step", disable=not main)
+    bar = tqdm(total=config.steps, initial=len(losses), desc=title, unit="step", disable=not main)
     try:
         check()
         then, since, done = time.perf_counter(), len(losses), replace(work) if work else None

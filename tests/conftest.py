@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
@@ -16,7 +18,10 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
+import grammar
 import weights
+from data import write_manifest
+from heard_text import train_tokenizer
 from text import HEADER, HEADER_END, MASK, START, SYSTEM, TEXT_END, TURN_END
 from diffa import DIFFA
 from diffusion_lm import DiffusionLM, LMConfig
@@ -59,6 +64,41 @@ def toy_dirs(tmp_path_factory):
                 part.weight.mul_(3)
     weights.save_llada(lm, dirs["llm"])
     return dirs
+
+
+@pytest.fixture(scope="session")
+def tiny_run(toy_dirs, tmp_path_factory):
+    """A run directory as `make demo` and autoregressive.py leave it, of tiny untrained models and six noises for clips. Copy it."""
+    run = tmp_path_factory.mktemp("tiny_run")
+    shutil.copytree(toy_dirs["whisper"], run / "whisper")
+    tokenizer = train_tokenizer(run / "llada/tokenizer.model", 0)
+    config = LMConfig(32, 2, 4, 48, tokenizer.size, 256, mask_id=tokenizer.id(MASK), end_id=tokenizer.id(TEXT_END))
+    torch.manual_seed(0)
+    for name, result in (("llada", "lm"), ("twin", "twin")):
+        lm = DiffusionLM(replace(config, causal=name == "twin"))
+        lm.unembedding.weight.data.mul_(100)  # sure of what it says: the threshold rule is done in few calls
+        weights.save_llada(lm, run / name)
+        weights.write_json(run / f"{result}.json", {"steps": 2, "copy_error": 100.0, "oracle": {"gender": 50.0, "name": 12.5}})
+    shutil.copy(run / "llada/tokenizer.model", run / "twin")
+    for stage in ("stage1", "stage2"):
+        model = DIFFA.from_pretrained(run / "whisper", run / "llada", stage=stage, **SHAPES)
+        model.save(run / stage, run / "whisper", run / "llada")
+    (run / "corpus").mkdir()
+    weights.write_json(run / "corpus/corpus.json", {"corpus": "toy", "seed": 0, "train": 6, "test": 6})
+    rng, noises = random.Random(1), np.random.default_rng(0)
+    for split in ("train", "test"):
+        asr, instruct = [], []
+        for i in range(6):
+            sentence, attributes = grammar.random_sentence(rng, length=7 + i % 3), grammar.random_attributes(rng)
+            soundfile.write(run / f"corpus/{split}{i}.wav", 0.05 * noises.standard_normal(SAMPLE_RATE // 2), SAMPLE_RATE)
+            item = {"audio_id": f"{split}{i}", "audio_filepath": f"{split}{i}.wav", "input": grammar.TRANSCRIBE, "transcription": sentence.text,
+                    "target": sentence.text, "dataset": "noise", "duration": 0.5, "seed_transcript": ""}  # fmt: skip
+            asr.append(item | {"attributes": vars(attributes)})
+            pairs = grammar.instructions(sentence, attributes, rng)
+            instruct += [item | {"input": question, "target": answer, "kind": kind} for kind, (question, answer) in pairs.items()]
+        write_manifest(run / f"corpus/asr_{split}.json", asr)
+        write_manifest(run / f"corpus/instruct_{split}.json", instruct)
+    return run
 
 
 @pytest.fixture

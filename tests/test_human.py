@@ -10,6 +10,7 @@ import soundfile
 
 import human
 import human_text
+import pretrain
 import train_asr
 from data import load_manifest
 from human_text import Text, draw_sentence, plain_words
@@ -104,8 +105,8 @@ def test_bad_folders_are_named(folder, monkeypatch):
 
 def test_the_commands_fit_together_and_the_lm_reads_no_test_sentence(folder, toy_dirs, monkeypatch):
     for name, steps in (("NEXT_TOKEN", 2), ("DIFFUSION", 2), ("MORE", 1)):
-        monkeypatch.setattr(human_text, name, replace(getattr(human_text, name), steps=steps, batch=8))
-    monkeypatch.setattr(human_text, "ROUNDS", 1)
+        monkeypatch.setattr(pretrain, name, replace(getattr(pretrain, name), steps=steps, batch=8))
+    monkeypatch.setattr(pretrain, "ROUNDS", 1)
     monkeypatch.setattr(human_text, "N_CHECK", 4)
     encode, taught = human_text.encode_answers, []
     monkeypatch.setattr(human_text, "encode_answers", lambda tokenizer, answers, G: (taught.extend(answers), encode(tokenizer, answers, G))[1])
