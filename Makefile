@@ -44,6 +44,7 @@ human: $(VENV)/installed
 	$(PY) human.py lm --run $(HUMAN) --seed $(SEED)
 	$(PY) train_asr.py --whisper $(WHISPER) --audio-context 4 --llm $(HUMAN)/llada --train $(HUMAN)/corpus/asr_train.json --out $(HUMAN)/stage1 --steps 2000 --seed $(SEED)
 	$(PY) human.py report --run $(HUMAN) --whisper $(WHISPER)
+
 # The paper's ablations, three seeds each, and clips with noise, at other speeds, by telephone: RUN/ablations/report.md.
 ablations: $(VENV)/installed
 	$(PY) ablations.py --run $(RUN)
