@@ -2,9 +2,9 @@
 
 To tell what diffusion is worth to a model that listens, the paper gives LLaMA-3.1 the same adapters and data as LLaDA
 (28.40 against 51.71 on MMAU, 38.40 against 54.72 on MMSU). Those two LMs also differ in what they had read; the twin does
-not. It starts from the same random weights as the run's diffusion LM and learns from the same batches, blurred as much, for
-as many steps, but each token from those before it. Only the learning rate takes a way of its own: one cosine over all
-steps, where the diffusion LM has one for each of its phases.
+not. It starts from the same random weights as the run's diffusion LM and learns from the same batches, for as many steps,
+but each token from those before it. Only the learning rate takes a way of its own: one cosine over all steps, where the
+diffusion LM has one for each of its phases.
 
 Its answers are greedy. Keys and values of what was read are kept, which is exact here, since nothing that comes later
 changes them: a call reads one position, as in any autoregressive model whose speed is to be compared.
@@ -91,7 +91,7 @@ def pretrain_twin(run: Path, seed: int, device: str) -> dict:
     if not (run / "lm.json").is_file():
         raise ValueError(f"{run / 'lm.json'}: no such file; it tells the twin's steps. Run python pretrain.py lm --out {run}")
     steps, known = weights.read_json(run / "lm.json")["steps"], phases(seed)
-    ends = list(itertools.accumulate(training.steps for training, _, _ in known))
+    ends = list(itertools.accumulate(training.steps for training in known))
     if steps not in ends:
         raise ValueError(f"{run / 'lm.json'}: its LM took {steps} steps, but phases of pretrain.py end after {ends}; make that LM anew")
     config = replace(weights.read_lm_config(run / "llada"), causal=True)
@@ -100,14 +100,13 @@ def pretrain_twin(run: Path, seed: int, device: str) -> dict:
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
         number = bisect.bisect_right(ends, step)  # the phase that the diffusion LM was in
-        training, blur_from, blur_to = known[number]
+        training = known[number]
         step -= ends[number] - training.steps
         prompts, answers = batch_of(lm, tokenizer, step, training, device)
-        most = blur_from + (blur_to - blur_from) * step / training.steps
-        embeddings = as_heard(lm, prompts, gap, most, generator) if number else lm.embed(prompts.ids)  # (B, P, D)
+        embeddings = as_heard(lm, prompts, gap, generator) if number else lm.embed(prompts.ids)  # (B, P, D)
         return next_token_loss(lm, embeddings, prompts.mask, answers, answers.numel())
 
-    training = replace(known[1][0], steps=steps, seed=seed)  # the diffusion phase's recipe
+    training = replace(known[1], steps=steps, seed=seed)  # the diffusion phase's recipe
     losses = fit(dict(lm.named_parameters()), loss_of_step, training, run / "checkpoints" / "twin.pt", "twin")
     result = examine(lm, tokenizer, seed, device, functools.partial(greedy, length=G))
     weights.save_llada(lm, run / "twin")

@@ -1,8 +1,7 @@
 """Text that looks like sound: what the stand-in LM is taught on, before any adapter exists.
 
 A prompt in which words stand where the audio will go: attribute words, then the sentence, half of the time stretched as
-speech is. Their embeddings are blurred with noise, since an adapter's will be. An LM that reads these can be frozen, and
-adapters learn to say to it what such words say.
+speech is. An LM that reads these can be frozen, and adapters learn to say to it what such words say.
 
 Shapes: B batch, P prompt positions, D LM width.
 """
@@ -112,15 +111,12 @@ def pad_prompts(lm: DiffusionLM, prompts: list[tuple[Prompt, list[int]]], device
     return Prompts(*(torch.tensor(value, device=device) for value in (ids, mask, sound)))
 
 
-def as_heard(lm: DiffusionLM, prompts: Prompts, gap: int, most: float, generator: torch.Generator) -> Tensor:
-    """Embeddings (B, P, D) of prompts whose region is as uncertain as an adapter's output while it is learned.
+def as_heard(lm: DiffusionLM, prompts: Prompts, gap: int, generator: torch.Generator) -> Tensor:
+    """Embeddings (B, P, D) of prompts; where the region holds no word (silence, stage-1 prompts), noise of the embeddings' size.
 
-    x = sqrt(1 - s) e + sqrt(s) noise, s ~ U(0, most) for each item, noise of the embeddings' size. An LM that has only seen pure
-    words snaps to one of them and gives an adapter no gradient towards another; one that has learned to weigh faint traces
-    of words does. What is no word (silence, stage-1 prompts) is all noise.
+    What an adapter says there is not known beforehand, so the LM learns to take no notice of it. The words themselves stay
+    clean: an LM that learned them through noise copied worse, and stage 1 took longer on it.
     """
     clean = lm.embed(prompts.ids)  # (B, P, D)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device) * lm.embedding.weight.detach().pow(2).mean().sqrt()
-    share = (most * torch.rand(len(clean), 1, 1, generator=generator)).to(clean.device)  # (B, 1, 1)
-    share = torch.where(prompts.ids == gap, 1.0, share[..., 0])[..., None] * prompts.is_sound[..., None]  # (B, P, 1)
-    return (1 - share).sqrt() * clean + share.sqrt() * noise
+    return torch.where(((prompts.ids == gap) & prompts.is_sound)[..., None], noise, clean)

@@ -102,10 +102,9 @@ def train_lm(run: Path, text: Text, seed: int, device: str) -> dict:
         prompts, answers = batch_of(step, first)
         return next_token_loss(lm, lm.embed(prompts.ids), prompts.mask, answers, answers.numel())
 
-    def masked(training: TrainConfig, blur_from: float, blur_to: float, step: int, generator: torch.Generator) -> Tensor:
+    def masked(training: TrainConfig, step: int, generator: torch.Generator) -> Tensor:
         prompts, answers = batch_of(step, training)
-        most = blur_from + (blur_to - blur_from) * step / training.steps  # copying is learned on clean words
-        embeddings = as_heard(lm, prompts, tokenizer.id(GAP), most, generator)  # (B, P, D)
+        embeddings = as_heard(lm, prompts, tokenizer.id(GAP), generator)  # (B, P, D)
         t = noise_levels(len(answers), generator, t_min=LM_T_MIN, stratified=True)
         noisy = noise(answers, t, config.mask_id, generator)
         return diffusion_loss(lm, embeddings, prompts.mask, answers, noisy, t, answers.numel())
@@ -116,15 +115,15 @@ def train_lm(run: Path, text: Text, seed: int, device: str) -> dict:
         path = run / "checkpoints" / f"{name}.pt"
         return fit(dict(lm.named_parameters()), loss, training, path, f"LM, {name}", identity={"text": read})
 
-    (first, _, _), second, *more = phases(seed)
+    first, second, *more = phases(seed)
     losses = phase("next_token", next_token, first)
     lm.config = config
-    losses += phase("diffusion", functools.partial(masked, *second), second[0])
+    losses += phase("diffusion", functools.partial(masked, second), second)
     result = copy_errors(lm, tokenizer, text, seed, device)
     for n, third in enumerate(more):
         if result["copy_error"] <= AIM["copy_error"]:
             break
-        losses += phase(f"more{n + 1}", functools.partial(masked, *third), third[0])
+        losses += phase(f"more{n + 1}", functools.partial(masked, third), third)
         result = copy_errors(lm, tokenizer, text, seed, device)
     save_llada(lm, run / "llada")
     return result | {"steps": len(losses), "losses": losses}

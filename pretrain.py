@@ -45,11 +45,10 @@ from trainer import TrainConfig, fit
 
 ENCODER = TrainConfig(steps=1000, batch=32, lr=2e-3, warmup=60)
 NEXT_TOKEN = TrainConfig(steps=600, batch=32, lr=2e-3, warmup=50)
-DIFFUSION = TrainConfig(steps=1500, batch=32, lr=2e-3, warmup=50)
+DIFFUSION = TrainConfig(steps=1200, batch=32, lr=2e-3, warmup=50)
 MORE, ROUNDS = TrainConfig(steps=300, batch=32, lr=1e-3, warmup=30), 3  # at most, while the LM is short of the aim
 LM_T_MIN = 0.3  # least noise level: with few masks the rest of the answer tells the word, and the prompt goes unread
 HEADS_WEIGHT = 0.3  # of the attribute heads in the encoder's loss
-BLUR = 0.7  # most noise, as a share of variance, in the embeddings that stand for sound, at the end of training
 N_CHECK = 200  # unseen prompts for each figure of the LM
 # Percent, at most and at least: no adapter can mend what the LM cannot read.
 AIM = {"copy_error": 1.0, "oracle": 99.0}  # the LM trains on until it gets there
@@ -177,10 +176,10 @@ def new_lm(config: LMConfig, seed: int, device: str) -> DiffusionLM:
     return lm.to(device)
 
 
-def phases(seed: int) -> list[tuple[TrainConfig, float, float]]:
-    """What an LM goes through at most: recipes, each with the blur of its first and last step. The first is on clean words."""
-    more = [(replace(MORE, seed=seed + 2000 + n), BLUR, BLUR) for n in range(ROUNDS)]
-    return [(replace(NEXT_TOKEN, seed=seed), 0.0, 0.0), (replace(DIFFUSION, seed=seed + 1000), 0.0, BLUR), *more]
+def phases(seed: int) -> list[TrainConfig]:
+    """What an LM goes through at most: next tokens, masked diffusion, and as many rounds more as it may need."""
+    more = [replace(MORE, seed=seed + 2000 + n) for n in range(ROUNDS)]
+    return [replace(NEXT_TOKEN, seed=seed), replace(DIFFUSION, seed=seed + 1000), *more]
 
 
 def batch_of(lm: DiffusionLM, tokenizer, step: int, training: TrainConfig, device: str) -> tuple[Prompts, Tensor]:
@@ -203,10 +202,9 @@ def pretrain_lm(out: Path, seed: int, device: str) -> dict:
         prompts, answers = batch_of(lm, tokenizer, step, first, device)
         return next_token_loss(lm, lm.embed(prompts.ids), prompts.mask, answers, answers.numel())
 
-    def masked(training: TrainConfig, blur_from: float, blur_to: float, step: int, generator: torch.Generator) -> Tensor:
+    def masked(training: TrainConfig, step: int, generator: torch.Generator) -> Tensor:
         prompts, answers = batch_of(lm, tokenizer, step, training, device)
-        most = blur_from + (blur_to - blur_from) * step / training.steps  # copying is learned on clean words
-        embeddings = as_heard(lm, prompts, gap, most, generator)
+        embeddings = as_heard(lm, prompts, gap, generator)
         t = noise_levels(len(answers), generator, t_min=LM_T_MIN, stratified=True)
         noisy = noise(answers, t, config.mask_id, generator)
         return diffusion_loss(lm, embeddings, prompts.mask, answers, noisy, t, answers.numel())
@@ -214,21 +212,21 @@ def pretrain_lm(out: Path, seed: int, device: str) -> dict:
     def set_causal(value: bool) -> None:
         lm.config = replace(config, causal=value)
 
-    (first, _, _), second, *more = phases(seed)
+    first, second, *more = phases(seed)
     set_causal(True)
     checkpoints = out / "checkpoints"
     losses = fit(dict(lm.named_parameters()), next_token, first, checkpoints / "next_token.pt", "2/4 LM, next token")
     weights.save_llada(lm, out / "next_token")
     (out / "next_token" / "tokenizer.model").write_bytes((out / "llada" / "tokenizer.model").read_bytes())
     set_causal(False)
-    title, loss = "2/4 LM, diffusion", functools.partial(masked, *second)
-    losses += fit(dict(lm.named_parameters()), loss, second[0], checkpoints / "lm.pt", title)
+    title, loss = "2/4 LM, diffusion", functools.partial(masked, second)
+    losses += fit(dict(lm.named_parameters()), loss, second, checkpoints / "lm.pt", title)
     result = examine(lm, tokenizer, seed, device)
     for n, third in enumerate(more):
         if not short_of(AIM, result):
             break
-        loss = functools.partial(masked, *third)
-        losses += fit(dict(lm.named_parameters()), loss, third[0], checkpoints / f"lm_more{n + 1}.pt", f"{title}, more")
+        loss = functools.partial(masked, third)
+        losses += fit(dict(lm.named_parameters()), loss, third, checkpoints / f"lm_more{n + 1}.pt", f"{title}, more")
         result = examine(lm, tokenizer, seed, device)
     weights.save_llada(lm, out / "llada")
     return result | {"steps": len(losses), "losses": losses}
