@@ -5,8 +5,8 @@ small heads on its first block (gender, accent, speed, pitch of the training voi
 
 The LM learns to answer about a clip when what is known of the clip stands as text where the audio will go: attribute
 words, then the sentence, half of the time stretched as speech is (words repeated, gaps between). Next-token first, which
-finds copying by far the fastest; the same weights then go on as masked diffusion. The next-token model is kept, for the
-autoregressive twin of the paper's backbone ablation.
+finds copying by far the fastest; the same weights then go on as masked diffusion. The next-token model is kept beside it
+(the twin of the paper's backbone ablation is trained for longer, by autoregressive.py).
 
     python pretrain.py --corpus runs/toy/corpus --out runs/toy            both
     python pretrain.py lm --out runs/toy                                  one of them
