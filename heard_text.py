@@ -18,6 +18,7 @@ import grammar
 from text import HEADER, HEADER_END, MASK, START, TEXT_END, TURN_END, Prompt, SentencePieceTokenizer, build_prompt
 from diffusion_lm import DiffusionLM
 
+MIXED = 0.45  # of another word, at most, in a word of a prompt: with half it could be either
 GAP = "~"  # stands between stretched words, for the silence between spoken ones
 
 
@@ -71,7 +72,7 @@ def text_prompt(tokenizer, sentence, attributes, instruction: str, rng: random.R
 
 
 KIND_WEIGHTS = {  # of a sentence's possible questions; what few sentences have is asked the more often
-    "transcribe": 4, "repeat": 1, "caption": 2, "count": 1.5, **dict.fromkeys(grammar.ATTRIBUTES, 1.25),
+    "transcribe": 5, "repeat": 1, "caption": 2, "count": 2.5, **dict.fromkeys(grammar.ATTRIBUTES, 1.25),
     "name": 0.75, "animal": 0.75, "number": 2, "colour": 2, "place": 2,
 }  # fmt: skip
 
@@ -112,11 +113,18 @@ def pad_prompts(lm: DiffusionLM, prompts: list[tuple[Prompt, list[int]]], device
 
 
 def as_heard(lm: DiffusionLM, prompts: Prompts, gap: int, generator: torch.Generator) -> Tensor:
-    """Embeddings (B, P, D) of prompts; where the region holds no word (silence, stage-1 prompts), noise of the embeddings' size.
+    """Embeddings (B, P, D) of prompts as adapters that still learn would say them: in each word a share of another.
 
-    What an adapter says there is not known beforehand, so the LM learns to take no notice of it. The words themselves stay
-    clean: an LM that learned them through noise copied worse, and stage 1 took longer on it.
+    An adapter first says a mean of the words that it cannot tell apart yet. An LM that read clean words alone answers such
+    means by chance; one that read mixtures answers the right word the surer the more of it there is, and along that slope
+    stage 1 finds its way. Where the region holds no word (silence, stage-1 prompts), what an adapter says is not known
+    beforehand: noise of the embeddings' size, which the LM learns to take no notice of.
     """
-    clean = lm.embed(prompts.ids)  # (B, P, D)
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device) * lm.embedding.weight.detach().pow(2).mean().sqrt()
-    return torch.where(((prompts.ids == gap) & prompts.is_sound)[..., None], noise, clean)
+    words = prompts.is_sound & (prompts.ids != gap)  # (B, P)
+    used = prompts.ids[words].unique()
+    other = torch.arange(lm.config.vocab, device=used.device)  # (V,) the word that each is mixed with, one for the whole batch
+    other[used] = used[torch.randperm(len(used), generator=generator).to(used.device)]
+    share = MIXED * torch.rand(len(words), 1, generator=generator).to(used.device) * words  # (B, P)
+    heard = torch.lerp(lm.embed(prompts.ids), lm.embed(other[prompts.ids]), share[..., None])  # (B, P, D)
+    noise = torch.randn(heard.shape, generator=generator).to(heard.device) * lm.embedding.weight.detach().pow(2).mean().sqrt()
+    return torch.where((prompts.is_sound & ~words)[..., None], noise, heard)

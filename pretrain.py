@@ -45,7 +45,7 @@ from trainer import TrainConfig, fit
 
 ENCODER = TrainConfig(steps=1000, batch=32, lr=2e-3, warmup=60)
 NEXT_TOKEN = TrainConfig(steps=600, batch=32, lr=2e-3, warmup=50)
-DIFFUSION = TrainConfig(steps=1200, batch=32, lr=2e-3, warmup=50)
+DIFFUSION = TrainConfig(steps=1400, batch=32, lr=2e-3, warmup=50)
 MORE, ROUNDS = TrainConfig(steps=300, batch=32, lr=1e-3, warmup=30), 3  # at most, while the LM is short of the aim
 LM_T_MIN = 0.3  # least noise level: with few masks the rest of the answer tells the word, and the prompt goes unread
 HEADS_WEIGHT = 0.3  # of the attribute heads in the encoder's loss

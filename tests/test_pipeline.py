@@ -12,6 +12,7 @@ import torch
 import corpora
 import grammar
 import evaluate
+import heard_text
 import pretrain
 import train_asr
 import train_instruct
@@ -132,6 +133,21 @@ def test_the_lm_trains_on_no_held_out_sentence(run):
     tokenizer, rng = load(run, "stage1").tokenizer, random.Random(0)
     answers = [pretrain.draw_item(tokenizer, rng, False, "transcribe")[1] for _ in range(300)]
     assert not any(grammar.is_held_out(answer) for answer in answers)
+
+
+def test_a_mixed_word_is_still_most_of_all_itself(run):
+    model, rng = load(run, "stage1"), random.Random(0)
+    lm, tokenizer = model.lm, model.tokenizer
+    gap = tokenizer.id(heard_text.GAP)
+    prompts = heard_text.pad_prompts(lm, [pretrain.draw_item(tokenizer, rng, False)[0] for _ in range(8)], "cpu")
+    words, silent = prompts.is_sound & (prompts.ids != gap), prompts.is_sound & (prompts.ids == gap)
+    with torch.no_grad():
+        heard = heard_text.as_heard(lm, prompts, gap, torch.Generator().manual_seed(0))
+        clean = lm.embed(prompts.ids)
+    nearest = torch.cdist(heard[words], lm.embedding.weight.detach()).argmin(dim=-1)
+    assert torch.equal(nearest, prompts.ids[words])
+    moved = (heard - clean).norm(dim=-1) / clean.norm(dim=-1)
+    assert moved[words].mean() > 0.1 and (moved[silent] > 0.5).all() and moved[~prompts.is_sound].max() == 0
 
 
 def test_frame_targets_read_back_as_the_words_said(run):
