@@ -49,7 +49,7 @@ REAL_VOICES = {
     ("test", "male"): "Gene Gene2 Mike gustave m2 m3 m6 marcelo sandro travis",
 }
 MADE_VOICES = {  # made up by us
-    group: [f"{'-'.join(group)}-{i:02d}" for i in range(110 if "train" in group else 20)] for group in REAL_VOICES}
+    group: [f"{'-'.join(group)}-{i:02d}" for i in range(90 if "train" in group else 20)] for group in REAL_VOICES}
 
 
 def made_voice(name: str, gender: str) -> str:

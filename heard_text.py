@@ -18,7 +18,7 @@ import grammar
 from text import HEADER, HEADER_END, MASK, START, TEXT_END, TURN_END, Prompt, SentencePieceTokenizer, build_prompt
 from diffusion_lm import DiffusionLM
 
-MIXED = 0.45  # of another word, at most, in a word of a prompt: with half it could be either
+MIXED, OTHERS = 0.7, 3  # of a word's embedding at most so much is other words', of so many: its own share stays the largest
 GAP = "~"  # stands between stretched words, for the silence between spoken ones
 
 
@@ -113,7 +113,7 @@ def pad_prompts(lm: DiffusionLM, prompts: list[tuple[Prompt, list[int]]], device
 
 
 def as_heard(lm: DiffusionLM, prompts: Prompts, gap: int, generator: torch.Generator) -> Tensor:
-    """Embeddings (B, P, D) of prompts as adapters that still learn would say them: in each word a share of another.
+    """Embeddings (B, P, D) of prompts as adapters that still learn would say them: in each word shares of others.
 
     An adapter first says a mean of the words that it cannot tell apart yet. An LM that read clean words alone answers such
     means by chance; one that read mixtures answers the right word the surer the more of it there is, and along that slope
@@ -121,10 +121,12 @@ def as_heard(lm: DiffusionLM, prompts: Prompts, gap: int, generator: torch.Gener
     beforehand: noise of the embeddings' size, which the LM learns to take no notice of.
     """
     words = prompts.is_sound & (prompts.ids != gap)  # (B, P)
-    used = prompts.ids[words].unique()
-    other = torch.arange(lm.config.vocab, device=used.device)  # (V,) the word that each is mixed with, one for the whole batch
-    other[used] = used[torch.randperm(len(used), generator=generator).to(used.device)]
-    share = MIXED * torch.rand(len(words), 1, generator=generator).to(used.device) * words  # (B, P)
-    heard = torch.lerp(lm.embed(prompts.ids), lm.embed(other[prompts.ids]), share[..., None])  # (B, P, D)
-    noise = torch.randn(heard.shape, generator=generator).to(heard.device) * lm.embedding.weight.detach().pow(2).mean().sqrt()
+    used, device = prompts.ids[words].unique(), words.device
+    share = (MIXED * torch.rand(len(words), 1, generator=generator).to(device) * words)[..., None]  # (B, P, 1) of the others
+    heard = (1 - share) * lm.embed(prompts.ids)  # (B, P, D)
+    for _ in range(OTHERS):
+        other = torch.arange(lm.config.vocab, device=device)  # (V,) the word that each is mixed with, one for the whole batch
+        other[used] = used[torch.randperm(len(used), generator=generator).to(device)]
+        heard = heard + share / OTHERS * lm.embed(other[prompts.ids])
+    noise = torch.randn(heard.shape, generator=generator).to(device) * lm.embedding.weight.detach().pow(2).mean().sqrt()
     return torch.where((prompts.is_sound & ~words)[..., None], noise, heard)

@@ -147,7 +147,7 @@ def test_a_mixed_word_is_still_most_of_all_itself(run):
     nearest = torch.cdist(heard[words], lm.embedding.weight.detach()).argmin(dim=-1)
     assert torch.equal(nearest, prompts.ids[words])
     moved = (heard - clean).norm(dim=-1) / clean.norm(dim=-1)
-    assert moved[words].mean() > 0.1 and (moved[silent] > 0.5).all() and moved[~prompts.is_sound].max() == 0
+    assert moved[words].mean() > 0.1 and (moved[silent] > 0.5).all() and moved[~prompts.is_sound].max() < 1e-6
 
 
 def test_frame_targets_read_back_as_the_words_said(run):
