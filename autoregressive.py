@@ -34,7 +34,7 @@ from diffa import Spliced
 from diffusion_lm import DiffusionLM, next_token_loss
 from grammar import ANSWER_LENGTH as G
 from heard_text import GAP, as_heard
-from pretrain import GATE, batch_of, examine, new_lm, phases, short_of
+from pretrain import GATE, MIXED, batch_of, examine, new_lm, phases, short_of
 from sampler import Generation, SamplerConfig, check_prompt
 from text import load_tokenizer
 from trainer import fit
@@ -103,7 +103,7 @@ def pretrain_twin(run: Path, seed: int, device: str) -> dict:
         training = known[number]
         step -= ends[number] - training.steps
         prompts, answers = batch_of(lm, tokenizer, step, training, device)
-        embeddings = as_heard(lm, prompts, gap, generator) if number else lm.embed(prompts.ids)  # (B, P, D)
+        embeddings = as_heard(lm, prompts, gap, MIXED, generator) if number else lm.embed(prompts.ids)  # (B, P, D)
         return next_token_loss(lm, embeddings, prompts.mask, answers, answers.numel())
 
     training = replace(known[1], steps=steps, seed=seed)  # the diffusion phase's recipe

@@ -18,7 +18,7 @@ import grammar
 from text import HEADER, HEADER_END, MASK, START, TEXT_END, TURN_END, Prompt, SentencePieceTokenizer, build_prompt
 from diffusion_lm import DiffusionLM
 
-MIXED, OTHERS = 0.7, 3  # of a word's embedding at most so much is other words', of so many: its own share stays the largest
+OTHERS = 3  # words that have a share in another's embedding; below 0.75 in all, its own share stays the largest
 GAP = "~"  # stands between stretched words, for the silence between spoken ones
 
 
@@ -112,8 +112,8 @@ def pad_prompts(lm: DiffusionLM, prompts: list[tuple[Prompt, list[int]]], device
     return Prompts(*(torch.tensor(value, device=device) for value in (ids, mask, sound)))
 
 
-def as_heard(lm: DiffusionLM, prompts: Prompts, gap: int, generator: torch.Generator) -> Tensor:
-    """Embeddings (B, P, D) of prompts as adapters that still learn would say them: in each word shares of others.
+def as_heard(lm: DiffusionLM, prompts: Prompts, gap: int, mixed: float, generator: torch.Generator) -> Tensor:
+    """Embeddings (B, P, D) of prompts as adapters that still learn would say them: in each word up to `mixed` of others.
 
     An adapter first says a mean of the words that it cannot tell apart yet. An LM that read clean words alone answers such
     means by chance; one that read mixtures answers the right word the surer the more of it there is, and along that slope
@@ -122,7 +122,7 @@ def as_heard(lm: DiffusionLM, prompts: Prompts, gap: int, generator: torch.Gener
     """
     words = prompts.is_sound & (prompts.ids != gap)  # (B, P)
     used, device = prompts.ids[words].unique(), words.device
-    share = (MIXED * torch.rand(len(words), 1, generator=generator).to(device) * words)[..., None]  # (B, P, 1) of the others
+    share = (mixed * torch.rand(len(words), 1, generator=generator).to(device) * words)[..., None]  # (B, P, 1) of the others
     heard = (1 - share) * lm.embed(prompts.ids)  # (B, P, D)
     for _ in range(OTHERS):
         other = torch.arange(lm.config.vocab, device=device)  # (V,) the word that each is mixed with, one for the whole batch

@@ -48,6 +48,7 @@ NEXT_TOKEN = TrainConfig(steps=600, batch=32, lr=2e-3, warmup=50)
 DIFFUSION = TrainConfig(steps=1400, batch=32, lr=2e-3, warmup=50)
 MORE, ROUNDS = TrainConfig(steps=300, batch=32, lr=1e-3, warmup=30), 3  # at most, while the LM is short of the aim
 LM_T_MIN = 0.3  # least noise level: with few masks the rest of the answer tells the word, and the prompt goes unread
+MIXED = 0.7  # most of a word's embedding that is other words' (heard_text.as_heard)
 HEADS_WEIGHT = 0.3  # of the attribute heads in the encoder's loss
 N_CHECK = 200  # unseen prompts for each figure of the LM
 # Percent, at most and at least: no adapter can mend what the LM cannot read.
@@ -204,7 +205,7 @@ def pretrain_lm(out: Path, seed: int, device: str) -> dict:
 
     def masked(training: TrainConfig, step: int, generator: torch.Generator) -> Tensor:
         prompts, answers = batch_of(lm, tokenizer, step, training, device)
-        embeddings = as_heard(lm, prompts, gap, generator)
+        embeddings = as_heard(lm, prompts, gap, MIXED, generator)
         t = noise_levels(len(answers), generator, t_min=LM_T_MIN, stratified=True)
         noisy = noise(answers, t, config.mask_id, generator)
         return diffusion_loss(lm, embeddings, prompts.mask, answers, noisy, t, answers.numel())

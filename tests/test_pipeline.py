@@ -142,7 +142,7 @@ def test_a_mixed_word_is_still_most_of_all_itself(run):
     prompts = heard_text.pad_prompts(lm, [pretrain.draw_item(tokenizer, rng, False)[0] for _ in range(8)], "cpu")
     words, silent = prompts.is_sound & (prompts.ids != gap), prompts.is_sound & (prompts.ids == gap)
     with torch.no_grad():
-        heard = heard_text.as_heard(lm, prompts, gap, torch.Generator().manual_seed(0))
+        heard = heard_text.as_heard(lm, prompts, gap, pretrain.MIXED, torch.Generator().manual_seed(0))
         clean = lm.embed(prompts.ids)
     nearest = torch.cdist(heard[words], lm.embedding.weight.detach()).argmin(dim=-1)
     assert torch.equal(nearest, prompts.ids[words])
