@@ -33,8 +33,8 @@ from weights import save_llada
 DIGITS = "zero one two three four five six seven eight nine".split()
 WHOLE_SHARE = 0.15  # how often a sentence is a training prompt
 RUN_SHARE = 0.35  # how often another goes on with a run of words, and not with one word; the latter teach rare ones
-LONGER = 3  # times the toy's steps on next tokens: with six times its words and hardly a grammar, copying is found late
-MIXED = 0.3  # as the toy's, but less: where no grammar says which word it may be, an LM of this size did not learn from 0.7
+LONGER = 3  # times the toy's steps in both phases: with six times its words and hardly a grammar, copying is found late
+MIXED = 0.3  # as the toy's, but less: no grammar says here which word it may be
 N_CHECK = 200  # sentences for the LM's copy error
 
 
@@ -118,7 +118,7 @@ def train_lm(run: Path, text: Text, seed: int, device: str) -> dict:
         return fit(dict(lm.named_parameters()), loss, training, path, f"LM, {name}", identity={"text": read})
 
     first, second, *more = phases(seed)
-    first = replace(first, steps=LONGER * first.steps)
+    first, second = (replace(training, steps=LONGER * training.steps) for training in (first, second))
     losses = phase("next_token", next_token, first)
     lm.config = config
     losses += phase("diffusion", functools.partial(masked, second), second)

@@ -108,6 +108,7 @@ def test_the_commands_fit_together_and_the_lm_reads_no_test_sentence(folder, toy
         monkeypatch.setattr(pretrain, name, replace(getattr(pretrain, name), steps=steps, batch=8))
     monkeypatch.setattr(pretrain, "ROUNDS", 1)
     monkeypatch.setattr(human_text, "N_CHECK", 4)
+    monkeypatch.setattr(human_text, "LONGER", 1)
     encode, taught = human_text.encode_answers, []
     monkeypatch.setattr(human_text, "encode_answers", lambda tokenizer, answers, G: (taught.extend(answers), encode(tokenizer, answers, G))[1])
     run = folder / "run"
