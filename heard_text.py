@@ -3,7 +3,7 @@
 A prompt in which words stand where the audio will go: attribute words, then the sentence, half of the time stretched as
 speech is. An LM that reads these can be frozen, and adapters learn to say to it what such words say.
 
-Shapes: B batch, P prompt positions, D LM width.
+Shapes: B batch, P prompt positions, D LM width, V vocabulary.
 """
 
 import random
