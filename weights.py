@@ -33,17 +33,24 @@ def check_device(device: str | torch.device, dtype: torch.dtype) -> None:
     name = str(dtype).removeprefix("torch.")
     try:
         torch.ones(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise WeightsError(f"--device {device}: cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from None
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # without CUDA in the build torch asserts
+        raise WeightsError(f"--device {device}: cannot be used here ({first_line(error)}); try --device cpu") from error
+    other = "float16, or float32 where memory allows" if dtype == torch.bfloat16 else "float32"
+    advice = f"pass --dtype {other}"
     try:
         x = torch.ones(1, 1, 2, 2, device=device, dtype=dtype)
         F.linear(F.scaled_dot_product_attention(x, x, x), x[0, 0])
-        runs = torch.device(device).type != "cuda" or dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
-    except (RuntimeError, TypeError):
-        runs = False
-    if not runs:
-        other = "float16, or float32 where memory allows" if dtype == torch.bfloat16 else "float32"
-        raise WeightsError(f"--device {device} cannot run {name}; pass --dtype {other}")
+    except torch.OutOfMemoryError as error:  # says nothing of the dtype
+        raise WeightsError(f"--device {device}: its memory is full already ({first_line(error)})") from error
+    except (RuntimeError, TypeError) as error:
+        raise WeightsError(f"--device {device} cannot run {name}; {advice} ({first_line(error)})") from error
+    if torch.device(device).type == "cuda" and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise WeightsError(f"--device {device} cannot run {name}; {advice} (it would be emulated)")
+
+
+def first_line(error: Exception) -> str:
+    """Of an error's message, or its type where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def read_config(path: Path, model_types: tuple[str, ...]) -> dict:

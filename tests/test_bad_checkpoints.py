@@ -205,6 +205,17 @@ def test_a_device_or_dtype_that_cannot_run_is_refused_with_what_to_do(toy_dirs, 
         weights.load_llada(toy_dirs["llm"], dtype, device)
 
 
+@pytest.mark.parametrize("error, said", [(torch.OutOfMemoryError("out of memory"), "memory is full already"), (RuntimeError(""), "RuntimeError")])
+def test_what_a_device_says_when_tried_is_passed_on(monkeypatch, error, said):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(weights.F, "linear", fail)
+    with pytest.raises(WeightsError, match=said) as raised:
+        weights.check_device("cpu", torch.float32)
+    assert raised.value.__cause__ is error
+
+
 def test_bfloat16_on_a_gpu_that_only_imitates_it_is_refused(monkeypatch):
     ones = torch.ones
     monkeypatch.setattr(torch, "ones", lambda *shape, device, **options: ones(*shape, **options))
