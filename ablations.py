@@ -10,16 +10,23 @@ Four stage-2 models are trained for each seed, on the same clips and questions, 
   twin      both adapters on the autoregressive twin of the LM (paper: LLaMA-3.1 28.40 / 38.40, LLaDA 51.71 / 54.72)
 
 The first three start from RUN/stage1's adapters, the twin from a stage 1 of its own. `both` is asked again with other
-sampler settings, and timed against the twin. All of it lies in RUN/ablations: a folder for each training, a JSON file for
-each part that is done, report.md and its figures. Killed or stopped, the same command goes on.
+sampler settings and, at the end, timed against the twin. All of it lies in RUN/ablations: a folder for each training, a JSON
+file for each part that is done, report.md and its figures. Killed or stopped, the same command goes on.
+
+On a CPU several processes of one thread each share the work, since matrices as small as the toy's gain little from a second
+core. Their progress bars go to RUN/ablations/*.log.
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
+import multiprocessing
+import os
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +57,7 @@ SWEEP |= {f"factor {f}": SamplerConfig(G, G, G, "factor", factor=f) for f in (0.
 RACE = {name: SWEEP[name] for name in (f"count {G}", f"count {G // 3}", "threshold 0.9", "threshold 0.7")}
 SWEEP_CLIPS = 100  # twelve settings make 48 calls of each question
 RACE_CLIPS = 100
+MOST_PROCESSES = 4  # each holds the encoder's states of all training clips, about 1 GB
 
 
 # ---- what is measured
@@ -71,8 +79,8 @@ def sweep(model: DIFFA, heard: StateCache, items: list[dict]) -> dict:
 
 
 def race(model: DIFFA, heard: StateCache, items: list[dict]) -> dict:
-    """Model calls and seconds a caption, the longest answers, alone and in one batch; from the encoder's states to the text."""
-    items, result = [item for item in items if item["kind"] == "caption"][:RACE_CLIPS], {}
+    """Model calls and seconds an answer, alone and in one batch; from the encoder's states to the text."""
+    result = {}
     settings = {"greedy": SamplerConfig(G, G, G)} if model.lm.config.causal else RACE
     for name, config in settings.items():
         answer(model, heard, items[:1], config)  # warms up
@@ -159,7 +167,48 @@ def trained(plan: Plan, arm: str, seed: int) -> DIFFA:
     return DIFFA.from_pretrained(run / "whisper", llm, adapters, device=plan.device).eval()
 
 
-PARTS = {"both": (questions, sweep, race), "semantic": (questions,), "self": (questions,), "twin": (questions, race)}
+PARTS = {"both": (questions, sweep), "semantic": (questions,), "self": (questions,), "twin": (questions,)}
+TIMED = ("both", "twin")
+
+
+def result_file(plan: Plan, part: Callable, arm: str, seed: int) -> Path:
+    """Where the result of a part is kept."""
+    return plan.run / "ablations" / f"{part.__name__}-{arm}-{seed}.json"
+
+
+def ask(plan: Plan, arm: str, seeds: list[int]) -> None:
+    """Train and measure an arm for some seeds, but for what is done; the bars and lines of that go to a file."""
+    items = load_manifest(plan.run / "corpus/instruct_test.json")
+    with open(plan.run / "ablations" / f"{arm}-{seeds[0]}.log", "a", 1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        for seed in seeds:
+            load = functools.cache(functools.partial(trained, plan, arm, seed))  # the parts of a seed share its model
+            heard = functools.cache(lambda load=load: StateCache(load(), items))
+            for part in PARTS[arm]:
+                done(result_file(plan, part, arm, seed), lambda: part(load(), heard(), items))
+
+
+def timed(plan: Plan, arm: str, seed: int, items: list[dict]) -> dict:
+    """`race` of what `ask` has trained."""
+    model = trained(plan, arm, seed)
+    return race(model, StateCache(model, items), items)
+
+
+def ask_all(plan: Plan) -> None:
+    """Train and measure every arm and seed, in several processes on a CPU."""
+    # The longest first. What the seeds of `twin` and of `self` share is made once, so one process does them all.
+    tasks = [("twin", plan.seeds), ("self", plan.seeds)] + [(arm, [seed]) for arm in ("both", "semantic") for seed in plan.seeds]
+    tasks = [(arm, seeds) for arm, seeds in tasks if not all(result_file(plan, part, arm, s).is_file() for part in PARTS[arm] for s in seeds)]
+    processes = min(os.cpu_count() or 1, MOST_PROCESSES, len(tasks)) if plan.device == "cpu" else 1
+    if processes <= 1:
+        for task in tqdm(tasks, "arms"):
+            ask(plan, *task)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        try:
+            for one in tqdm(as_completed([pool.submit(ask, plan, *task) for task in tasks]), "arms", len(tasks)):
+                one.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error nothing more is begun
 
 
 def ablate(plan: Plan) -> dict:
@@ -183,21 +232,14 @@ def ablate(plan: Plan) -> dict:
     for name, value in read_json(out / "settings.json").items():
         if settings[name] != value:
             raise ValueError(f"{out}: was made with {name} {value}, and now it is {settings[name]}; remove it, or ask for the same again")
-    items = load_manifest(run / "corpus/instruct_test.json")
-    load = functools.cache(functools.partial(trained, plan))  # the parts of a seed share its model
-
-    @functools.cache
-    def heard() -> StateCache:  # the encoder is the same in every arm
-        return StateCache(DIFFA.from_pretrained(run / "whisper", run / "llada", run / "stage1", device=plan.device), items)
-
+    ask_all(plan)
     results: dict = {"questions": {}, "sweep": {}, "race": {}}
     for arm, parts in PARTS.items():
-        for seed in plan.seeds:
-            for part in parts:
-                file = out / f"{part.__name__}-{arm}-{seed}.json"
-                result = done(file, lambda: part(load(arm, seed), heard(), items))
-                results[part.__name__].setdefault(arm, []).append(result)
-            load.cache_clear()
+        for part in parts:
+            results[part.__name__][arm] = [read_json(result_file(plan, part, arm, seed)) for seed in plan.seeds]
+    captions = [item for item in load_manifest(run / "corpus/instruct_test.json") if item["kind"] == "caption"][:RACE_CLIPS]
+    for arm in TIMED:  # now that nothing else runs
+        results["race"][arm] = [done(result_file(plan, race, arm, s), functools.partial(timed, plan, arm, s, captions)) for s in plan.seeds]
     for name, file in (("self_targets", out / "self_targets.json"), ("lm", run / "lm.json"), ("twin", run / "twin.json")):
         results[name] = read_json(file)
     return results | {"robustness": robustness.measure(run, out / "robustness.json", plan.device)}
@@ -207,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The paper's ablations on a finished run.")
     parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="what `make demo` wrote")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of every training (default 0 1 2)")
-    parser.add_argument("--steps", type=int, default=1000, help="of every stage 2 (default 1000)")
+    parser.add_argument("--steps", type=int, default=800, help="of every stage 2 (default 800)")
     of_the_demo = train_asr.PRESETS["toy"].train.steps
     parser.add_argument("--stage1-steps", type=int, default=of_the_demo, help=f"of the twin's stage 1 (default {of_the_demo}, the demo's)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

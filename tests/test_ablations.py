@@ -24,6 +24,7 @@ def few():
     """Few sampler settings of few steps, and one condition."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "measured_peak", lambda *_: 1e9)
+        patch.setattr(ablations, "MOST_PROCESSES", 1)  # others would not know of these patches
         settings = {name: ablations.SWEEP[name] for name in ("count 1", "threshold 0.9", "factor 1")} | {"count 18": ablations.SWEEP["count 3"]}
         patch.setattr(ablations, "SWEEP", settings)
         patch.setattr(ablations, "RACE", {name: settings[name] for name in ("count 18", "threshold 0.9")})
@@ -83,6 +84,31 @@ def test_a_part_that_a_kill_took_is_done_from_what_is_trained(ablated, no_traini
     command(ablated)
     again = json.loads(file.read_text())
     assert again | {"minutes": 0} == whole | {"minutes": 0}
+
+
+def test_processes_side_by_side_measure_what_one_alone_does(ablated):
+    files = [ablated / f"ablations/questions-{arm}-{seed}.json" for arm in ("semantic", "twin") for seed in (0, 1)]
+    alone = [json.loads(file.read_text()) for file in files]
+    for file in files:
+        file.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablations, "MOST_PROCESSES", 2)
+        command(ablated)
+    for file, before in zip(files, alone):
+        now = json.loads(file.read_text())
+        assert now["voice_mean"] == before["voice_mean"] and now["repeat"] == before["repeat"]
+
+
+def test_an_error_in_another_process_comes_back_as_it_was_said(ablated, tmp_path):
+    run = shutil.copytree(ablated, tmp_path / "run")
+    for seed in (0, 1):
+        (run / f"ablations/questions-semantic-{seed}.json").unlink()
+        (run / f"ablations/semantic-{seed}/training.json").unlink()
+    (run / "corpus/instruct_train.json").write_text("{")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablations, "MOST_PROCESSES", 2)
+        with pytest.raises(SystemExit, match="train_instruct.py: .*instruct_train.json"):
+            command(run)
 
 
 def test_other_steps_do_not_mix_with_those_of_before(ablated):
