@@ -8,7 +8,7 @@ words, then the sentence, half of the time stretched as speech is (words repeate
 finds copying by far the fastest; the same weights then go on as masked diffusion. The next-token model is kept beside it
 (the twin of the paper's backbone ablation is trained for longer, by autoregressive.py).
 
-    python pretrain.py --corpus runs/toy/corpus --out runs/toy            both
+    python pretrain.py --corpus runs/toy/corpus --out runs/toy            both; on a CPU side by side
     python pretrain.py lm --out runs/toy                                  one of them
 
 Shapes: B batch, T encoder frames, M mels, W words, G answer tokens.
@@ -17,6 +17,8 @@ Shapes: B batch, T encoder frames, M mels, W words, G answer tokens.
 import argparse
 import functools
 import json
+import math
+import multiprocessing
 import random
 import time
 from collections.abc import Callable
@@ -31,7 +33,7 @@ from tqdm import tqdm
 import grammar
 import weights
 from batches import pick
-from data import load_manifest, pad_waveforms, read_audio, word_error_rate
+from data import AudioError, ManifestError, load_manifest, pad_waveforms, read_audio, word_error_rate
 from text import MASK, TEXT_END, Prompt, decode_answer, encode_answers
 from diffa import Spliced
 from diffusion_lm import SIZES as LM_SIZES
@@ -255,6 +257,31 @@ def short_of(bar: dict, result: dict) -> str:
     return ", ".join(lacks)
 
 
+def make(which: str, args: argparse.Namespace, threads: int) -> None:
+    """Train one of the two and write its figures. Raises SystemExit: clips that cannot be used, an LM that adapters cannot."""
+    torch.set_num_threads(threads)
+    started = time.perf_counter()
+    try:
+        if which == "encoder":
+            result = pretrain_encoder(args.corpus, args.out, args.seed, args.device)
+        else:
+            result = pretrain_lm(args.out, args.seed, args.device)
+    except (AudioError, ManifestError, ValueError) as error:
+        raise SystemExit(f"pretrain.py: {error}") from None
+    result["minutes"] = (time.perf_counter() - started) / 60
+    weights.write_json(args.out / f"{which}.json", result)
+    tqdm.write(json.dumps({k: v for k, v in result.items() if k != "losses"}))
+    if which == "lm" and (short := short_of(GATE, result)):
+        raise SystemExit(f"pretrain.py: the LM is not fit for the adapters: {short}; train it longer (DIFFUSION in pretrain.py)")
+
+
+def make_lm_below(args: argparse.Namespace, threads: int) -> None:
+    """`make` the LM in a process of its own, its progress bar under the encoder's."""
+    above = tqdm(delay=math.inf, leave=False)  # never shown, but it takes the first line
+    make("lm", args, threads)
+    above.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the tiny encoder and LM.")
     parser.add_argument("which", nargs="?", choices=["encoder", "lm", "both"], default="both")
@@ -262,18 +289,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/toy"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
-    for which in ("encoder", "lm") if args.which == "both" else (args.which,):
-        started = time.perf_counter()
-        if which == "encoder":
-            result = pretrain_encoder(args.corpus, args.out, args.seed, args.device)
-        else:
-            result = pretrain_lm(args.out, args.seed, args.device)
-        result["minutes"] = (time.perf_counter() - started) / 60
-        weights.write_json(args.out / f"{which}.json", result)
-        tqdm.write(json.dumps({k: v for k, v in result.items() if k != "losses"}))
-        if which == "lm" and (short := short_of(GATE, result)):
-            raise SystemExit(f"pretrain.py: the LM is not fit for the adapters: {short}; train it longer (DIFFUSION in pretrain.py)")
+    args, threads = parser.parse_args(), torch.get_num_threads()
+    if args.which != "both" or args.device != "cpu" or threads == 1:
+        for which in ("encoder", "lm") if args.which == "both" else (args.which,):
+            make(which, args, threads)
+        return
+    # Neither needs the other, and matrices as small as these gain little from a second core: side by side both end sooner.
+    lm = multiprocessing.get_context("spawn").Process(target=make_lm_below, args=(args, threads // 2), daemon=True)
+    lm.start()
+    make("encoder", args, threads - threads // 2)
+    lm.join()
+    if lm.exitcode:
+        raise SystemExit(lm.exitcode)  # it has said why
 
 
 if __name__ == "__main__":

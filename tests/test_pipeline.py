@@ -1,10 +1,14 @@
 """The commands of `make demo`, in order, on a handful of clips and steps: they fit together, and what is frozen stays so."""
 
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,6 +103,29 @@ def test_evaluate_takes_parts_from_elsewhere_and_names_them(run, monkeypatch, tm
     monkeypatch.setattr(evaluate, "transcription", lambda *_: {})
     with pytest.raises(SystemExit, match="different windows"):
         command(monkeypatch, evaluate, *where)
+
+
+def test_encoder_and_lm_side_by_side_are_those_made_alone(run, tmp_path):
+    script, few = tmp_path / "few_steps.py", {"ENCODER": 3, "NEXT_TOKEN": 2, "DIFFUSION": 2, "MORE": 1}
+    lines = [f"pretrain.{name} = replace(pretrain.{name}, steps={steps}, batch=4)" for name, steps in few.items()]
+    lines += ["pretrain.N_CHECK, pretrain.ROUNDS, pretrain.GATE = 4, 1, {'copy_error': 1e9, 'oracle': 0}"]
+    lines = ["from dataclasses import replace", "import pretrain", *lines, "if __name__ == '__main__':", "    pretrain.main()"]
+    script.write_text("\n".join(lines))
+    both = [sys.executable, script, "--device", "cpu", "--corpus", run / "corpus", "--out", tmp_path]
+    environment = os.environ | {"PYTHONPATH": str(Path(pretrain.__file__).parent), "OMP_NUM_THREADS": "2"}
+    subprocess.run(both, env=environment, check=True, capture_output=True)
+    for name, keys in (("encoder", ("losses", "word_error_rate")), ("lm", ("losses", "copy_error"))):
+        alone, beside = (json.loads((where / f"{name}.json").read_text()) for where in (run, tmp_path))
+        assert [beside[key] for key in keys] == [pytest.approx(alone[key], rel=1e-4) for key in keys]
+    assert (tmp_path / "whisper/model.safetensors").is_file() and (tmp_path / "llada/tokenizer.model").is_file()
+
+
+def test_an_error_of_one_does_not_leave_the_other_training(tmp_path):
+    started = time.monotonic()
+    both = [sys.executable, Path(pretrain.__file__), "--device", "cpu", "--corpus", tmp_path / "none", "--out", tmp_path / "out"]
+    done = subprocess.run(both, env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True)  # ends when no process holds its output
+    assert done.returncode != 0 and "asr_train.json" in done.stderr and "Traceback" not in done.stderr
+    assert time.monotonic() - started < 60  # the LM alone would take minutes
 
 
 def test_an_lm_that_cannot_quote_or_answer_does_not_pass_the_gate():
