@@ -85,6 +85,15 @@ def test_evaluate_writes_report_and_figures(run, monkeypatch, capsys):
     assert report["stage1"]["by_sampler"]["18 steps"]["calls"] == 18
     assert report["stage2"]["gender"]["items"] == 8
     assert all((run / name).stat().st_size > 1000 for name in ("losses.png", "steps.png", "questions.png"))
+    other = shutil.copytree(run, run.parent / "another seed")
+    report["lm"]["oracle"]["speed"], report["stage2"]["gender"]["accuracy"] = -1.0, report["stage2"]["gender"]["accuracy"] + 20
+    (other / "report.json").write_text(json.dumps(report))
+    capsys.readouterr()
+    command(monkeypatch, evaluate, "--summary", run, other)
+    rows = dict(line[2:].split(" | ", 1) for line in capsys.readouterr().out.splitlines()[2:])
+    low = report["stage2"]["gender"]["accuracy"] - 20
+    assert rows["stage 2: gender (% right)"] == f"{low + 10:.1f} | {low:.1f} to {low + 20:.1f} | 8 |"
+    assert "-1.0 to" in rows["LM answering from text, the worst of 10 kinds of question (% right)"]
 
 
 def test_evaluate_takes_parts_from_elsewhere_and_names_them(run, monkeypatch, tmp_path):
