@@ -93,6 +93,9 @@ def test_evaluate_writes_report_and_figures(run, monkeypatch, capsys):
     rows = dict(line[2:].split(" | ", 1) for line in capsys.readouterr().out.splitlines()[2:])
     low = report["stage2"]["gender"]["accuracy"] - 20
     assert rows["stage 2: gender (% right)"] == f"{low + 10:.1f} | {low:.1f} to {low + 20:.1f} | 8 |"
+    (other / "report.json").unlink()
+    with pytest.raises(SystemExit, match="evaluate.py: .*report.json: no such file"):
+        command(monkeypatch, evaluate, "--summary", run, other)
     assert "-1.0 to" in rows["LM answering from text, the worst of 10 kinds of question (% right)"]
 
 
