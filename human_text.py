@@ -87,7 +87,7 @@ def draw_item(tokenizer: Tokenizer, sentence: str, rng: random.Random, stretched
 def train_lm(run: Path, text: Text, seed: int, device: str) -> dict:
     """Train and save RUN/llada as pretrain.py does the toy's, on this text; returns its copy errors in percent, steps, losses.
 
-    Next-token first, then masked diffusion on ever more noise, then rounds of more until it quotes as it should.
+    Next-token first, then masked diffusion, then rounds of more until it quotes as it should.
     """
     tokenizer = train_tokenizer(run / "llada" / "tokenizer.model", text)
     config = replace(SIZES["toy"], vocab=tokenizer.size, mask_id=tokenizer.id(MASK), end_id=tokenizer.id(TEXT_END))
