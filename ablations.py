@@ -14,7 +14,7 @@ sampler settings and, at the end, timed against the twin. All of it lies in RUN/
 file for each part that is done, report.md and its figures. Killed or stopped, the same command goes on.
 
 On a CPU several processes of one thread each share the work, since matrices as small as the toy's gain little from a second
-core. Their progress bars go to RUN/ablations/*.log.
+core. What each training prints, its progress bars too, goes to RUN/ablations/*.log.
 """
 
 import argparse
@@ -22,7 +22,6 @@ import contextlib
 import functools
 import hashlib
 import multiprocessing
-import os
 import random
 import time
 from collections.abc import Callable
@@ -198,7 +197,7 @@ def ask_all(plan: Plan) -> None:
     # The longest first. What the seeds of `twin` and of `self` share is made once, so one process does them all.
     tasks = [("twin", plan.seeds), ("self", plan.seeds)] + [(arm, [seed]) for arm in ("both", "semantic") for seed in plan.seeds]
     tasks = [(arm, seeds) for arm, seeds in tasks if not all(result_file(plan, part, arm, s).is_file() for part in PARTS[arm] for s in seeds)]
-    processes = min(os.cpu_count() or 1, MOST_PROCESSES, len(tasks)) if plan.device == "cpu" else 1
+    processes = min(torch.get_num_threads(), MOST_PROCESSES, len(tasks)) if plan.device == "cpu" else 1
     if processes <= 1:
         for task in tqdm(tasks, "arms"):
             ask(plan, *task)
@@ -218,7 +217,7 @@ def ablate(plan: Plan) -> dict:
         {"questions": {arm: [a table for each seed]}, "sweep": ..., "race": ...} as the functions of these names return them;
         and once: {"self_targets", "lm", "twin", "robustness"}.
     Raises:
-        ValueError: the run is not finished, or its ablations were made with other steps or on another stage 1.
+        ValueError: the run is not finished, or its ablations were made with other steps or rates or on another stage 1.
     """
     run, out = plan.run, plan.run / "ablations"
     absent = [str(file) for stage in ("stage1", "stage2") if not (file := run / stage / "adapters.safetensors").is_file()]
@@ -226,12 +225,13 @@ def ablate(plan: Plan) -> dict:
         raise ValueError(f"{', '.join(absent)}: no such file; `make demo RUN={run}` makes it")
     out.mkdir(exist_ok=True)
     stage1 = hashlib.sha256((run / "stage1/adapters.safetensors").read_bytes()).hexdigest()[:16]
-    settings = {"steps": plan.steps, "stage1_steps": plan.stage1_steps, "stage1": stage1}
+    settings = {"steps": plan.steps, "lr": train_instruct.PRESETS["toy"].train.lr, "stage1_steps": plan.stage1_steps, "stage1": stage1}
     if not (out / "settings.json").is_file():
         write_json(out / "settings.json", settings)
-    for name, value in read_json(out / "settings.json").items():
-        if settings[name] != value:
-            raise ValueError(f"{out}: was made with {name} {value}, and now it is {settings[name]}; remove it, or ask for the same again")
+    made_with = read_json(out / "settings.json")
+    for name, value in settings.items():
+        if made_with.get(name) != value:
+            raise ValueError(f"{out}: was made with {name} {made_with.get(name)}, and now it is {value}; remove it, or ask for the same again")
     ask_all(plan)
     results: dict = {"questions": {}, "sweep": {}, "race": {}}
     for arm, parts in PARTS.items():

@@ -188,7 +188,10 @@ def look_up(report: dict, path: str):
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Measure a run, write report.json and the figures, print the report. Raises SystemExit: a promise is broken."""
+    """Measure a run, write report.json and the figures, print the report.
+
+    Raises SystemExit: a promise is broken, or the stages were trained with different windows.
+    """
     run, started = args.run, time.perf_counter()
     where = {"whisper": args.whisper or run / "whisper", "llm": args.llm or run / "llada", "device": args.device}
     corpus = args.corpus or run / "corpus"

@@ -300,7 +300,7 @@ def main() -> None:
     make("encoder", args, threads - threads // 2)
     lm.join()
     if lm.exitcode:
-        raise SystemExit(lm.exitcode)  # it has said why
+        raise SystemExit(f"pretrain.py: no LM was made, its process ended with code {lm.exitcode}")
 
 
 if __name__ == "__main__":

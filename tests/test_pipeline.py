@@ -77,26 +77,35 @@ def test_training_leaves_encoder_and_lm_as_they_were(run):
     assert names and all(name.split(".")[0] in ("prompts", "semantic") for name in names)
 
 
-def test_evaluate_writes_report_and_figures(run, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "PROMISES", [])
-    command(monkeypatch, evaluate, "--run", run, "--device", "cpu", "--check")
-    report = json.loads((run / "report.json").read_text())
+@pytest.fixture(scope="module")
+def report(run):
+    """What evaluate.py says of the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "PROMISES", [])
+        command(patch, evaluate, "--run", run, "--device", "cpu", "--check")
+    return json.loads((run / "report.json").read_text())
+
+
+def test_evaluate_writes_report_and_figures(run, report):
     assert report["stage1"]["items"] == 8
     assert report["stage1"]["by_sampler"]["18 steps"]["calls"] == 18
     assert report["stage2"]["gender"]["items"] == 8
     assert all((run / name).stat().st_size > 1000 for name in ("losses.png", "steps.png", "questions.png"))
-    other = shutil.copytree(run, run.parent / "another seed")
-    report["lm"]["oracle"]["speed"], report["stage2"]["gender"]["accuracy"] = -1.0, report["stage2"]["gender"]["accuracy"] + 20
-    (other / "report.json").write_text(json.dumps(report))
-    capsys.readouterr()
-    command(monkeypatch, evaluate, "--summary", run, other)
+
+
+def test_summary_shows_mean_and_span_of_runs(run, report, tmp_path, monkeypatch, capsys):
+    other, low = json.loads(json.dumps(report)), report["stage2"]["gender"]["accuracy"]
+    other["lm"]["oracle"]["speed"], other["stage2"]["gender"]["accuracy"] = -1.0, low + 20
+    (tmp_path / "report.json").write_text(json.dumps(other))
+    command(monkeypatch, evaluate, "--summary", run, tmp_path)
     rows = dict(line[2:].split(" | ", 1) for line in capsys.readouterr().out.splitlines()[2:])
-    low = report["stage2"]["gender"]["accuracy"] - 20
     assert rows["stage 2: gender (% right)"] == f"{low + 10:.1f} | {low:.1f} to {low + 20:.1f} | 8 |"
-    (other / "report.json").unlink()
-    with pytest.raises(SystemExit, match="evaluate.py: .*report.json: no such file"):
-        command(monkeypatch, evaluate, "--summary", run, other)
     assert "-1.0 to" in rows["LM answering from text, the worst of 10 kinds of question (% right)"]
+
+
+def test_summary_names_the_run_that_was_not_evaluated(run, report, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="evaluate.py: .*report.json: no such file"):
+        command(monkeypatch, evaluate, "--summary", run, tmp_path)
 
 
 def test_evaluate_takes_parts_from_elsewhere_and_names_them(run, monkeypatch, tmp_path):
