@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 KeyValues = list[tuple[Tensor, Tensor]]  # of each block the keys, stored rotated, and the values: (B, K, L, C) each
 LOGITS_AT_ONCE = 1 << 24  # most logits that a loss makes at a time: 67 MB in float32
+FEW_ROWS, LARGE = 64, 1 << 19  # up to so many positions, with weights of so many numbers, a CPU multiplies as `linear` says
+STRIPE = 2048  # rows of a weight at a time there; as fast from 512 to 8192
 T_MIN = 1e-3  # noise levels are floored here, where the weight 1/t of the loss would run away
 
 
@@ -88,6 +90,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x.float() * cos + turned * sin).to(x.dtype)
 
 
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """layer(x) for x (..., D), without a bias; the same numbers but for rounding.
+
+    A cached step has few rows, and for few rows of float32 the CPU's library (MKL) is up to twice as fast with a large weight
+    on the left, W x^T instead of x W^T, a stripe of W at a time. With many rows it is the other way round.
+    """
+    few = 1 < x[..., 0].numel() <= FEW_ROWS and layer.weight.numel() >= LARGE and x.dtype == torch.float32
+    if not few or x.device.type != "cpu" or torch.is_grad_enabled():
+        return layer(x)
+    flat = x.flatten(0, -2).t()  # (D, rows)
+    stripes = [(stripe @ flat).t() for stripe in layer.weight.split(STRIPE)]  # (rows, STRIPE) each
+    return torch.cat(stripes, dim=-1).unflatten(0, x.shape[:-1])  # (..., V) or whatever the layer makes
+
+
 class LMBlock(nn.Module):
     """x + attention(norm(x)), then x + SwiGLU(norm(x)); no biases anywhere."""
 
@@ -118,11 +134,11 @@ class LMBlock(nn.Module):
         """
         B, M, _ = x.shape
         c, normed = self.config, self.attn_norm(x)
-        k, v = self.key(normed).view(B, M, c.n_kv_heads, c.head_dim), self.value(normed).view(B, M, c.n_kv_heads, c.head_dim)
+        k, v = linear(self.key, normed).view(B, M, c.n_kv_heads, c.head_dim), linear(self.value, normed).view(B, M, c.n_kv_heads, c.head_dim)
         cos_q, sin_q = cos, sin
         if wanted is not None:  # the others are of use as keys and values alone
             x, normed, cos_q, sin_q = x[:, wanted], normed[:, wanted], cos[:, :, wanted], sin[:, :, wanted]
-        q = self.query(normed).view(B, x.shape[1], c.n_heads, c.head_dim)
+        q = linear(self.query, normed).view(B, x.shape[1], c.n_heads, c.head_dim)
         if c.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, N or M, C), twice (B, K, M, C)
@@ -130,9 +146,9 @@ class LMBlock(nn.Module):
         if cache is not None:
             k, v = cache[0].index_copy_(2, where, k), cache[1].index_copy_(2, where, v)  # (B, K, L, C)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=c.n_heads != c.n_kv_heads)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))  # (B, H, N, C) -> (B, N, H C) -> (B, N, D)
+        x = x + linear(self.out, mixed.transpose(1, 2).flatten(2))  # (B, H, N, C) -> (B, N, H C) -> (B, N, D)
         normed = self.ffn_norm(x)
-        return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
+        return x + linear(self.down, F.silu(linear(self.gate, normed)) * linear(self.up, normed))
 
 
 class DiffusionLM(nn.Module):
@@ -213,7 +229,7 @@ class DiffusionLM(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D); logits at position i speak of token i, unless causal."""
-        return self.unembedding(hidden)
+        return linear(self.unembedding, hidden)
 
 
 def noise_levels(n: int, generator: torch.Generator, t_min: float = 0.0, stratified: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from diffusion_lm import DiffusionLM, LMConfig
+from diffusion_lm import DiffusionLM, LMConfig, linear
 from sampler import SamplerConfig
 
 
@@ -99,11 +99,11 @@ def matrix_products(lm: DiffusionLM, M: int, L: int, N: int) -> Callable[[], Non
     def work() -> None:
         for block in lm.blocks:
             m = N if block is lm.blocks[-1] else M  # the last block computes but keys and values for rows that are not scored
-            for linear, rows in ((block.key, M), (block.value, M), (block.query, m), (block.gate, m), (block.up, m)):
-                F.linear(ones[rows, c.width], linear.weight)
+            for layer, rows in ((block.key, M), (block.value, M), (block.query, m), (block.gate, m), (block.up, m)):
+                linear(layer, ones[rows, c.width])
             q = ones[m, c.n_heads * c.head_dim]
             q.view(1, m, c.n_heads, c.head_dim).transpose(1, 2) @ k.transpose(-1, -2), shares_of[m] @ k
-            F.linear(q, block.out.weight), F.linear(ones[m, c.ffn], block.down.weight)
-        F.linear(ones[N, c.width], lm.unembedding.weight)
+            linear(block.out, q), linear(block.down, ones[m, c.ffn])
+        lm.head(ones[N, c.width])
 
     return work

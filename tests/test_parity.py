@@ -16,7 +16,7 @@ from whisper.model import ModelDimensions
 import weights
 from adapters import AdapterConfig, QFormerBlock
 from data import read_audio
-from diffusion_lm import DiffusionLM, LMConfig
+from diffusion_lm import FEW_ROWS, LARGE, STRIPE, DiffusionLM, LMConfig, linear
 from encoder import SAMPLE_RATE, log_mel
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -253,3 +253,19 @@ def test_log_mel_of_speech_equals_whisper(n_mels):
 def test_log_mel_of_a_batch_is_each_clip_s_own():
     quiet, loud = 1e-3 * torch.randn(3200), torch.randn(3200)
     assert torch.equal(log_mel(torch.stack([quiet, loud]))[0], log_mel(quiet))
+
+
+@pytest.mark.parametrize("rows", [(2,), (1, FEW_ROWS), (4, 16), (FEW_ROWS + 1,), (1, 1)])
+@pytest.mark.parametrize("out", [2 * STRIPE + 3, LARGE // 512, 10])
+def test_few_rows_through_a_large_weight_give_the_layers_numbers(rows, out):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(512, out, bias=False), torch.randn(*rows, 512)
+    with torch.no_grad():
+        close(linear(layer, x), x.double() @ layer.weight.double().t())
+
+
+def test_few_rows_have_the_layers_gradients():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(512, LARGE // 512, bias=False), torch.randn(3, 512, requires_grad=True)
+    linear(layer, x).sum().backward()
+    close(x.grad, layer.weight.sum(dim=0).expand(3, -1), 1e-4)
