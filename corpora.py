@@ -16,7 +16,6 @@ import collections
 import csv
 import functools
 import json
-import multiprocessing
 import re
 import zlib
 from collections.abc import Iterator
@@ -216,8 +215,8 @@ def item_of(clip: Clip, corpus: str) -> dict | str:
 
 def make_manifests(clips: Iterator[Clip], corpus: str, out: Path, held_out: float = 0.0) -> dict[str, int]:
     """Write the manifests of a corpus's clips; returns how many items each file got, and says which clips were skipped."""
-    with multiprocessing.get_context("fork").Pool(None, torch.set_num_threads, (1,)) as pool:
-        results = list(tqdm(pool.imap(functools.partial(item_of, corpus=corpus), clips, 16), corpus, unit=" clips"))
+    with espeak.processes() as pool:
+        results = list(tqdm(pool.map(functools.partial(item_of, corpus=corpus), clips, chunksize=16), corpus, unit=" clips"))
     skipped = [result for result in results if isinstance(result, str)]
     files = collections.defaultdict(list)
     for item in results:

@@ -9,6 +9,7 @@ writes OUT/audio/{train,test}/*.wav (16 kHz) and four manifests, JSON lists with
 """
 
 import _ctypes
+import contextlib
 import ctypes
 import functools
 import json
@@ -16,6 +17,9 @@ import multiprocessing
 import random
 import shutil
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 
@@ -149,6 +153,18 @@ def write_clip(path: Path, samples: np.ndarray, rng: random.Random) -> float:
     return round(len(waveform) / SAMPLE_RATE, 3)
 
 
+@contextlib.contextmanager
+def processes() -> Iterator[ProcessPoolExecutor]:
+    """One process a core, one thread each. Raises SystemExit when one dies, as C code may; a multiprocessing.Pool would wait for ever."""
+    pool = ProcessPoolExecutor(None, multiprocessing.get_context("fork"), torch.set_num_threads, (1,))
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise SystemExit("a process that speaks or reads clips broke down, or memory ran out; free some, then run the same command") from None
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C nothing more is begun
+
+
 # ---- the toy corpus
 def toy_clip(index: int, split: str, out: Path, seed: int, library: str, data: Path) -> tuple[dict, list[dict]]:
     """Draws, speaks and writes clip number index of a split. Returns its item for asr and those for instruct."""
@@ -196,13 +212,12 @@ def make_toy(out: Path, seed: int = 0, train: int = 6000, test: int = 400) -> bo
             return False
         raise SystemExit(f"{out} holds another corpus, {record.read_text().strip()}. Choose another --out.")
     manifests = {}
-    workers = multiprocessing.get_context("fork").Pool(None, torch.set_num_threads, (1,))  # one thread each
-    with workers as pool, tempfile.TemporaryDirectory() as temporary:
+    with processes() as pool, tempfile.TemporaryDirectory() as temporary:
         library, data = prepare_espeak(Path(temporary))
         for split, count in (("train", train), ("test", test)):
             (out / "audio" / split).mkdir(parents=True, exist_ok=True)
             clip = functools.partial(toy_clip, split=split, out=out, seed=seed, library=library, data=data)
-            clips = list(tqdm(pool.imap(clip, range(count), 8), f"speaking {split}", count, unit=" clips"))
+            clips = list(tqdm(pool.map(clip, range(count), chunksize=8), f"speaking {split}", count, unit=" clips"))
             manifests[f"asr_{split}.json"] = [asr for asr, _ in clips]
             manifests[f"instruct_{split}.json"] = [item for _, items in clips for item in items]
     for name, items in manifests.items():  # after all the audio, so a killed run leaves no half corpus

@@ -19,7 +19,6 @@ Shapes: G answer tokens.
 import argparse
 import functools
 import json
-import multiprocessing
 import random
 import tempfile
 import time
@@ -110,10 +109,10 @@ def make_corpus(folder: Path, out: Path, seconds: float, seed: int, spoken: int,
         raise ManifestError(f"{folder / 'train.json'}: each of its sentences is a test sentence")
     text = Text(vocabulary, sorted({item["transcription"] for item in train}), held_out)
     (out / "audio").mkdir(parents=True, exist_ok=True)
-    with multiprocessing.get_context("fork").Pool(None, torch.set_num_threads, (1,)) as pool, tempfile.TemporaryDirectory() as temporary:
+    with espeak.processes() as pool, tempfile.TemporaryDirectory() as temporary:
         library, data = espeak.prepare_espeak(Path(temporary))
         clip = functools.partial(spoken_clip, text=text, seconds=seconds, out=out, seed=seed, library=library, data=data)
-        made = list(tqdm(pool.imap(clip, range(spoken), 8), "speaking", spoken, unit=" clips"))
+        made = list(tqdm(pool.map(clip, range(spoken), chunksize=8), "speaking", spoken, unit=" clips"))
     heard = {word for item in train for word in item["transcription"].split()}
     write_manifest(out / "asr_train.json", made + train * repeat)
     write_manifest(out / "asr_test.json", test)

@@ -1,6 +1,7 @@
 """The toy corpus: what it promises about its sentences, voices, answers and files."""
 
 import json
+import os
 import random
 import sys
 from collections import Counter
@@ -128,6 +129,14 @@ def test_finished_corpus_is_skipped_and_others_left_alone(corpus, capsys):
     with pytest.raises(SystemExit, match="another corpus"):
         espeak.make_toy(out, seed=4, train=TRAIN, test=TEST)
     assert (out / "asr_train.json").stat().st_mtime_ns == before
+
+
+def test_a_process_that_dies_ends_the_run_with_a_word(tmp_path, monkeypatch):
+    """eSpeak is C: it can crash. Nothing may wait for it, and no half corpus be taken for a whole one."""
+    monkeypatch.setattr(espeak, "speak", lambda *_: os._exit(1))
+    with pytest.raises(SystemExit, match="broke down"):
+        espeak.make_toy(tmp_path, seed=5, train=1, test=1)
+    assert not (tmp_path / "corpus.json").exists()
 
 
 def test_unfinished_corpus_is_made_again(tmp_path):
