@@ -52,21 +52,33 @@ REAL_VOICES = {
     ("test", "female"): "Andrea anika f2 f5 grandma",
     ("test", "male"): "Gene Gene2 Mike gustave m2 m3 m6 marcelo sandro travis",
 }
-MADE_VOICES = {  # made up by us
+MADE_VOICES = {  # made up by us; with an accent before it, a longer name overruns a buffer of eSpeak's
     group: [f"{'-'.join(group)}-{i:02d}" for i in range(90 if "train" in group else 20)] for group in REAL_VOICES}
+# As various as eSpeak's own: without them, a woman with a man's throat or with a tremor is taken for a man.
+MADE_VOICES["train", "female"] += [f"broad-female-{i:02d}" for i in range(30)]
+MADE_VOICES["train", "male"] += [f"broad-male-{i:02d}" for i in range(20)]
+MADE_RANGES = {  # pitch in Hz (where it starts; of a broad voice its middle), formants against the usual, rise, flutter
+    ("plain", "female"): ((165, 240), (1.08, 1.25), (1.2, 1.6), (0, 8)),  # short throats, high formants
+    ("plain", "male"): ((70, 120), (0.88, 1.02), (1.2, 1.6), (0, 8)),
+    ("broad", "female"): ((170, 240), (0.98, 1.15), (1.2, 2.2), (0, 20)),
+    ("broad", "male"): ((80, 150), (0.88, 1.04), (1.2, 2.2), (0, 20)),
+}
 
 
 def made_voice(name: str, gender: str) -> str:
     """The text of an eSpeak variant file for a made-up voice. It follows from the name, whatever the corpus's seed."""
-    rng = random.Random(name)
-    base = rng.uniform(165, 240) if gender == "female" else rng.uniform(70, 120)  # Hz
-    tract = rng.uniform(1.08, 1.25) if gender == "female" else rng.uniform(0.88, 1.02)  # short throats, high formants
+    rng, broad = random.Random(name), name.startswith("broad")
+    pitches, tracts, rises, flutters = MADE_RANGES["broad" if broad else "plain", gender]
+    pitch, tract = rng.uniform(*pitches), rng.uniform(*tracts)
+    top = rng.choice((1, 1, 0.1)) if broad else 1  # formants 6 to 8, which eSpeak's grandpa lacks
     formants = [  # frequency, strength and width in percent; number 0 is the hum below them, which no throat shapes
-        f"formant {i} {100 * (tract if i else 1) * rng.uniform(0.96, 1.04):.0f} {rng.randint(75, 120)} "
+        f"formant {i} {100 * (tract if i else 1) * (top if i > 5 else 1) * rng.uniform(0.96, 1.04):.0f} {rng.randint(75, 120)} "
         f"{rng.randint(80, 140)}" for i in range(9)]
+    rise, flutter = rng.uniform(*rises), rng.randint(*flutters)
+    start = 2 * pitch / (1 + rise) if broad else pitch
     return "\n".join([
-        "language variant", f"name {name}", f"gender {gender}", f"pitch {base:.0f} {base * rng.uniform(1.2, 1.6):.0f}",
-        f"flutter {rng.randint(0, 8)}", f"roughness {rng.randint(0, 3)}", f"voicing {rng.randint(60, 150)}",
+        "language variant", f"name {name}", f"gender {gender}", f"pitch {start:.0f} {start * rise:.0f}",
+        f"flutter {flutter}", f"roughness {rng.randint(0, 3)}", f"voicing {rng.randint(60, 150)}",
         f"consonants {rng.randint(70, 120)} {rng.randint(70, 120)}", f"echo 100 {rng.choice((0, 0, 0, 10, 20))}",
         f"tone 600 {rng.randint(150, 255)} 1200 {rng.randint(80, 200)} 2500 {rng.randint(60, 200)}",
         *formants, ""])
