@@ -56,7 +56,7 @@ MADE_VOICES = {  # made up by us; with an accent before it, a longer name overru
     group: [f"{'-'.join(group)}-{i:02d}" for i in range(90 if "train" in group else 20)] for group in REAL_VOICES}
 # As various as eSpeak's own: without them, a woman with a man's throat or with a tremor is taken for a man.
 MADE_VOICES["train", "female"] += [f"broad-female-{i:02d}" for i in range(30)]
-MADE_VOICES["train", "male"] += [f"broad-male-{i:02d}" for i in range(20)]
+MADE_VOICES["train", "male"] += [f"broad-male-{i:02d}" for i in range(10)]
 MADE_RANGES = {  # pitch in Hz (where it starts; of a broad voice its middle), formants against the usual, rise, flutter
     ("plain", "female"): ((165, 240), (1.08, 1.25), (1.2, 1.6), (0, 8)),  # short throats, high formants
     ("plain", "male"): ((70, 120), (0.88, 1.02), (1.2, 1.6), (0, 8)),
