@@ -62,7 +62,7 @@ benchmark: $(VENV)/installed
 	$(PY) sampler.py --benchmark --size toy --run $(RUN) --plot $(RUN)/sampling.png
 
 test: $(VENV)/installed
-	$(PY) -m pytest -q --cov --cov-report=term
+	$(PY) -m pytest -q -n auto --maxprocesses 4 --cov --cov-report=term
 
 clean:
 	rm -rf runs $(VENV)

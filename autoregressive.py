@@ -90,7 +90,8 @@ def pretrain_twin(run: Path, seed: int, device: str) -> dict:
     """
     if not (run / "lm.json").is_file():
         raise ValueError(f"{run / 'lm.json'}: no such file; it tells the twin's steps. Run python pretrain.py lm --out {run}")
-    steps, known = weights.read_json(run / "lm.json")["steps"], phases(seed)
+    told, known = weights.read_json(run / "lm.json"), phases(seed)
+    steps, asked = told["steps"], [[], [], *told["asked"]]  # asked: the kinds of question that each phase had more of
     ends = list(itertools.accumulate(training.steps for training in known))
     if steps not in ends:
         raise ValueError(f"{run / 'lm.json'}: its LM took {steps} steps, but phases of pretrain.py end after {ends}; make that LM anew")
@@ -102,7 +103,7 @@ def pretrain_twin(run: Path, seed: int, device: str) -> dict:
         number = bisect.bisect_right(ends, step)  # the phase that the diffusion LM was in
         training = known[number]
         step -= ends[number] - training.steps
-        prompts, answers = batch_of(lm, tokenizer, step, training, device)
+        prompts, answers = batch_of(lm, tokenizer, step, training, asked[number], device)
         embeddings = as_heard(lm, prompts, gap, MIXED, generator) if number else lm.embed(prompts.ids)  # (B, P, D)
         return next_token_loss(lm, embeddings, prompts.mask, answers, answers.numel())
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
@@ -78,7 +80,7 @@ def tiny_run(toy_dirs, tmp_path_factory):
         lm = DiffusionLM(replace(config, causal=name == "twin"))
         lm.unembedding.weight.data.mul_(100)  # sure of what it says: the threshold rule is done in few calls
         weights.save_llada(lm, run / name)
-        weights.write_json(run / f"{result}.json", {"steps": 2, "copy_error": 100.0, "oracle": {"gender": 50.0, "name": 12.5}})
+        weights.write_json(run / f"{result}.json", {"steps": 2, "asked": [], "copy_error": 100.0, "oracle": {"gender": 50.0, "name": 12.5}})
     shutil.copy(run / "llada/tokenizer.model", run / "twin")
     for stage in ("stage1", "stage2"):
         model = DIFFA.from_pretrained(run / "whisper", run / "llada", stage=stage, **SHAPES)

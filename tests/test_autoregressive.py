@@ -235,6 +235,6 @@ def test_prompts_that_cannot_be_answered_are_refused():
 def test_a_run_without_its_diffusion_lm_is_told_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="lm.json: no such file.*Run python pretrain.py lm"):
         command(monkeypatch, autoregressive, "--run", tmp_path)
-    (tmp_path / "lm.json").write_text('{"steps": 7}')
+    (tmp_path / "lm.json").write_text('{"steps": 7, "asked": []}')
     with pytest.raises(SystemExit, match="its LM took 7 steps, but phases of pretrain.py end after"):
         command(monkeypatch, autoregressive, "--run", tmp_path)
