@@ -112,7 +112,7 @@ def pretrain_twin(run: Path, seed: int, device: str) -> dict:
     result = examine(lm, tokenizer, seed, device, functools.partial(greedy, length=G))
     weights.save_llada(lm, run / "twin")
     (run / "twin" / "tokenizer.model").write_bytes((run / "llada" / "tokenizer.model").read_bytes())
-    return result | {"steps": len(losses), "losses": losses}
+    return result | {"steps": len(losses), "asked": told["asked"], "losses": losses}
 
 
 def main() -> None:

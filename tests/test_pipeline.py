@@ -22,8 +22,9 @@ import train_asr
 import train_instruct
 from conftest import edit_config
 from data import word_error_rate
-from text import build_prompt
+from text import build_prompt, decode_answer
 from diffa import DIFFA
+from diffusion_lm import LMConfig
 from trainer import load_newest
 
 
@@ -154,6 +155,19 @@ def test_an_lm_that_cannot_quote_or_answer_does_not_pass_the_gate():
     assert pretrain.short_of(pretrain.GATE, good) == ""
     assert "copy error" in pretrain.short_of(pretrain.GATE, good | {"copy_error": 4.0})
     assert "number" in pretrain.short_of(pretrain.GATE, good | {"oracle": {"gender": 100.0, "number": 16.0}})
+
+
+def test_a_round_asks_more_of_what_the_lm_lacks(tmp_path):
+    bad = {"copy_error": 4.0, "oracle": {"gender": 100.0, "pitch": 56.5}}
+    assert pretrain.lacking(pretrain.AIM, bad) == ["pitch", "transcribe"]
+    tokenizer = heard_text.train_tokenizer(tmp_path / "tokenizer.model", 0)
+    lm = pretrain.new_lm(LMConfig(16, 1, 2, 24, tokenizer.size, 256, mask_id=0, end_id=1), 0, "cpu")
+
+    def share(wanted):  # of answers that name a pitch and nothing else
+        batches = [pretrain.batch_of(lm, tokenizer, step, pretrain.MORE, wanted, "cpu")[1].tolist() for step in range(8)]
+        return sum(decode_answer(tokenizer, row) in ("high", "low") for batch in batches for row in batch) / (8 * pretrain.MORE.batch)
+
+    assert share([]) < 0.2 and 0.4 < share(["pitch"]) < 0.7
 
 
 def test_a_broken_promise_is_named(monkeypatch):
