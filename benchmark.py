@@ -313,10 +313,13 @@ def main(arguments: list[str] | None = None) -> None:
         whole, stopped = (race_one(SamplerConfig(length, block, length, "threshold", stop_at_end=stop)) for stop in (False, True))
         same = "equal" if texts_of(whole) == texts_of(stopped) else "NOT equal"
         print(f"stop at the end of the text: {stopped.calls:.1f} calls instead of {whole.calls:.1f}, texts {same}")
-    if toy or args.device.startswith("cuda"):
-        rule = replace(base, rule="threshold", stop_at_end=True) if toy else replace(base, steps=round(length / 3.25), cache="dual", compile=True)
-        for cache in ("none", "dual") if toy else ("dual",):
-            print(race_batch(lm, batch, replace(rule, cache=cache)))
+    if toy:
+        several = [replace(base, rule="threshold", stop_at_end=True), replace(base, stop_at_end=True)]
+        several = [replace(rule, cache=cache) for rule in several for cache in ("none", "dual")]
+    else:
+        several = [replace(base, steps=round(length / 3.25), cache="dual", compile=True)] if args.device.startswith("cuda") else []
+    for config in several:
+        print(race_batch(lm, batch, config))
     if toy and args.plot:
         plot_sampling(race_one, length, args.plot)
 
