@@ -178,7 +178,8 @@ def robustness_table(rows: dict) -> str:
 def bounds(seeds: list[float]) -> tuple[float, list[list[float]]]:
     """A mean, and how far the range reaches below and above it, as matplotlib's yerr (2, 1)."""
     mean = sum(seeds) / len(seeds)
-    return mean, [[mean - min(seeds)], [max(seeds) - mean]]
+    # Of equal values, a rounded mean can lie outside.
+    return mean, [[max(mean - min(seeds), 0.0)], [max(max(seeds) - mean, 0.0)]]
 
 
 def plot_arms(of: dict, path: Path) -> None:
