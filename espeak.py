@@ -54,7 +54,7 @@ REAL_VOICES = {
 }
 MADE_VOICES = {  # made up by us; with an accent before it, a longer name overruns a buffer of eSpeak's
     group: [f"{'-'.join(group)}-{i:02d}" for i in range(90 if "train" in group else 20)] for group in REAL_VOICES}
-# As various as eSpeak's own: without them, a woman with a man's throat or with a tremor is taken for a man.
+# As various as eSpeak's own, for the encoder takes women with a man's throat or with a tremor for men.
 MADE_VOICES["train", "female"] += [f"broad-female-{i:02d}" for i in range(30)]
 MADE_VOICES["train", "male"] += [f"broad-male-{i:02d}" for i in range(10)]
 MADE_RANGES = {  # pitch in Hz (where it starts; of a broad voice its middle), formants against the usual, rise, flutter

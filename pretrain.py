@@ -52,6 +52,7 @@ MORE, ROUNDS = TrainConfig(steps=300, batch=32, lr=1e-3, warmup=30), 3  # at mos
 LM_T_MIN = 0.3  # least noise level: with few masks the rest of the answer tells the word, and the prompt goes unread
 MIXED = 0.7  # most of a word's embedding that is other words' (heard_text.as_heard)
 HEADS_WEIGHT = 0.3  # of the attribute heads in the encoder's loss
+WANTED = 0.5  # of an extra round's questions, the share that is of the kinds that the LM lacks
 N_CHECK = 200  # unseen prompts for each figure of the LM
 # Percent, at most and at least: no adapter can mend what the LM cannot read.
 AIM = {"copy_error": 1.0, "oracle": 99.0}  # the LM trains on until it gets there
@@ -186,10 +187,10 @@ def phases(seed: int) -> list[TrainConfig]:
 
 
 def batch_of(lm: DiffusionLM, tokenizer, step: int, training: TrainConfig, wanted: list[str], device: str) -> tuple[Prompts, Tensor]:
-    """Prompts of text and answers (B, G) of a phase's step; about half of them of the wanted kinds, when there are any."""
+    """Prompts of text and answers (B, G) of a phase's step; a share WANTED of them of the wanted kinds, when there are any."""
     rng = random.Random(f"{training.seed} {step}")
     # Plain and stretched prompts take turns: a batch of one sort is padded less.
-    kinds = [rng.choice(wanted) if wanted and rng.random() < 0.5 else None for _ in range(training.batch)]
+    kinds = [rng.choice(wanted) if wanted and rng.random() < WANTED else None for _ in range(training.batch)]
     items = [draw_item(tokenizer, rng, held_out=False, kind=kind, stretched=step % 2 == 1) for kind in kinds]
     prompts = pad_prompts(lm, [prompt for prompt, _ in items], device)
     answers = encode_answers(tokenizer, [answer for _, answer in items], G).to(device)
