@@ -192,19 +192,27 @@ def timed(plan: Plan, arm: str, seed: int, items: list[dict]) -> dict:
     return race(model, StateCache(model, items), items)
 
 
+def worse_recordings(plan: Plan) -> dict:
+    """`robustness.measure` of the run itself; its bar goes to a file, as those of `ask` do."""
+    out = plan.run / "ablations"
+    with open(out / "robustness.log", "a", 1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        return robustness.measure(plan.run, out / "robustness.json", plan.device)
+
+
 def ask_all(plan: Plan) -> None:
-    """Train and measure every arm and seed, in several processes on a CPU."""
-    # The longest first. What the seeds of `twin` and of `self` share is made once, so one process does them all.
-    tasks = [("twin", plan.seeds), ("self", plan.seeds)] + [(arm, [seed]) for arm in ("both", "semantic") for seed in plan.seeds]
-    tasks = [(arm, seeds) for arm, seeds in tasks if not all(result_file(plan, part, arm, s).is_file() for part in PARTS[arm] for s in seeds)]
+    """Train and measure every arm and seed, and the run's own models on worse recordings; in several processes on a CPU."""
+    # The longest first, the shortest last. What the seeds of `twin` and of `self` share is made once, so one process does them all.
+    arms = [("twin", plan.seeds), ("self", plan.seeds)] + [(arm, [seed]) for arm in ("both", "semantic") for seed in plan.seeds]
+    arms = [(arm, seeds) for arm, seeds in arms if not all(result_file(plan, part, arm, s).is_file() for part in PARTS[arm] for s in seeds)]
+    tasks = [functools.partial(ask, plan, *arm) for arm in arms] + [functools.partial(worse_recordings, plan)]
     processes = min(torch.get_num_threads(), MOST_PROCESSES, len(tasks)) if plan.device == "cpu" else 1
     if processes <= 1:
         for task in tqdm(tasks, "arms"):
-            ask(plan, *task)
+            task()
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         try:
-            for one in tqdm(as_completed([pool.submit(ask, plan, *task) for task in tasks]), "arms", len(tasks)):
+            for one in tqdm(as_completed([pool.submit(task) for task in tasks]), "arms", len(tasks)):
                 one.result()
         finally:
             pool.shutdown(cancel_futures=True)  # after an error nothing more is begun
@@ -242,7 +250,7 @@ def ablate(plan: Plan) -> dict:
         results["race"][arm] = [done(result_file(plan, race, arm, s), functools.partial(timed, plan, arm, s, captions)) for s in plan.seeds]
     for name, file in (("self_targets", out / "self_targets.json"), ("lm", run / "lm.json"), ("twin", run / "twin.json")):
         results[name] = read_json(file)
-    return results | {"robustness": robustness.measure(run, out / "robustness.json", plan.device)}
+    return results | {"robustness": worse_recordings(plan)}
 
 
 def main(arguments: list[str] | None = None) -> None:
