@@ -45,10 +45,11 @@ from heard_text import GAP, Prompts, as_heard, draw_item, pad_prompts, train_tok
 from sampler import Generation, SamplerConfig, generate
 from trainer import TrainConfig, fit
 
-ENCODER = TrainConfig(steps=1000, batch=32, lr=2e-3, warmup=60)
-NEXT_TOKEN = TrainConfig(steps=600, batch=32, lr=2e-3, warmup=50)
-DIFFUSION = TrainConfig(steps=1400, batch=32, lr=2e-3, warmup=50)
-MORE, ROUNDS = TrainConfig(steps=300, batch=32, lr=1e-3, warmup=30), 3  # at most, while the LM is short of the aim
+ENCODER = TrainConfig(steps=800, batch=32, lr=4e-3, warmup=60, optimizer="muon")
+NEXT_TOKEN = TrainConfig(steps=500, batch=32, lr=2e-3, warmup=50, optimizer="muon")
+DIFFUSION = TrainConfig(steps=800, batch=32, lr=2e-3, warmup=50, optimizer="muon")
+# At most, while the LM is short of the aim; at more than this rate what it lacked is learned and something else forgotten.
+MORE, ROUNDS = TrainConfig(steps=200, batch=32, lr=5e-4, warmup=30, optimizer="muon"), 3
 LM_T_MIN = 0.3  # least noise level: with few masks the rest of the answer tells the word, and the prompt goes unread
 MIXED = 0.7  # most of a word's embedding that is other words' (heard_text.as_heard)
 HEADS_WEIGHT = 0.3  # of the attribute heads in the encoder's loss

@@ -28,7 +28,7 @@ from text import build_prompt, encode_answers
 from diffa import AUDIO_PARTS, DIFFA, model_options
 from diffusion_lm import LMConfig, diffusion_loss, next_token_loss, noise, noise_levels
 from encoder import SAMPLE_RATE
-from trainer import TrainConfig, Work, fit
+from trainer import OPTIMIZERS, TrainConfig, Work, fit
 from validation import make_validation
 from weights import load_adapters, write_json
 
@@ -72,6 +72,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, help="clips a step, over all processes")
     parser.add_argument("--lr", type=float, help="peak learning rate")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="muon: for the adapters' matrices, adamw for the rest")
     parser.add_argument("--validation", type=Path, help="manifest of clips that do not train")
     parser.add_argument("--validation-items", type=int, default=100, help="at most so many of them (default 100)")
     parser.add_argument("--validate-every", type=int, help="steps")

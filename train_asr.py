@@ -20,7 +20,7 @@ from trainer import TrainConfig
 PRESETS = {
     # 960 hours of LibriSpeech hold 281,241 clips; 10 epochs at batch 128 (paper, section 4.1).
     "paper": Preset(TrainConfig(21_972, 128, 1e-4, 1000, "linear"), 128, 0.0, False, False, {}, "bfloat16", True, FULL_SIZE),
-    "toy": Preset(TrainConfig(1800, 32, 2e-3, 50, "cosine"), ANSWER_LENGTH, 0.5, True, True, TOY_SHAPES, alike=True),
+    "toy": Preset(TrainConfig(600, 32, 2e-3, 50, "cosine", optimizer="muon"), ANSWER_LENGTH, 0.5, True, True, TOY_SHAPES, alike=True),
 }
 
 

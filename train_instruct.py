@@ -19,7 +19,7 @@ PRESETS = {
     # 96,874 items, 10 epochs at batch 32 (paper, section 4.1).
     "paper": Preset(TrainConfig(30_273, 32, 5e-5, 2000, "cosine"), 128, 0.0, False, False, {}, "bfloat16", True, FULL_SIZE),
     # Half of stage 1's learning rate, as in the paper: at the whole of it, words that stage 1 tells apart can fall together.
-    "toy": Preset(TrainConfig(1200, 32, 1e-3, 50, "cosine"), ANSWER_LENGTH, 0.5, True, True, TOY_SHAPES, alike=True),
+    "toy": Preset(TrainConfig(600, 32, 1e-3, 50, "cosine", optimizer="muon"), ANSWER_LENGTH, 0.5, True, True, TOY_SHAPES, alike=True),
 }
 
 

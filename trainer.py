@@ -20,8 +20,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import ranks
+from muon import Muon
 
 LOG_EVERY = 10  # steps that one record of the metrics covers
+OPTIMIZERS = ("adamw", "muon")
+TABLES = ("embedding", "unembedding", "words", "heads")  # a row for each word or label: AdamW's, as Muon's authors have it
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class TrainConfig:
     weight_decay: float = 0.05
     clip: float = 1.0
     seed: int = 0
+    optimizer: str = "adamw"  # or "muon", for the matrices
     save_every: int = 200  # steps between checkpoints
     validate_every: int = 0  # steps between validations; 0: none but at the end
     keep: int = 2  # newest checkpoints that stay on disk
@@ -61,6 +65,18 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(config.steps - config.warmup, 1)
     return config.lr * ((1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done)
+
+
+def make_optimizers(parameters: dict[str, nn.Parameter], config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for everything; or Muon for matrices and convolutions, AdamW for the rest. Raises ValueError: another name."""
+    if config.optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer {config.optimizer!r}: there are {' and '.join(OPTIMIZERS)}")
+    matrices, rest = [], []
+    for name, p in parameters.items():
+        is_matrix = p.ndim > 1 and name.endswith(".weight") and name.split(".")[0] not in TABLES
+        (matrices if is_matrix and config.optimizer == "muon" else rest).append(p)
+    made: list[torch.optim.Optimizer] = [Muon(matrices, config.lr, config.weight_decay)] if matrices else []
+    return made + ([torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))] if rest else [])
 
 
 # ---- checkpoints: run.pt stands for run-00000400.pt, run-00000200.pt, ...
@@ -170,7 +186,7 @@ def fit(
     """
     main = ranks.rank() == 0
     device = next(iter(parameters.values())).device
-    optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+    optimizers = make_optimizers(parameters, config)
     losses: list[float] = []
     mine = {k: v for k, v in asdict(config).items() if k not in HABITS} | (identity or {})
     mine |= {f"shape of {name}": list(p.shape) for name, p in parameters.items()}
@@ -179,7 +195,8 @@ def fit(
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(saved["parameters"][name])
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         losses = saved["losses"]
         if main and len(losses) < config.steps:
             tqdm.write(f"{title}: going on from step {len(losses)} of {checkpoint}")
@@ -199,7 +216,7 @@ def fit(
         state = {"run": mine, "parameters": {n: p.detach() for n, p in parameters.items()}}
         path = checkpoint.with_name(f"{checkpoint.stem}-{len(losses):08d}{checkpoint.suffix}")
         try:
-            save_atomically(state | {"optimizer": optimizer.state_dict(), "losses": losses}, path)
+            save_atomically(state | {"optimizers": [o.state_dict() for o in optimizers], "losses": losses}, path)
         except OSError as error:
             older = checkpoints(checkpoint)
             leave(f"{title}: {error}; {older[0] if older else 'no checkpoint'} is intact; make room, then run the same command")
@@ -247,7 +264,8 @@ def fit(
             seed = (config.seed << 32) + step
             torch.manual_seed(seed)  # dropout
             parts = loss_of_step(step, torch.Generator().manual_seed(seed))
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
             value = torch.zeros((), dtype=torch.float64, device=device)
             for part in [parts] if isinstance(parts, Tensor) else parts:
                 (part * ranks.world()).backward()  # of gradients DistributedDataParallel takes the mean, of losses we take the sum
@@ -259,9 +277,10 @@ def fit(
                 wrong = f"loss is {loss}" if not math.isfinite(loss) else f"gradient is {norm}"
                 names = f"; its items: {', '.join(names_of_step(step))}" if names_of_step else ""
                 leave(f"{title}: {wrong} at step {step}; the weights before it are in {checkpoint.parent}{names}")
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
-            optimizer.step()
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, config)
+                optimizer.step()
             losses.append(loss)
             bar.update()
             if len(losses) % LOG_EVERY == 0:
