@@ -34,15 +34,15 @@ semantic: $(VENV)/installed
 # The same toy with a real encoder in the place of the stand-in: WHISPER is a directory of the hub, frozen, its window cut to the
 # toy's. After `make demo`, on its LM and corpus. Stage 2 keeps the states of 6,000 clips in memory, 3.7 GB at tiny.en.
 real-encoder: $(VENV)/installed
-	$(PY) train_asr.py --whisper $(WHISPER) --audio-context 3.2 --llm $(RUN)/llada --train $(RUN)/corpus/asr_train.json --out $(RUN)/real/stage1 --steps 1800 --seed $(SEED)
-	$(PY) train_instruct.py --whisper $(WHISPER) --llm $(RUN)/llada --adapters $(RUN)/real/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/real/stage2 --steps 350 --seed $(SEED)
+	$(PY) train_asr.py --whisper $(WHISPER) --audio-context 3.2 --llm $(RUN)/llada --train $(RUN)/corpus/asr_train.json --out $(RUN)/real/stage1 --seed $(SEED)
+	$(PY) train_instruct.py --whisper $(WHISPER) --llm $(RUN)/llada --adapters $(RUN)/real/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/real/stage2 --steps 500 --seed $(SEED)
 	$(PY) evaluate.py --run $(RUN)/real --whisper $(WHISPER) --llm $(RUN)/llada --corpus $(RUN)/corpus
 
 # Stage 1 on a person's speech: SPEECH holds train.json and test.json (human.py).
 human: $(VENV)/installed
 	$(PY) human.py corpus $(SPEECH) --out $(HUMAN)/corpus --seconds 4 --seed $(SEED)
 	$(PY) human.py lm --run $(HUMAN) --seed $(SEED)
-	$(PY) train_asr.py --whisper $(WHISPER) --audio-context 4 --llm $(HUMAN)/llada --train $(HUMAN)/corpus/asr_train.json --out $(HUMAN)/stage1 --steps 1200 --seed $(SEED)
+	$(PY) train_asr.py --whisper $(WHISPER) --audio-context 4 --llm $(HUMAN)/llada --train $(HUMAN)/corpus/asr_train.json --out $(HUMAN)/stage1 --steps 800 --seed $(SEED)
 	$(PY) human.py report --run $(HUMAN) --whisper $(WHISPER)
 
 # The paper's ablations, three seeds each, and clips with noise, at other speeds, by telephone: RUN/ablations/report.md.

@@ -257,7 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The paper's ablations on a finished run.")
     parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="what `make demo` wrote")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of every training (default 0 1 2)")
-    parser.add_argument("--steps", type=int, default=500, help="of every stage 2 (default 500)")
+    parser.add_argument("--steps", type=int, default=400, help="of every stage 2 (default 400)")
     of_the_demo = train_asr.PRESETS["toy"].train.steps
     parser.add_argument("--stage1-steps", type=int, default=of_the_demo, help=f"of the twin's stage 1 (default {of_the_demo}, the demo's)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
