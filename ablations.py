@@ -233,7 +233,8 @@ def ablate(plan: Plan) -> dict:
         raise ValueError(f"{', '.join(absent)}: no such file; `make demo RUN={run}` makes it")
     out.mkdir(exist_ok=True)
     stage1 = hashlib.sha256((run / "stage1/adapters.safetensors").read_bytes()).hexdigest()[:16]
-    settings = {"steps": plan.steps, "lr": train_instruct.PRESETS["toy"].train.lr, "stage1_steps": plan.stage1_steps, "stage1": stage1}
+    recipe = train_instruct.PRESETS["toy"].train
+    settings = {"steps": plan.steps, "lr": recipe.lr, "optimizer": recipe.optimizer, "stage1_steps": plan.stage1_steps, "stage1": stage1}
     if not (out / "settings.json").is_file():
         write_json(out / "settings.json", settings)
     made_with = read_json(out / "settings.json")

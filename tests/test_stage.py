@@ -193,8 +193,18 @@ def test_the_paper_s_recipe():
     assert (instruct.train.lr, instruct.train.warmup, instruct.train.schedule) == (5e-5, 2000, "cosine")
     assert 32 <= instruct.train.batch <= 64
     for preset, items in ((asr, 281_241), (instruct, 96_874)):
-        assert (preset.train.weight_decay, preset.train.clip, preset.dtype, preset.shapes) == (0.05, 1.0, "bfloat16", {})
+        train = preset.train
+        assert (train.optimizer, train.weight_decay, train.clip, preset.dtype, preset.shapes) == ("adamw", 0.05, 1.0, "bfloat16", {})
         assert preset.train.steps * preset.train.batch == pytest.approx(10 * items, rel=1e-4)  # 10 epochs
+
+
+def test_the_optimizer_is_an_option_and_a_run_keeps_its_own(toy_dirs, manifest, tmp_path):
+    options = manifest(), "--steps", 2, "--batch", 2
+    by_muon, _ = train(train_asr, toy_dirs, tmp_path / "muon", *options)
+    by_adamw, _ = train(train_asr, toy_dirs, tmp_path / "adamw", *options, "--optimizer", "adamw")
+    assert any(not torch.equal(by_muon[name], by_adamw[name]) for name in by_muon)
+    with pytest.raises(SystemExit, match="optimizer was 'muon', now is 'adamw'"):
+        train(train_asr, toy_dirs, tmp_path / "muon", *options, "--optimizer", "adamw")
 
 
 def test_the_paper_s_preset_runs_on_a_tiny_model(toy_dirs, manifest, tmp_path):
