@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.95  # of Jordan et al., as are the polynomial and the number of its steps
-A, B, C3, STEPS = 3.4445, -4.7750, 2.0315, 5
+LINEAR, CUBIC, QUINTIC, STEPS = 3.4445, -4.7750, 2.0315, 5
 ADAM_SIZE = 0.2  # usual root mean square of AdamW's steps (arXiv 2502.16982, equation 4)
 
 
@@ -25,7 +25,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)  # singular values at most 1, as the polynomial needs
     for _ in range(STEPS):
         gram = wide @ wide.mT  # (N, R, R)
-        wide = A * wide + (B * gram + C3 * gram @ gram) @ wide  # s -> A s + B s^3 + C3 s^5
+        wide = LINEAR * wide + (CUBIC * gram + QUINTIC * gram @ gram) @ wide  # s -> 3.4445 s - 4.775 s^3 + 2.0315 s^5, each singular value
     return wide.mT if matrices.shape[1] > matrices.shape[2] else wide  # (N, R, C)
 
 
