@@ -71,7 +71,7 @@ def made_voice(name: str, gender: str) -> str:
     pitches, tracts, rises, flutters = MADE_RANGES["broad" if broad else "plain", gender]
     pitch, tract = rng.uniform(*pitches), rng.uniform(*tracts)
     top = rng.choice((1, 1, 0.1)) if broad else 1  # formants 6 to 8, which eSpeak's grandpa lacks
-    apart = 0.15 if broad else 0.04
+    apart = 0.15 if broad else 0.04  # how far each formant strays from the tract's length
     formants = [  # frequency, strength and width in percent; number 0 is the hum below them, which no throat shapes
         f"formant {i} {100 * (tract if i else 1) * (top if i > 5 else 1) * rng.uniform(1 - apart, 1 + apart):.0f} {rng.randint(75, 120)} "
         f"{rng.randint(80, 140)}" for i in range(9)]

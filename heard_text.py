@@ -71,7 +71,7 @@ def text_prompt(tokenizer, sentence, attributes, instruction: str, rng: random.R
     return build_prompt(tokenizer, instruction), region
 
 
-KIND_WEIGHTS = {  # of a sentence's possible questions; what few sentences have is asked the more often
+KIND_WEIGHTS = {  # of a sentence's possible questions; what few sentences have, and counting, which takes the most practice, is asked the more often
     "transcribe": 5, "repeat": 1, "caption": 2, "count": 5, **dict.fromkeys(grammar.ATTRIBUTES, 1.25),
     "name": 0.75, "animal": 0.75, "number": 2, "colour": 2, "place": 2,
 }  # fmt: skip

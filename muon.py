@@ -20,19 +20,27 @@ ADAM_SIZE = 0.2  # usual root mean square of AdamW's steps (arXiv 2502.16982, eq
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices (N, R, C) with the same singular vectors, singular values near 1 (0.7 to 1.2): a polynomial, applied five times."""
+    """The same singular vectors with singular values near 1, by a polynomial applied five times (Newton-Schulz; Jordan et al.).
+
+    Args:
+        matrices: (N, R, C), of any floating dtype, which is the result's.
+    Returns:
+        (N, R, C); values come to 0.7 to 1.2, but for those that were far below the greatest, which stay smaller.
+    """
     wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)  # singular values at most 1, as the polynomial needs
     for _ in range(STEPS):
         gram = wide @ wide.mT  # (N, R, R)
-        wide = LINEAR * wide + (CUBIC * gram + QUINTIC * gram @ gram) @ wide  # s -> 3.4445 s - 4.775 s^3 + 2.0315 s^5, each singular value
+        # Each singular value s -> LINEAR s + CUBIC s^3 + QUINTIC s^5
+        wide = LINEAR * wide + (CUBIC * gram + QUINTIC * gram @ gram) @ wide
     return wide.mT if matrices.shape[1] > matrices.shape[2] else wide  # (N, R, C)
 
 
 class Muon(torch.optim.Optimizer):
-    """For parameters of two or more dimensions, (R, ...) each."""
+    """For parameters of two or more dimensions: (R, C), or (R, ...), whose other dimensions together are the columns."""
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float):
+        """lr: as AdamW's, the size of a step but for ADAM_SIZE; weight_decay: the share lr * weight_decay of a weight goes a step."""
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()

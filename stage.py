@@ -72,7 +72,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, help="clips a step, over all processes")
     parser.add_argument("--lr", type=float, help="peak learning rate")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="muon: for the adapters' matrices, adamw for the rest")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="muon (its rest by adamw), or adamw for all, as in the paper")
     parser.add_argument("--validation", type=Path, help="manifest of clips that do not train")
     parser.add_argument("--validation-items", type=int, default=100, help="at most so many of them (default 100)")
     parser.add_argument("--validate-every", type=int, help="steps")

@@ -1,4 +1,4 @@
-"""Muon moves matrices by orthogonal steps and everything else as AdamW does; a run with it resumes like any other."""
+"""Muon moves matrices by orthogonal steps and leaves everything else to AdamW; a run with it resumes like any other."""
 
 from dataclasses import replace
 
@@ -77,7 +77,9 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
 def test_matrices_are_the_weights_that_map_one_width_to_another():
     shapes = {"embedding.weight": (9, 4), "blocks.0.up.weight": (8, 4), "conv1.weight": (4, 4, 3), "norm.weight": (4,), "positions": (5, 4)}
     parameters = {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
-    muon, adamw = (optimizer.param_groups[0]["params"] for optimizer in make_optimizers(parameters, MUON))
+    optimizers = make_optimizers(parameters, MUON)
+    assert [type(optimizer) for optimizer in optimizers] == [Muon, torch.optim.AdamW]
+    muon, adamw = (optimizer.param_groups[0]["params"] for optimizer in optimizers)
     assert [p.shape for p in muon] == [(8, 4), (4, 4, 3)] and [p.shape for p in adamw] == [(9, 4), (4,), (5, 4)]
     assert len(make_optimizers(parameters, CONFIG)) == 1
 
