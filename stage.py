@@ -31,6 +31,7 @@ from encoder import SAMPLE_RATE
 from trainer import OPTIMIZERS, TrainConfig, Work, fit
 from validation import make_validation
 from weights import load_adapters, write_json
+from whitening import whiten
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Preset:
     shapes: dict  # AdapterConfig fields of new adapters that differ from the paper's
     dtype: str = "float32"  # of the frozen parts, and of the adapters' arithmetic; adapters themselves are float32
     alike: bool = False  # clips of about one length in a batch
+    whiten: bool = False  # a new acoustic adapter starts on whitened states (whitening.py); the paper's on the states
     machine: Machine = Machine()
 
 
@@ -73,6 +75,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="clips a step, over all processes")
     parser.add_argument("--lr", type=float, help="peak learning rate")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, help="muon (its rest by adamw), or adamw for all, as in the paper")
+    parser.add_argument("--whiten", action="store_true", help="a new acoustic adapter starts on whitened states (whitening.py)")
     parser.add_argument("--validation", type=Path, help="manifest of clips that do not train")
     parser.add_argument("--validation-items", type=int, default=100, help="at most so many of them (default 100)")
     parser.add_argument("--validate-every", type=int, help="steps")
@@ -95,7 +98,13 @@ def chosen_preset(presets: dict[str, Preset], args: argparse.Namespace) -> Prese
         given = {field.name: getattr(args, field.name, None) for field in fields(config)}
         return replace(config, **{name: value for name, value in given.items() if value is not None})
 
-    return replace(preset, train=overridden(preset.train), machine=overridden(preset.machine), dtype=args.dtype or preset.dtype)
+    return replace(
+        preset,
+        train=overridden(preset.train),
+        machine=overridden(preset.machine),
+        dtype=args.dtype or preset.dtype,
+        whiten=args.whiten or preset.whiten,
+    )
 
 
 def digest(module: nn.Module) -> str:
@@ -296,6 +305,8 @@ def run_stage(args: argparse.Namespace, preset: Preset, stage: str, target: str,
     model, made_of, new = load_model(args, preset, stage)
     describe(args, preset, model, made_of, new)
     data = usable(items, [item[target] for item in items], model, preset.answer_length, args.train)
+    if preset.whiten and "acoustic" in new:
+        whiten(model, data[0], args.seed)
     held_out = None
     if args.validation:
         others = load_manifest(args.validation)
