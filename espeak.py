@@ -54,13 +54,14 @@ REAL_VOICES = {
 }
 MADE_VOICES = {  # made up by us; with an accent before it, a longer name overruns a buffer of eSpeak's
     group: [f"{'-'.join(group)}-{i:02d}" for i in range(70 if "train" in group else 20)] for group in REAL_VOICES}
-# As various as eSpeak's own, whose formants are raised each by another share: else men and women with odd throats are mistaken.
-for gender in ("female", "male"):
-    MADE_VOICES["train", gender] += [f"broad-{gender}-{i:02d}" for i in range(40)]
+# As various as eSpeak's own, whose formants are raised each by another share: else women with odd throats are taken for men.
+# More of women, since eSpeak has few: with as many men as odd, it is the women who are mistaken.
+for gender, number in (("female", 60), ("male", 12)):
+    MADE_VOICES["train", gender] += [f"broad-{gender}-{i:02d}" for i in range(number)]
 MADE_RANGES = {  # pitch in Hz (where it starts; of a broad voice its middle), formants against the usual, rise, flutter
     ("plain", "female"): ((165, 240), (1.08, 1.25), (1.2, 1.6), (0, 8)),  # short throats, high formants
     ("plain", "male"): ((70, 120), (0.88, 1.02), (1.2, 1.6), (0, 8)),
-    ("broad", "female"): ((170, 240), (0.98, 1.15), (1.2, 2.2), (0, 20)),
+    ("broad", "female"): ((165, 270), (0.95, 1.15), (1.2, 2.2), (0, 20)),
     ("broad", "male"): ((80, 150), (0.88, 1.04), (1.2, 2.2), (0, 20)),
 }
 
@@ -72,6 +73,7 @@ def made_voice(name: str, gender: str) -> str:
     pitch, tract = rng.uniform(*pitches), rng.uniform(*tracts)
     top = rng.choice((1, 1, 0.1)) if broad else 1  # formants 6 to 8, which eSpeak's grandpa lacks
     apart = 0.15 if broad else 0.04  # how far each formant strays from the tract's length
+    middle, high = (20, 10) if broad else (80, 60)  # least strength at 1,200 and 2,500 Hz: some of eSpeak's are as dull as that
     formants = [  # frequency, strength and width in percent; number 0 is the hum below them, which no throat shapes
         f"formant {i} {100 * (tract if i else 1) * (top if i > 5 else 1) * rng.uniform(1 - apart, 1 + apart):.0f} {rng.randint(75, 120)} "
         f"{rng.randint(80, 140)}" for i in range(9)]
@@ -81,7 +83,7 @@ def made_voice(name: str, gender: str) -> str:
         "language variant", f"name {name}", f"gender {gender}", f"pitch {start:.0f} {start * rise:.0f}",
         f"flutter {flutter}", f"roughness {rng.randint(0, 3)}", f"voicing {rng.randint(60, 150)}",
         f"consonants {rng.randint(70, 120)} {rng.randint(70, 120)}", f"echo 100 {rng.choice((0, 0, 0, 10, 20))}",
-        f"tone 600 {rng.randint(150, 255)} 1200 {rng.randint(80, 200)} 2500 {rng.randint(60, 200)}",
+        f"tone 600 {rng.randint(150, 255)} 1200 {rng.randint(middle, 200)} 2500 {rng.randint(high, 200)}",
         *formants, ""])
 
 
