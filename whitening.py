@@ -21,6 +21,7 @@ from batches import pick, read_padded
 
 CLIPS = 256  # of the training clips, to measure the states on: some 40,000 frames of the toy's window for each tap
 AT_ONCE = 32  # clips through the encoder
+LOUD = 4.0  # times the values: what a clip adds to the queries is then of their own size, not a tenth of it
 RIDGE = 0.01  # of the mean variance, added to each: directions that hardly vary are not blown up to noise
 
 
@@ -43,11 +44,11 @@ def mean_and_whitening(states: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def see_whitened(acoustic: AcousticAdapter, mean: Tensor, whitening: Tensor) -> None:
-    """Change the keys' and values' layers W x + b of every cross-attention into W (whitening (x - mean)) + b."""
+    """Change every cross-attention's layer W x + b of keys into W whitening (x - mean) + b, that of values into LOUD times it."""
     for block in acoustic.blocks:
-        for layer in (block.cross_attn.key, block.cross_attn.value):
-            layer.weight.copy_(layer.weight @ whitening)  # (D, D); whitening is symmetric
-            layer.bias.sub_(layer.weight @ mean)
+        for layer, gain in ((block.cross_attn.key, 1.0), (block.cross_attn.value, LOUD)):
+            layer.weight.copy_(gain * layer.weight @ whitening)  # (D, D); whitening is symmetric
+            layer.bias.copy_(gain * layer.bias - layer.weight @ mean)
 
 
 def tapped_states(model, items: list[dict], seed: int) -> Iterable[Tensor]:
