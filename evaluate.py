@@ -44,8 +44,9 @@ PROMISES = [
     ("lm/oracle/number", "min", 98),
     ("stage1/by_sampler/18 steps/word_error_rate", "max", 3),
     ("stage2/content_mean", "min", 96),
-    ("stage2/voice_mean", "min", 92),
-    ("stage2/count/accuracy", "min", 93),
+    ("stage2/voice_mean", "min", 94),
+    ("stage2/gender/accuracy", "min", 95),
+    ("stage2/count/accuracy", "min", 94),
     ("stage2/caption/word_error_rate", "max", 5.5),
 ]
 
