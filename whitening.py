@@ -8,7 +8,7 @@ start as themselves after it, and train on from there. What is saved has the pap
 
 Ours, not the paper's: `--whiten`.
 
-Shapes: B clips, T encoder frames, K tapped states, D encoder width.
+Shapes: B clips, T encoder frames, D encoder width.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from adapters import AcousticAdapter
 from batches import pick, read_padded
 
 CLIPS = 256  # of the training clips, to measure the states on: some 40,000 frames of the toy's window for each tap
-AT_ONCE = 32  # clips through the encoder
+AT_ONCE = 16  # clips through the encoder: all states of 16 clips of 30 s are 4 GB at large-v3
 LOUD = 4.0  # times the values: what a clip adds to the queries is then about a third of their size; with 1 or 0.1 the loss falls later
 RIDGE = 0.01  # of the mean variance, added to each: directions that hardly vary are not blown up to noise
 
@@ -44,7 +44,10 @@ def mean_and_whitening(states: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def see_whitened(acoustic: AcousticAdapter, mean: Tensor, whitening: Tensor) -> None:
-    """Change every cross-attention's layer W x + b of keys into W whitening (x - mean) + b, that of values into LOUD times it."""
+    """Change every cross-attention's layer W x + b of keys into W whitening (x - mean) + b, that of values into LOUD times it.
+
+    mean (D,) and whitening (D, D) are mean_and_whitening's; the adapter is changed in place.
+    """
     for block in acoustic.blocks:
         for layer, gain in ((block.cross_attn.key, 1.0), (block.cross_attn.value, LOUD)):
             layer.weight.copy_(gain * layer.weight @ whitening)  # (D, D); whitening is symmetric
