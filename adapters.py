@@ -42,6 +42,10 @@ class AdapterConfig:
     dropout: float = 0.1
     n_prompts: int = 20  # learned vectors in front of the semantic embeddings, stage 1 only
 
+    def __post_init__(self):
+        if self.encoder_width % self.n_heads:
+            raise ValueError(f"width {self.encoder_width} does not divide into the Q-Former's {self.n_heads} heads")
+
 
 class SemanticAdapter(nn.Module):
     """(B, T, D_w) -> (B, T // 4, D_l): two convolutions, two linear layers, LayerNorm."""

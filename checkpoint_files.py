@@ -6,6 +6,7 @@ Nothing is ever unpickled but tensors and plain values (`weights_only=True`).
 
 import json
 import os
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -17,15 +18,13 @@ from torch import Tensor
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how git leaves a large file that it has not fetched
 
 
-# What can be downloaded, by a word in the name of the path that is not there; the last row is for all other names.
-WHISPER_SIZES = (
-    "large-v3-turbo", "large-v3", "large-v2", "large", "medium.en", "medium", "base.en", "base", "tiny.en", "tiny", "small.en", "small",
-)  # fmt: skip
+# What can be downloaded, by a word in the path that is not there; the first is meant where no word is in it.
+WHISPER_SIZES = ("large-v3-turbo", "large-v3", "large-v2", "large", "medium.en", "medium", "base.en", "base", "tiny.en", "tiny", "small.en", "small")
 PUBLISHED = {
-    "whisper": {size: f"openai/whisper-{size}" for size in WHISPER_SIZES} | {"": "openai/whisper-small"},
+    "whisper": {"": "openai/whisper-small", "turbo": "openai/whisper-large-v3-turbo"} | {size: f"openai/whisper-{size}" for size in WHISPER_SIZES},
     "llm": {
-        "qwen": "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1", "1.5": "GSAI-ML/LLaDA-1.5", "base": "GSAI-ML/LLaDA-8B-Base",
-        "": "GSAI-ML/LLaDA-8B-Instruct",
+        "": "GSAI-ML/LLaDA-8B-Instruct", "qwen": "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1", "1.5": "GSAI-ML/LLaDA-1.5",
+        "instruct": "GSAI-ML/LLaDA-8B-Instruct", "base": "GSAI-ML/LLaDA-8B-Base",
     },
     "adapters": {"": "zhoujiaming777/DIFFA"},
 }  # fmt: skip
@@ -36,12 +35,15 @@ class WeightsError(ValueError):
 
 
 def download_command(piece: str, path: Path) -> str:
-    """The command that would fill `path`: piece is a key of PUBLISHED."""
-    if path.parts[:1] == ("runs",):
+    """What would fill `path`, for one to run: piece is a key of PUBLISHED."""
+    if "runs" in path.parts:
         return "`make demo` makes the toy run's"
-    repository = next(repo for word, repo in PUBLISHED[piece].items() if word in path.name.lower())
+    known = PUBLISHED[piece]
+    words = (word for part in reversed(path.parts) for word in known if word and word in part.lower())  # the name says more than where it lies
     only = " config.json model.safetensors" if piece == "whisper" else ""  # the rest of those is for other libraries
-    return f"download it: hf download {repository}{only} --local-dir {path.with_suffix('') if path.suffix in ('.pt', '.bin') else path}"
+    folder = path if path.suffix not in (".pt", ".bin", ".safetensors") else path.with_suffix("") if piece == "whisper" else path.parent
+    then = "" if folder == path or piece == "adapters" else f", and pass --{piece} {shlex.quote(str(folder))}"
+    return f"download it: hf download {known[next(words, '')]}{only} --local-dir {shlex.quote(str(folder))}{then}"
 
 
 def require(**pieces: str | Path | None) -> None:

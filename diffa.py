@@ -140,6 +140,7 @@ class DIFFA(nn.Module):
         Args:
             whisper, llm: directories in the hub's formats (whisper: OpenAI's `.pt` too). adapters: a directory of ours or
                 the release's file; None starts new adapters, of the paper's shapes but for AdapterConfig fields in `shapes`.
+            shapes: with `adapters`, only `taps`: hidden states that a release taps, where not those of adapters.TAPS.
             stage: a key of AUDIO_PARTS; by default what the adapters' directory says, else stage 2 when they hold an
                 acoustic adapter or weights are random, else stage 1.
             dtype: of the frozen parts; None: the LM's as in its file, the encoder's float32. Adapters stay float32.
@@ -165,12 +166,15 @@ class DIFFA(nn.Module):
             taps = TAPS.get(encoder.config.n_layers)
             config = AdapterConfig(**{**widths, "n_heads": encoder.config.n_heads, "taps": taps, **shapes})
         else:
-            config, parts, info = weights.load_adapters(adapters, encoder.config.n_heads, encoder.config.n_layers)
+            if other := sorted(shapes.keys() - {"taps"}):
+                raise ValueError(f"{', '.join(other)}: of adapters that are read from {adapters} the shapes are known")
+            config, parts, info = weights.load_adapters(adapters, encoder.config.n_heads, encoder.config.n_layers, shapes.get("taps"))
             for name, width in widths.items():
                 if getattr(config, name) != width:
-                    raise ValueError(f"{adapters}: adapters were made for {name} {getattr(config, name)}, this one has {width}")
+                    made_for = f"adapters were made for {name} {getattr(config, name)}, this one has {width}"
+                    raise ValueError(f"{adapters}: {made_for}; take the models that they were trained with, or train new ones")
         if max(config.taps) > encoder.config.n_layers:
-            raise ValueError(f"taps {config.taps} reach past the encoder's {encoder.config.n_layers} layers")
+            raise ValueError(f"taps {config.taps} reach past the encoder's {encoder.config.n_layers} layers; these adapters want a deeper Whisper")
         if not random_weights:
             audio_context = info.get("audio_context") if audio_context is None else audio_context
             encoder = encoder if audio_context is None else encoder.shorten(audio_context)

@@ -59,6 +59,7 @@ SIZES = {
     ),
     "toy": LMConfig(width=128, n_layers=4, n_heads=4, ffn=352, vocab=0, max_length=256, mask_id=-1, end_id=-1),
 }  # the toy's vocabulary and special ids come from its tokenizer (pretrain.py)
+SIZES["llada-1.5"] = SIZES["llada-8b"]
 
 
 class RMSNorm(nn.Module):

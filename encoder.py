@@ -43,7 +43,7 @@ class EncoderConfig:
         return self.context * CONV_STRIDE * HOP
 
 
-# Whisper paper, table 1. The English-only variants (.en) have the same shapes; large-v3-turbo has large-v3's encoder.
+# Whisper paper, table 1. The English-only variants (.en) have the same shapes, as have all of 1280; turbo's decoder is smaller.
 SIZES = {
     "tiny": EncoderConfig(width=384, n_layers=4, n_heads=6, ffn=1536),
     "base": EncoderConfig(width=512, n_layers=6, n_heads=8, ffn=2048),
@@ -53,6 +53,8 @@ SIZES = {
     "large-v3": EncoderConfig(n_mels=128, width=1280, n_layers=32, n_heads=20, ffn=5120),
     "toy": EncoderConfig(width=128, n_layers=3, n_heads=4, ffn=512, context=160),  # 3.2 s; made by pretrain.py
 }
+SIZES |= {f"{size}.en": SIZES[size] for size in ("tiny", "base", "small", "medium")}
+SIZES |= {"large": SIZES["large-v2"], "large-v3-turbo": SIZES["large-v3"]}
 
 
 def log_mel(waveform: Tensor, n_mels: int = 80) -> Tensor:

@@ -5,8 +5,8 @@
     python evaluate.py --summary RUN RUN ...     a table of finished runs: mean, and from the least to the greatest
     python evaluate.py --run runs/toy/real --whisper DIR --llm runs/toy/llada --corpus runs/toy/corpus
 
-RUN holds the adapters (stage1, stage2, and semantic if the control was trained). The encoder, the LM and the test clips are
-RUN's own too (whisper, llada, corpus), or those of the options; report.json says which.
+RUN holds the adapters (stage1, stage2, and semantic if the control was trained), and their encoder, LM and test clips
+(whisper, llada, corpus). Options bring others in their place; report.json, which is written to RUN, says which.
 
 Shapes: B batch, G answer tokens.
 """
@@ -26,7 +26,7 @@ from grammar import CONTENT_KINDS, SLOTS, VOICE_KINDS
 from batches import StateCache
 from data import AudioError, ManifestError, load_manifest, word_error_rate
 from text import build_prompt, decode_answer
-from diffa import DIFFA
+from diffa import AUDIO_PARTS, DIFFA, DTYPES
 from sampler import SamplerConfig, generate
 from weights import read_json, write_json
 
@@ -150,6 +150,9 @@ def broken_promises(report: dict) -> list[str]:
     """A line for each figure that falls short of PROMISES."""
     lines = []
     for path, kind, bound in PROMISES:
+        if path.split("/")[0] not in report:
+            lines.append(f"{path} was not measured")
+            continue
         value = look_up(report, path)
         if (value < bound) if kind == "min" else (value > bound):
             lines.append(f"{path} is {value:.2f}, promised {'at least' if kind == 'min' else 'at most'} {bound}")
@@ -191,34 +194,39 @@ def look_up(report: dict, path: str):
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a run, write report.json and the figures, print the report.
 
-    Raises SystemExit: a promise is broken, or the stages were trained with different windows.
+    Raises SystemExit: a promise is broken; ValueError: no adapters, or stages that were trained with different windows.
     """
     run, started = args.run, time.perf_counter()
-    where = {"whisper": args.whisper or run / "whisper", "llm": args.llm or run / "llada", "device": args.device}
+    where = {"whisper": args.whisper or run / "whisper", "llm": args.llm or run / "llada"}
+    options = {"device": args.device, "dtype": DTYPES[args.dtype] if args.dtype else None}
+    adapters = args.adapters or [run / name for name in AUDIO_PARTS if (run / name / "adapters.safetensors").is_file()]
+    if not adapters:
+        raise ValueError(f"{run}: holds no trained adapters (stage1, stage2); train them first, or pass --adapters")
     corpus = args.corpus or run / "corpus"
     asr, instruct = load_manifest(corpus / "asr_test.json"), load_manifest(corpus / "instruct_test.json")
     # pretrain.py leaves what it measured beside the models it makes; other models come without.
     measured = {name: where[part].parent / f"{name}.json" for name, part in (("encoder", "whisper"), ("lm", "llm"))}
     report = {name: {k: v for k, v in read_json(file).items() if k != "losses"} for name, file in measured.items() if file.is_file()}
     minutes = {name: facts["minutes"] for name, facts in report.items()}
-    model = DIFFA.from_pretrained(adapters=run / "stage1", **where).eval()
-    parts = {"whisper": str(where["whisper"]), "llm": str(where["llm"]), "corpus": str(corpus)}
-    report["parts"] = parts | {"audio_context": model.audio_context}
-    heard = StateCache(model, asr)
-    report["stage1"] = transcription(model, heard, asr)
-    for name in ("stage2", "semantic"):
-        if (run / name / "adapters.safetensors").is_file():
-            model = DIFFA.from_pretrained(adapters=run / name, **where).eval()
-            if model.audio_context != report["parts"]["audio_context"]:  # what is heard is encoded once, for all of them
-                raise SystemExit(f"evaluate.py: {run}/stage1 and {name} were trained with different windows; give both the same --audio-context")
-            report[name] = questions(model, heard, instruct)
-    minutes |= {name: read_json(run / name / "training.json")["minutes"] for name in ("stage1", "stage2")}
+    report["parts"] = {name: str(path) for name, path in where.items()} | {"corpus": str(corpus)}
+    for folder in adapters:
+        model = DIFFA.from_pretrained(adapters=folder, **where, **options).eval()
+        if folder == adapters[0]:
+            heard = StateCache(model, asr)  # encoded once, for all of them
+            report["parts"]["audio_context"] = model.audio_context
+        elif model.audio_context != report["parts"]["audio_context"]:
+            raise ValueError(f"{adapters[0]} and {folder} were trained with different windows; give both the same --audio-context")
+        report[model.stage] = transcription(model, heard, asr) if model.stage == "stage1" else questions(model, heard, instruct)
+        if model.stage != "semantic" and (folder / "training.json").is_file():
+            minutes[model.stage] = read_json(folder / "training.json")["minutes"]
     report["minutes"] = minutes | {"evaluate": (time.perf_counter() - started) / 60}
     if (run / "started").is_file():  # written by `make demo` when it begins
         report["minutes"]["all"] = (time.time() - (run / "started").stat().st_mtime) / 60
     plot_losses(run, run / "losses.png")
-    plot_steps(report["stage1"]["by_sampler"], run / "steps.png")
-    plot_questions(report["stage2"], report.get("semantic"), run / "questions.png")
+    if "stage1" in report:
+        plot_steps(report["stage1"]["by_sampler"], run / "steps.png")
+    if "stage2" in report:
+        plot_questions(report["stage2"], report.get("semantic"), run / "questions.png")
     write_json(run / "report.json", report)
     print(json.dumps(report, indent=1))
     broken = broken_promises(report) if args.check else []
@@ -234,6 +242,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/toy"))
     for name, folder in (("whisper", "whisper"), ("llm", "llada"), ("corpus", "corpus")):
         parser.add_argument(f"--{name}", type=Path, help=f"default: RUN/{folder}")
+    parser.add_argument("--adapters", type=Path, nargs="+", help="directories, or the release's files; default: RUN/stage1, RUN/stage2, RUN/semantic")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the frozen encoder and LM (default: the LM as in its file, the encoder float32)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--check", action="store_true", help="fail when a promised figure is missed")
     args = parser.parse_args()

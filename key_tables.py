@@ -15,6 +15,7 @@ from tqdm import tqdm
 from checkpoint_files import WeightsError
 
 PAGE = 4096  # bytes of memory that are mapped together
+TYPES = {"rope_theta": (int, float), "norm_eps": (int, float), "tied": (bool,)}  # of config fields that are not whole numbers
 
 # Whisper. Hugging Face (`openai/whisper-*`) and OpenAI's own `.pt` hold the same tensors under other names.
 
@@ -238,7 +239,11 @@ def fill(
         for name in list(tensors):
             tensor = tensors.pop(name)
             bar.update(tensor.nbytes)
-            tensor = tensor.to(device=device, dtype=dtype or tensor.dtype).contiguous()  # no copy where nothing changes
+            try:
+                tensor = tensor.to(device=device, dtype=dtype or tensor.dtype).contiguous()  # no copy where nothing changes
+            except RuntimeError as error:  # torch.OutOfMemoryError, and what the CPU's allocator raises
+                told = f"after {bar.n / 1e9:.1f} of {total / 1e9:.1f} GB on {device}: {str(error).partition(chr(10))[0]}"
+                raise WeightsError(f"{source}: {told}; take a smaller model, --dtype bfloat16, or --device cpu") from error
             if tensor.is_cpu and tensor.numel():
                 tensor.flatten().view(torch.uint8)[::PAGE].amax()  # mapped pages are read now, under the bar, not in the first pass
             placed[wanted[name]] = tensor
@@ -258,7 +263,7 @@ def our_fields(raw: dict, table: dict[str, str], fixed: dict[str, tuple], source
     odd = [
         f"{theirs} is {raw[theirs]!r}"
         for ours, theirs in table.items()
-        if not isinstance(raw[theirs], (int, float)) or (raw[theirs] < 0 and not ours.endswith("_id"))
+        if type(raw[theirs]) not in TYPES.get(ours, (int,)) or (raw[theirs] < 0 and not ours.endswith("_id"))
     ]
     odd += [f"{theirs} is {raw[theirs]!r}" for theirs, can in fixed.items() if raw.get(theirs) is not None and raw[theirs] not in can]
     if odd:

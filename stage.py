@@ -119,6 +119,8 @@ def digest(module: nn.Module) -> str:
 def load_model(args: argparse.Namespace, preset: Preset, stage: str) -> tuple[DIFFA, dict, tuple[str, ...]]:
     """The model on this process's device, the names of what it is made of, and which parts are newly drawn."""
     args.device = ranks.start(args.device)
+    if args.random_weights:  # nothing is read
+        args.adapters, args.whisper, args.llm = "", *[f"random weights ({args.random_weights})"] * 2
     if preset.machine.shard and ranks.world() == 1:
         raise ValueError("--shard cuts the LM over several processes, and there is one; start it with torchrun --nproc-per-node N")
     torch.manual_seed(args.seed)

@@ -21,11 +21,11 @@ import torch
 from tqdm import tqdm
 
 from data import ManifestError, load_manifest, write_manifest
-from text import HEADER, HEADER_END, START, SYSTEM, TEXT_END, TURN_END, Tokenizer, decode_answer, load_tokenizer
+from text import TEXT_END, Tokenizer, decode_answer, load_tokenizer, text_prompt
 from diffa import Spliced
 from diffusion_lm import DiffusionLM
 from sampler import SamplerConfig, generate
-from weights import load_llada
+from weights import load_lm
 
 QUESTION = "What can you hear from the audio?"
 ASK = """Below is a description of an audio clip that you have just listened to. Answer the question as if you had heard it yourself, \
@@ -75,12 +75,6 @@ def read_answers(path: Path) -> dict[str, str]:
     return answers
 
 
-def text_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """A user's turn of text alone, in LLaDA's chat format, up to where the assistant begins."""
-    system = f"{START}{HEADER}system{HEADER_END}\n\n{SYSTEM}{TURN_END}"
-    return tokenizer.encode(f"{system}{HEADER}user{HEADER_END}\n\n{text}{TURN_END}{HEADER}assistant{HEADER_END}\n\n")
-
-
 def ask(lm: DiffusionLM, tokenizer: Tokenizer, texts: list[str], config: SamplerConfig, batch: int = 16) -> Iterator[tuple[str, bool]]:
     """The diffusion LM's answer to each text, and whether it was cut off: no end of text within its length."""
     end, device = tokenizer.id(TEXT_END), lm.embedding.weight.device
@@ -90,7 +84,7 @@ def ask(lm: DiffusionLM, tokenizer: Tokenizer, texts: list[str], config: Sampler
         ids = torch.tensor([[end] * (P - len(p)) + p for p in prompts], device=device)  # (B, P)
         real = torch.tensor([[False] * (P - len(p)) + [True] * len(p) for p in prompts], device=device)
         for row in generate(lm, Spliced(lm.embed(ids), real, real), config).ids.tolist():
-            yield decode_answer(tokenizer, row), not {end, tokenizer.id(TURN_END)} & set(row)
+            yield decode_answer(tokenizer, row), not {end, tokenizer.id(tokenizer.chat.turn_end)} & set(row)
 
 
 def with_targets(items: list[dict], answers: dict[str, str], cut_off: dict[str, bool], question: str) -> tuple[list[dict], collections.Counter]:
@@ -117,7 +111,7 @@ def main() -> None:
         if way in ("external", "rewrite"):
             command.add_argument("--answers", type=Path, required=True, help='JSONL of {"id", "answer"}')
         if way in ("self", "rewrite"):
-            command.add_argument("--llm", required=True, help="LLaDA directory (hub format)")
+            command.add_argument("--llm", required=True, help="LLaDA or Qwen3-diffusion directory (hub format)")
             command.add_argument("--length", type=int, default=128, help="tokens of an answer (default 128)")
             command.add_argument("--batch", type=int, default=16)
             command.add_argument("--dtype", default="bfloat16")
@@ -136,7 +130,7 @@ def main() -> None:
         if args.way in ("self", "rewrite"):
             if args.way == "rewrite":  # what is not fit to be a target is not fit to be rewritten
                 items, dropped = with_targets(items, answers, {}, args.question)
-            lm = load_llada(args.llm, getattr(torch, args.dtype), args.device).eval()
+            lm = load_lm(args.llm, getattr(torch, args.dtype), args.device).eval()
             template = ASK if args.way == "self" else REWRITE
             texts = [template.format(seed=i["seed_transcript"], question=args.question, answer=i["target"]) for i in items]
             config = SamplerConfig(length=args.length, block_length=min(32, args.length), steps=args.length, rule="threshold")

@@ -157,10 +157,10 @@ def load_tokenizer(path: str | Path, lm_config) -> Tokenizer:
     for piece in chat.published:
         found = tokenizer.id(piece)
         if found is None:
-            raise ValueError(f"{file}: has no {piece}; it is the tokenizer of another model, or of one that is not a diffusion model")
+            raise ValueError(f"{file}: has no {piece}; it is the tokenizer of another model, or of one that is not a diffusion model; download it with its weights")
         if piece in expected and found != expected[piece]:
             raise ValueError(
-                f"{path}: its tokenizer has {piece} at {found}, its config at {expected[piece]}; they belong to different models"
+                f"{path}: its tokenizer has {piece} at {found}, its config at {expected[piece]}; they belong to different models, download both anew"
             )
         if found >= lm_config.vocab:
             raise ValueError(f"{path}: its tokenizer has {piece} at {found}, the LM only {lm_config.vocab} embeddings")
@@ -189,6 +189,13 @@ def build_prompt(tokenizer: Tokenizer, instruction: str) -> Prompt:
     before = chat.start + chat.turn.format(role="system", text=SYSTEM) + opening.format(role="user") + "This is the audio:"
     after = f" <audio>. {instruction}{closing}{chat.answer}"
     return Prompt(tokenizer.encode(before), tokenizer.encode(after))
+
+
+def text_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A user's turn of text alone, without sound, up to where the assistant begins."""
+    chat = tokenizer.chat
+    turns = chat.turn.format(role="system", text=SYSTEM) + chat.turn.format(role="user", text=text)
+    return tokenizer.encode(chat.start + turns + chat.answer)
 
 
 def encode_answers(tokenizer: Tokenizer, answers: list[str], length: int) -> Tensor:

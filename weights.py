@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from adapters import TAPS, AcousticAdapter, AdapterConfig, SemanticAdapter
 from checkpoint_files import (
-    WeightsError, named_tensors, read_checkpoint, read_json, read_tensors, require, save_tensors, unpickle, write_json,
+    WeightsError, named_tensors, read_checkpoint, read_json, read_shards, read_tensors, require, save_tensors, unpickle, write_json,
 )  # fmt: skip
 from diffusion_lm import SIZES as LM_SIZES
 from diffusion_lm import DiffusionLM, LMConfig
@@ -58,7 +58,9 @@ def read_config(path: Path, model_types: tuple[str, ...]) -> dict:
     raw = read_json(path / "config.json")
     if raw.get("model_type") not in model_types:
         expected = " or ".join(repr(name) for name in model_types)
-        raise WeightsError(f"{path / 'config.json'}: model_type is {raw.get('model_type')!r}, expected {expected}")
+        raise WeightsError(
+            f"{path / 'config.json'}: model_type is {raw.get('model_type')!r}, expected {expected}; are --whisper and --llm swapped?"
+        )
     return raw
 
 
@@ -130,14 +132,14 @@ def read_lm_config(path: str | Path) -> LMConfig:
         ours = {}
     else:
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}  # transformers 5 writes the first, older ones the second
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
+        if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
             raise WeightsError(f"{source}: stretches its rotary positions ({rope}), which this code cannot run")
         implied = {"rope_theta": rope.get("rope_theta"), "tie_word_embeddings": False}
         # Its config need not tell [MASK], and its end of turn is not what pads an answer: both by name (-1: not known here).
         added = added_ids(path)
         ends = [i for i in (added.get("<|endoftext|>"), raw.get("pad_token_id"), raw.get("eos_token_id")) if isinstance(i, int)]
         mask = raw.get("mask_token_id")
-        ours = {"qk_norm": True, "end_id": (ends + [-1])[0], "mask_id": added.get("<|mask|>", -1) if mask is None else mask}
+        ours = {"qk_norm": True, "end_id": (ends + [-1])[0], "mask_id": mask if type(mask) is int else added.get("<|mask|>", -1)}
     raw |= {theirs: value for theirs, value in implied.items() if raw.get(theirs) is None}
     ours |= our_fields(raw, table, fixed, source) | {"family": family, "causal": raw.get("causal", False)}
     return configure(LMConfig, ours, source)
@@ -147,8 +149,9 @@ def added_ids(path: Path) -> dict[str, int]:
     """Ids of the tokens that were added to a tokenizer's vocabulary, by name; empty when there is no `tokenizer.json`."""
     if not (path / "tokenizer.json").is_file():
         return {}
-    entries = read_json(path / "tokenizer.json").get("added_tokens") or []
-    return {entry["content"]: entry["id"] for entry in entries if isinstance(entry, dict) and {"content", "id"} <= entry.keys()}
+    entries = read_json(path / "tokenizer.json").get("added_tokens")
+    entries = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return {entry["content"]: entry["id"] for entry in entries if type(entry.get("id")) is int and "content" in entry}
 
 
 def load_lm(path: str | Path, dtype: torch.dtype | None = None, device: str = "cpu") -> DiffusionLM:
@@ -200,37 +203,27 @@ load_llada, save_llada = load_lm, save_lm  # the names under which LLaDA is aske
 
 # Adapters
 
+ADAPTER_FILES = ("adapters.safetensors", "pytorch_model.bin", "model.safetensors", "pytorch_model.bin.index.json", "model.safetensors.index.json")
+
 
 def find_adapters(path: Path) -> Path:
-    """The one weights file of an adapters' path; WeightsError names the choice where a directory holds several below it."""
+    """The one file of an adapters' path, or the index of its shards; WeightsError names the choice where a directory holds several."""
     require(adapters=path)
     if not path.is_dir():
         return path
-    for name in ("adapters.safetensors", "pytorch_model.bin"):
+    for name in ADAPTER_FILES:
         if (path / name).is_file():
             return path / name
-    below = sorted(path.glob("**/adapters.safetensors")) + sorted(path.glob("**/pytorch_model.bin"))
-    if below:
+    below = sorted(file for name in ADAPTER_FILES for file in path.glob(f"**/{name}"))
+    if len(below) > 1:
         raise WeightsError(f"--adapters {path}: holds several things; pass one of {', '.join(str(file) for file in below[:10])}")
-    raise WeightsError(f"{path}: holds neither adapters.safetensors nor pytorch_model.bin; is the download or training complete?")
+    if not below:
+        raise WeightsError(f"{path}: holds neither adapters.safetensors nor pytorch_model.bin; is the download or training complete?")
+    return below[0]
 
 
-def load_adapters(path: str | Path, n_heads: int, n_layers: int = 12) -> tuple[AdapterConfig, dict[str, nn.Module | Tensor], dict]:
-    """Trained adapters: one of our directories, or the release's `pytorch_model.bin` (or a directory that holds it).
-
-    Args:
-        n_heads: of the Q-Former, which no tensor tells: the release takes the encoder's number.
-        n_layers: of the encoder, which tells the tapped layers of a release.
-    Returns:
-        config (shapes read off the tensors), parts among "prompts", "semantic" and "acoustic" (a part may be absent
-        whole, never in pieces), and the directory's config.json ({} for the release).
-    """
-    file = find_adapters(Path(path))
-    info = read_json(file.parent / "config.json") if file.name == "adapters.safetensors" else {}
-    tensors = {k: v for k, v in read_tensors(file).items() if not k.startswith(ADAPTERS_DROPPED)}
-    for needed in ("semantic_connector.conv.0.weight", "semantic_connector.linear_connector.2.weight"):
-        if needed not in tensors:
-            raise WeightsError(f"{file}: missing {needed}; is this a DIFFA adapter file?")
+def adapter_shapes(tensors: dict[str, Tensor], info: dict, n_heads: int, taps: tuple[int, ...] | None, n_layers: int) -> dict:
+    """AdapterConfig's fields, read off the tensors and, for one of our directories, its config.json."""
     known = {f.name for f in fields(AdapterConfig)}
     shapes = {k: tuple(v) if k == "taps" else v for k, v in info.get("adapters", {}).items() if k in known}
     shapes["encoder_width"] = tensors["semantic_connector.conv.0.weight"].shape[0]
@@ -241,13 +234,39 @@ def load_adapters(path: str | Path, n_heads: int, n_layers: int = 12) -> tuple[A
     if "acoustic_connector.layer_weights" in tensors and not info:
         n_queries, n_taps = tensors["acoustic_connector.layer_weights"].shape
         layers = [int(k.split(".")[3]) for k in tensors if k.startswith("acoustic_connector.qformer.layer.")]
-        taps = TAPS.get(n_layers, ())
+        taps = taps or TAPS.get(n_layers, ())
         if len(taps) != n_taps:
-            raise WeightsError(f"{file}: taps {n_taps} hidden states, an encoder of {n_layers} layers has {len(taps)} tapped")
+            raise ValueError(f"taps {n_taps} hidden states, and of {n_layers} encoder layers {len(taps)} are tapped; pass taps=, or another Whisper")
         inner = tensors.get("acoustic_connector.qformer.layer.0.intermediate.dense.weight")
         shapes |= {} if inner is None else {"ffn": inner.shape[0]}
-        shapes |= {"n_queries": n_queries, "qformer_layers": max(layers, default=-1) + 1, "taps": taps}
-    config = AdapterConfig(**shapes)
+        shapes |= {"n_queries": n_queries, "qformer_layers": max(layers, default=-1) + 1}
+    return shapes | ({"taps": tuple(taps)} if taps else {})
+
+
+def load_adapters(
+    path: str | Path, n_heads: int, n_layers: int = 12, taps: tuple[int, ...] | None = None
+) -> tuple[AdapterConfig, dict[str, nn.Module | Tensor], dict]:
+    """Trained adapters: one of our directories, or the release's `pytorch_model.bin` (or a directory that holds it).
+
+    Args:
+        n_heads: of the Q-Former, which no tensor tells: the release takes the encoder's number.
+        n_layers: of the encoder, which tells the tapped layers of a release, by TAPS.
+        taps: these are tapped instead.
+    Returns:
+        config (shapes read off the tensors), parts among "prompts", "semantic" and "acoustic" (a part may be absent
+        whole, never in pieces), and the directory's config.json ({} for the release).
+    """
+    file = find_adapters(Path(path))
+    info = read_json(file.parent / "config.json") if file.name == "adapters.safetensors" else {}
+    tensors = read_shards(file)[0] if file.suffix == ".json" else read_tensors(file)
+    tensors = {k: v for k, v in tensors.items() if not k.startswith(ADAPTERS_DROPPED)}
+    for needed in ("semantic_connector.conv.0.weight", "semantic_connector.linear_connector.2.weight"):
+        if needed not in tensors:
+            raise WeightsError(f"{file}: missing {needed}; is this a DIFFA adapter file?")
+    try:
+        config = AdapterConfig(**adapter_shapes(tensors, info, n_heads, taps, n_layers))
+    except (ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:  # of tensors or fields that no adapter has
+        raise WeightsError(f"{file}: not the shapes of adapters ({error})") from error
     parts: dict[str, nn.Module | Tensor] = {}
     with torch.device("meta"), Unfilled():
         prompts = nn.ParameterDict({"prompts": nn.Parameter(torch.empty(config.n_prompts, config.lm_width))})

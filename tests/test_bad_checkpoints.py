@@ -137,7 +137,10 @@ def test_config_fields_that_lack_are_named(dirs):
         weights.load_whisper(dirs["whisper"])
 
 
-@pytest.mark.parametrize("field, value", [("activation_function", "relu"), ("d_model", "16"), ("encoder_ffn_dim", -32), ("encoder_attention_heads", 3)])
+@pytest.mark.parametrize("field, value", [
+    ("activation_function", "relu"), ("d_model", "16"), ("d_model", 16.0), ("encoder_layers", True), ("encoder_ffn_dim", -32),
+    ("encoder_attention_heads", 3),
+])  # fmt: skip
 def test_a_config_that_asks_for_what_we_cannot_do_is_refused(dirs, field, value):
     edit_config(dirs["whisper"], **{field: value})
     with pytest.raises(WeightsError, match=str(dirs["whisper"])):
@@ -164,6 +167,10 @@ def test_stretched_rotary_positions_are_refused(tmp_path):
     ("whisper", "whisper-small", "hf download openai/whisper-small config.json model.safetensors --local-dir "),
     ("whisper", "whisper-large-v3", "hf download openai/whisper-large-v3 config.json"),
     ("whisper", "medium.en.pt", "hf download openai/whisper-medium.en config.json"),
+    ("whisper", "turbo.pt", "hf download openai/whisper-large-v3-turbo config.json"),
+    ("llm", "models--GSAI-ML--LLaDA-8B-Base/snapshots/b0", "hf download GSAI-ML/LLaDA-8B-Base --local-dir "),
+    ("adapters", "a folder/diffa", "/a folder/diffa'"),
+    ("adapters", "diffa/stage2/pytorch_model.bin", "/diffa/stage2"),
     ("llm", "llada-8b", "hf download GSAI-ML/LLaDA-8B-Instruct --local-dir "),
     ("llm", "LLaDA-8B-Base", "hf download GSAI-ML/LLaDA-8B-Base --local-dir "),
     ("llm", "llada-1.5", "hf download GSAI-ML/LLaDA-1.5 --local-dir "),

@@ -34,14 +34,14 @@ def parameters(make):
 # Counts. LLaDA's and the adapters' are published; the others are what transformers' modules of the published shapes have.
 
 
-@pytest.mark.parametrize("size, published", [("llada-8b", 8_015_581_184), ("qwen3-0.6b", 596_049_920)])
+@pytest.mark.parametrize("size, published", [("llada-8b", 8_015_581_184), ("llada-1.5", 8_015_581_184), ("qwen3-0.6b", 596_049_920)])
 def test_parameters_of_the_language_models(size, published):
     assert parameters(lambda: DiffusionLM(LM_SIZES[size])) == published
 
 
 @pytest.mark.parametrize("size, published", [
     ("tiny", 8_208_384), ("base", 20_590_592), ("small", 88_154_112), ("medium", 307_216_384), ("large-v2", 636_784_640),
-    ("large-v3", 636_968_960),
+    ("large-v3", 636_968_960), ("large-v3-turbo", 636_968_960), ("large", 636_784_640), ("tiny.en", 8_208_384), ("small.en", 88_154_112),
 ])  # fmt: skip
 def test_parameters_of_the_encoders(size, published):
     assert parameters(lambda: WhisperEncoder(ENCODER_SIZES[size])) == published

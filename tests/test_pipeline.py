@@ -127,6 +127,20 @@ def test_evaluate_takes_parts_from_elsewhere_and_names_them(run, monkeypatch, tm
         command(monkeypatch, evaluate, *where)
 
 
+def test_evaluate_takes_adapters_from_elsewhere_and_a_dtype(run, monkeypatch, tmp_path):
+    (tmp_path / "here").mkdir()
+    where = ["--run", tmp_path / "here", "--whisper", run / "whisper", "--llm", run / "llada", "--corpus", run / "corpus", "--device", "cpu"]
+    with pytest.raises(SystemExit, match="holds no trained adapters"):
+        command(monkeypatch, evaluate, *where)
+    dtypes = set()
+    monkeypatch.setattr(evaluate, "questions", lambda model, *_: dtypes.add(model.lm.embedding.weight.dtype) or {})
+    monkeypatch.setattr(evaluate, "plot_questions", lambda *_: None)
+    command(monkeypatch, evaluate, *where, "--adapters", run / "stage2", "--dtype", "bfloat16")
+    report = json.loads((tmp_path / "here/report.json").read_text())
+    assert "stage2" in report and "stage1" not in report and dtypes == {torch.bfloat16}
+    assert "stage1/by_sampler/18 steps/word_error_rate was not measured" in evaluate.broken_promises({})
+
+
 def test_encoder_and_lm_side_by_side_are_those_made_alone(run, tmp_path):
     script, few = tmp_path / "few_steps.py", {"ENCODER": 3, "NEXT_TOKEN": 2, "DIFFUSION": 2, "MORE": 1}
     lines = [f"pretrain.{name} = replace(pretrain.{name}, steps={steps}, batch=4)" for name, steps in few.items()]

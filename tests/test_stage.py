@@ -309,3 +309,12 @@ if __name__ == "__main__":  # one of two processes
     for port, whisper, llm, path, out, *options in json.loads(sys.argv[1]):
         os.environ["MASTER_PORT"] = port
         train(train_asr, {"whisper": whisper, "llm": llm}, out, path, *options)
+
+
+def test_made_up_weights_train_without_a_file_and_say_so(manifest, tmp_path, capsys):
+    nowhere = {"whisper": tmp_path / "no", "llm": tmp_path / "no"}  # train_instruct's --adapters too: runs/toy/stage1 by default
+    train(train_instruct, nowhere, tmp_path / "out", manifest(), "--random-weights", "toy+toy", "--steps", 1, "--batch", 2)
+    said = capsys.readouterr().out
+    assert said.count("from random weights (toy+toy)") == 2 and said.count("newly drawn") == 2
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["llm"] == "random weights (toy+toy)" and config["adapters"]["n_queries"] == stage.TOY_SHAPES["n_queries"]

@@ -8,7 +8,7 @@ import tokenizers
 
 from checkpoint_files import LFS_POINTER, WeightsError
 from diffusion_lm import SIZES, LMConfig
-from text import CHATS, SYSTEM, TEXT_END, ByteTokenizer, JSONTokenizer, build_prompt, decode_answer, encode_answers, load_tokenizer
+from text import CHATS, SYSTEM, TEXT_END, ByteTokenizer, JSONTokenizer, build_prompt, decode_answer, encode_answers, load_tokenizer, text_prompt
 from weights import added_ids
 
 INSTRUCTION = "What is said?"
@@ -79,6 +79,14 @@ def test_answers_end_at_the_end_of_turn_or_text(tmp_path, family):
     assert decode_answer(tokenizer, ids) == "is said"
     turn_end = tokenizer.id(CHATS[family].turn_end)
     assert decode_answer(tokenizer, tokenizer.encode("audio") + [turn_end] + tokenizer.encode("help")) == "audio"
+
+
+@pytest.mark.parametrize("family", ["llada", "qwen3"])
+def test_a_turn_of_text_alone_is_in_the_family_s_chat(tmp_path, family):
+    tokenizer = load_tokenizer(tmp_path, byte_level_bpe(tmp_path, family))
+    before, after = (text.replace("This is the audio:", "").replace(" <audio>. ", "") for text in TEXTS[family])
+    assert tokenizer.decode(text_prompt(tokenizer, INSTRUCTION)) == before + after
+    assert tokenizer.id(tokenizer.chat.turn_end) in text_prompt(tokenizer, INSTRUCTION)
 
 
 # A tokenizer of another model

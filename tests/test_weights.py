@@ -295,6 +295,66 @@ def test_the_release_s_taps_follow_the_depth_of_the_encoder(toy_dirs, tmp_path):
     assert model.config.taps == (0, 1, 2, 3)
 
 
+def test_a_release_in_shards_is_read_alike(tmp_path):
+    semantic, acoustic, _ = release(tmp_path / "whole.bin", RELEASE)
+    tensors, weight_map = torch.load(tmp_path / "whole.bin", weights_only=True), {}
+    for i, names in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2])):
+        torch.save({name: tensors[name] for name in names}, tmp_path / f"pytorch_model-{i}.bin")
+        weight_map |= dict.fromkeys(names, f"pytorch_model-{i}.bin")
+    (tmp_path / "whole.bin").unlink()
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    _, parts, _ = weights.load_adapters(tmp_path, n_heads=2)
+    equal(parts["semantic"], semantic)
+    equal(parts["acoustic"], acoustic)
+
+
+def test_the_only_adapters_below_a_directory_are_meant(tmp_path):
+    (tmp_path / "stage2").mkdir()
+    release(tmp_path / "stage2/pytorch_model.bin", RELEASE)
+    assert weights.load_adapters(tmp_path, n_heads=2)[0] == RELEASE
+
+
+def test_taps_of_a_release_can_be_told(toy_dirs, tmp_path):
+    torch.manual_seed(0)
+    weights.save_whisper(WhisperEncoder(replace(ENCODER, n_layers=5)), tmp_path / "whisper")
+    release(tmp_path / "x.bin", replace(RELEASE, taps=(1, 4)))
+    where = (tmp_path / "whisper", toy_dirs["llm"], tmp_path / "x.bin")
+    with pytest.raises(WeightsError, match="x.bin: .*taps 2 hidden states, and of 5 encoder layers 0 are tapped; pass taps="):
+        DIFFA.from_pretrained(*where)
+    assert DIFFA.from_pretrained(*where, taps=(1, 4)).acoustic.taps == (1, 4)
+    with pytest.raises(ValueError, match="taps 2 hidden states"):
+        DIFFA.from_pretrained(*where, taps=(1, 2, 4))
+    with pytest.raises(ValueError, match="n_queries: .*are known"):  # they are the file's
+        DIFFA.from_pretrained(*where, taps=(1, 4), n_queries=3)
+
+
+@pytest.mark.parametrize("change", [
+    {"semantic_connector.conv.0.weight": torch.tensor(1.0)}, {"trainable_prompts.weight": torch.tensor(1.0)},
+    {"acoustic_connector.layer_weights": torch.ones(5)}, {"acoustic_connector.qformer.layer.x.weight": torch.ones(5)},
+])  # fmt: skip
+def test_tensors_that_have_no_shapes_of_adapters_are_refused(tmp_path, change):
+    release(tmp_path / "x.bin", RELEASE, change)
+    with pytest.raises(WeightsError, match="x.bin: not the shapes of adapters"):
+        weights.load_adapters(tmp_path / "x.bin", n_heads=2)
+
+
+@pytest.mark.parametrize("fields", [3, {"taps": 3}, {"n_heads": 3}, {"n_heads": "2"}, {"n_heads": 0}])
+def test_a_config_that_has_no_shapes_of_adapters_is_refused(toy, toy_dirs, tmp_path, fields):
+    toy.save(tmp_path, **toy_dirs)
+    edit_config(tmp_path, adapters=fields)
+    with pytest.raises(WeightsError, match="adapters.safetensors: not the shapes of adapters"):
+        DIFFA.from_pretrained(**toy_dirs, adapters=tmp_path)
+
+
+def test_what_does_not_fit_the_memory_is_said_with_what_to_do(dirs, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory\nand so on")
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    with pytest.raises(WeightsError, match="after 0.0 of 0.0 GB on cpu: out of memory; take a smaller model, --dtype"):
+        weights.load_lm(dirs["llm"])
+
+
 def test_tensors_that_no_adapter_knows_are_named(tmp_path):
     release(tmp_path / "x.bin", RELEASE, {"pooler.weight": torch.ones(1)})
     with pytest.raises(WeightsError, match="x.bin: extra tensors pooler.weight"):
