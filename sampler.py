@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from data import AudioError, pad_waveforms, read_audio
 from text import Tokenizer, build_prompt, decode_answer
-from diffa import DIFFA, Spliced, add_model_arguments, model_options
+from diffa import AUDIO_PARTS, DIFFA, Spliced, add_model_arguments, model_options
 from diffusion_lm import DiffusionLM, KeyValues
 
 BUCKET = 64  # compiled calls pad prompts to a multiple of this, so that few shapes are ever compiled
@@ -279,9 +279,8 @@ def write_trace(path: Path, question: str, rows: list[tuple[list[str], list[floa
     """An HTML page with one row a step, each token on a green as strong as its confidence."""
     body = []
     for step, (texts, confidences) in enumerate(rows, 1):
-        cells = "".join(
-            f'<td style="background:rgba(40,160,90,{c:.2f})" title="{c:.3f}">{html.escape(t)}</td>' for t, c in zip(texts, confidences)
-        )
+        cell = '<td style="background:rgba(40,160,90,{1:.2f})" title="{1:.3f}">{0}</td>'
+        cells = "".join(cell.format(html.escape(t), c) for t, c in zip(texts, confidences))
         body.append(f"<tr><th>{step}</th>{cells}</tr>")
     path.write_text(
         "<!doctype html><meta charset=utf-8><style>body{font:16px sans-serif}td{padding:4px 8px;min-width:1em}"
@@ -299,6 +298,7 @@ def main() -> None:
     parser.add_argument("clip", help="WAV, FLAC, OGG or MP3; any rate; mono or stereo")
     parser.add_argument("question")
     add_model_arguments(parser, "runs/toy/stage2")
+    parser.add_argument("--stage", choices=AUDIO_PARTS, help="what stands before the words' embeddings (default: what the adapters hold)")
     parser.add_argument("--length", type=int, default=24, help="tokens of the answer")
     parser.add_argument("--block-length", type=int, help="tokens of a block (default: the whole answer)")
     parser.add_argument("--steps", type=int, help="steps of the count rule (default: one a token)")
@@ -319,7 +319,7 @@ def main() -> None:
             args.temperature, cfg_scale=args.cfg_scale, cache=args.cache, compile=args.compile,
         )  # fmt: skip
         waveform = read_audio(args.clip)
-        model = DIFFA.from_pretrained(args.whisper, args.llm, args.adapters, **model_options(args)).eval()
+        model = DIFFA.from_pretrained(args.whisper, args.llm, args.adapters, args.stage, **model_options(args)).eval()
         waveforms, lengths = pad_waveforms([waveform], model.encoder.config.n_samples, [args.clip], args.cut)
         with torch.inference_mode():
             audio, mask = model.hear(*model.encode(waveforms.to(args.device), lengths.to(args.device)))

@@ -18,6 +18,7 @@ from adapters import AdapterConfig, QFormerBlock
 from data import read_audio
 from diffusion_lm import FEW_ROWS, LARGE, STRIPE, DiffusionLM, LMConfig, linear
 from encoder import SAMPLE_RATE, log_mel
+from measure_window import difference, states_in_window
 
 SHARED = Path(__file__).parents[2] / "shared"
 CLIP = SHARED / "speech/audio/activated.flac"
@@ -112,6 +113,17 @@ def test_real_encoder_states_equal_two_other_implementations_on_speech(tmp_path)
         their_mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(clip))[None]
         for state, expected in zip(states, openai_states(openai, their_mel), strict=True):
             close(state, expected, 1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not (SHARED / "whisper-tiny.en").is_dir() or not CLIP.is_file(), reason="no real encoder on this machine")
+def test_a_shorter_window_moves_the_real_encoder_s_states_little_and_the_less_the_longer_it_is():
+    whole, cut, longer = (
+        states_in_window(weights.load_whisper(SHARED / "whisper-tiny.en", audio_context=seconds), [str(CLIP)])[0] for seconds in (30, 4, 10)
+    )
+    moved = [[difference(state, reference)[0] for state, reference in zip(states, whole)] for states in (cut, longer)]
+    assert moved[0][0] < 1e-3 and moved[1][0] < 1e-3  # before any block has looked at the silence
+    assert all(0 < less < more < 30 for more, less in zip(moved[0][1:], moved[1][1:]))
 
 
 def test_qformer_block_equals_bert_with_cross_attention():

@@ -14,7 +14,7 @@ import roofline
 import sampler
 from data import pad_waveforms, read_audio
 from text import build_prompt, decode_answer
-from diffa import Spliced
+from diffa import DIFFA, Spliced
 from diffusion_lm import DiffusionLM, LMConfig
 from sampler import SamplerConfig, commit, generate, propose, shares, write_trace
 
@@ -494,6 +494,14 @@ def test_the_command_prints_the_answer(toy, command, tone, tmp_path, capsys):
     assert printed.out.endswith("\n" + decode_answer(toy.tokenizer, out.ids[0].tolist()) + "\n")
     assert f"{out.steps.item()} model calls for 8 positions" in printed.err
     assert (tmp_path / "t.html").read_text().count("<tr>") == out.steps.item()
+
+
+def test_the_command_can_run_the_adapters_as_another_stage(command, tone, monkeypatch):
+    stages = []
+    monkeypatch.setattr(DIFFA, "hear", lambda self, *heard, real=DIFFA.hear: stages.append(self.stage) or real(self, *heard))
+    for options in ((), ("--stage", "semantic"), ("--stage", "stage1")):
+        command(tone(), "--length", 4, *options)
+    assert stages == ["stage2", "semantic", "stage1"]
 
 
 def test_the_command_hears_a_long_clip_only_with_cut(command, tone, capsys):
