@@ -72,15 +72,15 @@ def item_of(path: str, words: str, name: str, dataset: str, seconds: float, attr
     }  # fmt: skip
 
 
-def recorded(manifest: Path, seconds: float) -> tuple[list[dict], int]:
-    """The prompts of a manifest, their words made plain, that fit the window and an answer of G tokens; and how many do not."""
+def recorded(manifest: Path, seconds: float) -> tuple[list[dict], list[str]]:
+    """The prompts of a manifest, their words made plain, that fit the window and an answer of G tokens; and the words of the others."""
     items = load_manifest(manifest)
     plain = [item_of(i["audio_filepath"], plain_words(i["transcription"]), i["audio_id"], "human", i["duration"], {}) for i in items]
     kept = [item for item in plain if item["duration"] <= seconds and 0 < len(item["transcription"].split()) < G]
     if not kept:
         what = f"none of its {len(items)} clips has 1 to {G - 1} words in {seconds:g} s or less"
         raise ManifestError(f"{manifest}: {what}; choose longer --seconds")
-    return kept, len(items) - len(kept)
+    return kept, [item["transcription"] for item in plain if item not in kept]
 
 
 def make_corpus(folder: Path, out: Path, seconds: float, seed: int, spoken: int, repeat: int) -> None:
@@ -118,8 +118,8 @@ def make_corpus(folder: Path, out: Path, seconds: float, seed: int, spoken: int,
     write_manifest(out / "asr_test.json", test)
     write_json(out / "text.json", asdict(text))
     counts = {
-        "train": len(train), "train_left_out": {"too long": train_long, "a test sentence": len(alike)},
-        "test": len(test), "test_left_out": {"too long": test_long},
+        "train": len(train), "train_left_out": {"too long": len(train_long), "a test sentence": len(alike)},
+        "test": len(test), "test_too_long": test_long,
         "vocabulary": len(vocabulary), "vocabulary_not_in_train": sum(word not in heard for word in vocabulary),
     }  # fmt: skip
     write_json(record, arguments | counts)
@@ -130,8 +130,9 @@ def make_corpus(folder: Path, out: Path, seconds: float, seed: int, spoken: int,
 def report(run: Path, whisper: Path, device: str) -> dict:
     """Word error rates of RUN/stage1 on the recorded prompts, and every answer to a test prompt.
 
-    Of the test, "known_words" are the prompts whose every word a human says in training, "new_words" the others. Raises
-    ValueError: a part that is missing, or that does not fit the others.
+    Of the test, "known_words" are the prompts whose every word a human says in training, "new_words" the others; in
+    "with_too_long" those that were left out of the test are wrong in every word. Raises ValueError: a part that is missing,
+    or that does not fit the others.
     """
     model = DIFFA.from_pretrained(whisper, run / "llada", run / "stage1", device=device).eval()
     test, train = load_manifest(run / "corpus" / "asr_test.json"), load_manifest(run / "corpus" / "asr_train.json")
@@ -145,6 +146,7 @@ def report(run: Path, whisper: Path, device: str) -> dict:
         meant, heard_as = [meant for meant, _ in chosen], [words for _, words in chosen]
         return {"word_error_rate": word_error_rate(heard_as, meant) if chosen else None, "items": len(chosen)}
 
+    unheard = [(words, "") for words in read_json(run / "corpus" / "corpus.json")["test_too_long"]]
     recited, _ = answer(model, heard, train, config)
     lm = read_json(run / "lm.json")
     return {
@@ -154,6 +156,7 @@ def report(run: Path, whisper: Path, device: str) -> dict:
         "sampler": f"threshold {config.threshold}",
         "test": {
             "all": errors(pairs),
+            "with_too_long": errors(pairs + unheard),
             "known_words": errors([pair for pair in pairs if set(pair[0].split()) <= familiar]),
             "new_words": errors([pair for pair in pairs if not set(pair[0].split()) <= familiar]),
             "one_word": errors([pair for pair in pairs if len(pair[0].split()) == 1]),

@@ -65,7 +65,7 @@ def test_the_corpus_leaves_out_what_is_too_long_or_a_test_sentence(folder):
     assert sorted(recorded) == sorted(3 * ["press one", "press star or pound", "reenter it"])  # "one" is a test sentence, "go on" long
     assert [item["transcription"] for item in test] == ["one", "press it", "or one"]
     counts = json.loads((out / "corpus.json").read_text())
-    assert counts["train_left_out"] == {"too long": 1, "a test sentence": 1} and counts["test_left_out"] == {"too long": 1}
+    assert counts["train_left_out"] == {"too long": 1, "a test sentence": 1} and counts["test_too_long"] == ["press one or reenter it for now"]
     assert counts["vocabulary"] == 7 and counts["vocabulary_not_in_train"] == 0
 
 
@@ -122,8 +122,10 @@ def test_the_commands_fit_together_and_the_lm_reads_no_test_sentence(folder, toy
     report = json.loads((run / "report.json").read_text())
     assert [pair["said"] for pair in report["answers"]] == ["one", "press it", "or one"]
     items = {name: row["items"] for name, row in report["test"].items()}
-    assert items == {"all": 3, "known_words": 3, "new_words": 0, "one_word": 1, "several_words": 2} and report["train"]["items"] == 3
+    assert items == {"all": 3, "with_too_long": 4, "known_words": 3, "new_words": 0, "one_word": 1, "several_words": 2} and report["train"]["items"] == 3
     assert report["parts"]["whisper"] == str(toy_dirs["whisper"]) and report["parts"]["audio_context"] == SECONDS + 0.01
+    wrong = [round(n["word_error_rate"] * words / 100) for n, words in ((report["test"]["all"], 5), (report["test"]["with_too_long"], 12))]
+    assert wrong[1] == wrong[0] + 7  # each of the words that were too long to be heard
 
 
 def test_each_word_of_the_vocabulary_is_one_piece(tmp_path):
