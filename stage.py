@@ -74,6 +74,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, help="clips a step, over all processes")
     parser.add_argument("--lr", type=float, help="peak learning rate")
+    parser.add_argument("--inherited", type=float, metavar="SHARE", help="of --lr, for parts that --adapters brings (default 1)")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, help="muon (its rest by adamw), or adamw for all, as in the paper")
     parser.add_argument("--whiten", action="store_true", help="a new acoustic adapter starts on whitened states (whitening.py)")
     parser.add_argument("--validation", type=Path, help="manifest of clips that do not train")
@@ -206,12 +207,13 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def train_stage(
-    model: DIFFA, made_of: dict, data: tuple, held_out: tuple | None, preset: Preset, out: Path, title: str, keep_best: Callable[[], None]
+    model: DIFFA, made_of: dict, new: tuple[str, ...], data: tuple, held_out: tuple | None, preset: Preset, out: Path, title: str,
+    keep_best: Callable[[], None],
 ) -> list[float]:
     """Train what the model's stage trains; writes `out` and returns the loss of every step.
 
     Args:
-        made_of: from load_model. data, held_out: items and answers (N, G) as `usable` gives them. keep_best: see `fit`.
+        made_of, new: from load_model. data, held_out: items and answers (N, G) as `usable` gives them. keep_best: see `fit`.
     Raises:
         ValueError: a prompt too long for the LM, known before the first step. AudioError: too many clips cannot be read.
     """
@@ -296,6 +298,7 @@ def train_stage(
         validate=make_validation(model, *held_out, len(places[0]), autocast) if held_out else None,
         keep_best=keep_best,
         metrics=out / "metrics.jsonl",
+        inherited=tuple(name for name in model.trainable() if name not in new),
         work=work,
     )
 
@@ -318,7 +321,7 @@ def run_stage(args: argparse.Namespace, preset: Preset, stage: str, target: str,
     def keep_best() -> None:
         model.save(args.out / "best", args.whisper, args.llm)
 
-    losses = train_stage(model, made_of, data, held_out, preset, args.out, title, keep_best)
+    losses = train_stage(model, made_of, new, data, held_out, preset, args.out, title, keep_best)
     if ranks.rank() == 0:
         model.save(args.out, args.whisper, args.llm)
         minutes = (time.perf_counter() - started) / 60

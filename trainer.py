@@ -40,6 +40,7 @@ class TrainConfig:
     clip: float = 1.0
     seed: int = 0
     optimizer: str = "adamw"  # or "muon", for the matrices
+    inherited: float = 1.0  # times the learning rate, for parts that an earlier run has trained
     save_every: int = 200  # steps between checkpoints
     validate_every: int = 0  # steps between validations; 0: none but at the end
     keep: int = 2  # newest checkpoints that stay on disk
@@ -67,14 +68,20 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.lr * ((1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done)
 
 
-def make_optimizers(parameters: dict[str, nn.Parameter], config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything; or Muon for matrices and convolutions, AdamW for the rest. Raises ValueError: another name."""
+def make_optimizers(parameters: dict[str, nn.Parameter], config: TrainConfig, inherited: tuple[str, ...] = ()) -> list[torch.optim.Optimizer]:
+    """AdamW for everything; or Muon for matrices and convolutions, AdamW for the rest. Raises ValueError: another name.
+
+    Each group's "share" is what it takes of the learning rate: 1, or config.inherited for parts (first words of names) among `inherited`.
+    """
     if config.optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer {config.optimizer!r}: there are {' and '.join(OPTIMIZERS)}")
-    matrices, rest = [], []
+    matrices, rest = {}, {}  # parameters by their share
     for name, p in parameters.items():
-        is_matrix = p.ndim > 1 and name.endswith(".weight") and name.split(".")[0] not in TABLES
-        (matrices if is_matrix and config.optimizer == "muon" else rest).append(p)
+        part = name.split(".")[0]
+        is_matrix = p.ndim > 1 and name.endswith(".weight") and part not in TABLES
+        share = config.inherited if part in inherited else 1.0
+        (matrices if is_matrix and config.optimizer == "muon" else rest).setdefault(share, []).append(p)
+    matrices, rest = ([{"params": mine, "share": share} for share, mine in group.items()] for group in (matrices, rest))
     made: list[torch.optim.Optimizer] = [Muon(matrices, config.lr, config.weight_decay)] if matrices else []
     return made + ([torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))] if rest else [])
 
@@ -167,6 +174,7 @@ def fit(
     keep_best: Callable[[], None] | None = None,
     metrics: Path | None = None,
     work: Work | None = None,
+    inherited: tuple[str, ...] = (),
 ) -> list[float]:
     """Train until `config.steps`, from the newest checkpoint if there is one.
 
@@ -177,7 +185,7 @@ def fit(
         title: of the progress bar. identity: what else must be the same when the run goes on: model, corpus.
         names_of_step: what a step's items are called, for the error when its loss is not finite.
         validate: -> {"loss": ..., ...}; keep_best: called after the best validation so far. metrics: a JSONL file.
-        work: where loss_of_step adds up what it does.
+        work: where loss_of_step adds up what it does. inherited: parts that learn at config.inherited times the rate.
     Returns:
         the loss of every step from 0.
     Raises:
@@ -186,7 +194,7 @@ def fit(
     """
     main = ranks.rank() == 0
     device = next(iter(parameters.values())).device
-    optimizers = make_optimizers(parameters, config)
+    optimizers = make_optimizers(parameters, config, inherited)
     losses: list[float] = []
     mine = {k: v for k, v in asdict(config).items() if k not in HABITS} | (identity or {})
     mine |= {f"shape of {name}": list(p.shape) for name, p in parameters.items()}
@@ -279,7 +287,7 @@ def fit(
                 leave(f"{title}: {wrong} at step {step}; the weights before it are in {checkpoint.parent}{names}")
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(step, config)
+                    group["lr"] = group["share"] * learning_rate(step, config)
                 optimizer.step()
             losses.append(loss)
             bar.update()

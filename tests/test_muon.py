@@ -84,6 +84,26 @@ def test_matrices_are_the_weights_that_map_one_width_to_another():
     assert len(make_optimizers(parameters, CONFIG)) == 1
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_inherited_part_takes_its_share_of_every_step(tmp_path, optimizer):
+    def moved(share, inherited):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"old": nn.Linear(3, 4), "new": nn.Linear(3, 4)})
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        config = replace(CONFIG, optimizer=optimizer, inherited=share, steps=1, warmup=0, weight_decay=0.0)
+
+        def loss_of_step(step, generator):
+            return sum(part(torch.ones(1, 3)).square().sum() for part in model.values())
+
+        fit(dict(model.named_parameters()), loss_of_step, config, tmp_path / f"{share} {inherited}.pt", "test", inherited=inherited)
+        return {name: p.detach() - before[name] for name, p in model.named_parameters()}
+
+    whole, shared = moved(1.0, ("old",)), moved(0.25, ("old",))
+    for name, step in whole.items():
+        assert step.abs().max() > 0 and torch.allclose(shared[name], step * (0.25 if name.startswith("old") else 1.0), atol=1e-7)
+    assert all(torch.equal(step, moved(0.25, ())[name]) for name, step in whole.items())
+
+
 def test_an_optimizer_of_another_name_is_refused():
     with pytest.raises(ValueError, match="sgd"):
         make_optimizers({"weight": nn.Parameter(torch.ones(2, 2))}, replace(CONFIG, optimizer="sgd"))

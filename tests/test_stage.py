@@ -318,3 +318,11 @@ def test_made_up_weights_train_without_a_file_and_say_so(manifest, tmp_path, cap
     assert said.count("from random weights (toy+toy)") == 2 and said.count("newly drawn") == 2
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["llm"] == "random weights (toy+toy)" and config["adapters"]["n_queries"] == stage.TOY_SHAPES["n_queries"]
+
+
+def test_in_stage_2_the_semantic_adapter_alone_is_inherited(toy_dirs, manifest, tmp_path):
+    train(train_asr, toy_dirs, tmp_path / "stage1", manifest(), *FEW)
+    began, _ = train(train_instruct, toy_dirs, tmp_path / "still", manifest(), "--adapters", tmp_path / "stage1", "--inherited", 0, *FEW)
+    stage1 = result(tmp_path / "stage1")[0]
+    kept = {name for name in began if name in stage1 and torch.equal(began[name], stage1[name])}
+    assert kept == {name for name in began if name.startswith("semantic_connector")} != set()
