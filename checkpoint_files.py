@@ -36,7 +36,7 @@ class WeightsError(ValueError):
 
 def download_command(piece: str, path: Path) -> str:
     """What would fill `path`, for one to run: piece is a key of PUBLISHED."""
-    if "runs" in path.parts:
+    if path.parts[:1] == ("runs",) or path.parts[-3:-1] == ("runs", "toy"):
         return "`make demo` makes the toy run's"
     known = PUBLISHED[piece]
     words = (word for part in reversed(path.parts) for word in known if word and word in part.lower())  # the name says more than where it lies

@@ -40,7 +40,8 @@ class Muon(torch.optim.Optimizer):
     """For parameters of two or more dimensions: (R, C), or (R, ...), whose other dimensions together are the columns."""
 
     def __init__(self, parameters: list, lr: float, weight_decay: float):
-        """parameters: they or groups of them, as every optimizer takes them. lr: as AdamW's, the size of a step but for ADAM_SIZE; weight_decay: the share lr * weight_decay of a weight goes a step."""
+        """parameters: they, or groups of them. lr: as AdamW's, the size of a step but for ADAM_SIZE; weight_decay: the share
+        lr * weight_decay of a weight goes a step."""
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
