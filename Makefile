@@ -35,7 +35,7 @@ semantic: $(VENV)/installed
 # toy's. After `make demo`, on its LM and corpus. Stage 2 keeps the states of 6,000 clips in memory, 3.7 GB at tiny.en.
 real-encoder: $(VENV)/installed
 	$(PY) train_asr.py --whisper $(WHISPER) --audio-context 3.2 --llm $(RUN)/llada --train $(RUN)/corpus/asr_train.json --out $(RUN)/real/stage1 --seed $(SEED)
-	$(PY) train_instruct.py --whisper $(WHISPER) --llm $(RUN)/llada --adapters $(RUN)/real/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/real/stage2 --steps 700 --whiten --seed $(SEED)
+	$(PY) train_instruct.py --whisper $(WHISPER) --llm $(RUN)/llada --adapters $(RUN)/real/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/real/stage2 --steps 1400 --whiten --lr 2e-3 --inherited 0.25 --seed $(SEED)
 	$(PY) evaluate.py --run $(RUN)/real --whisper $(WHISPER) --llm $(RUN)/llada --corpus $(RUN)/corpus
 
 # Stage 1 on a person's speech: SPEECH holds train.json and test.json (human.py).

@@ -21,7 +21,7 @@ from batches import pick, read_padded
 
 CLIPS = 256  # of the training clips, to measure the states on: some 40,000 frames of the toy's window for each tap
 AT_ONCE = 16  # clips through the encoder: all states of 16 clips of 30 s are 4 GB at large-v3
-LOUD = 4.0  # times the values: what a clip adds to the queries is then about a third of their size; with 1 or 0.1 the loss falls later
+LOUD = 4.0  # times the values: what a clip adds to the queries is then about a third of their size; with 0.1, 1 or 12 the loss falls later
 RIDGE = 0.01  # of the mean variance, added to each: directions that hardly vary are not blown up to noise
 
 
