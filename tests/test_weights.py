@@ -295,6 +295,17 @@ def test_the_release_s_taps_follow_the_depth_of_the_encoder(toy_dirs, tmp_path):
     assert model.config.taps == (0, 1, 2, 3)
 
 
+def test_a_release_s_stage_1_serves_an_encoder_of_any_depth(toy_dirs, tmp_path):
+    torch.manual_seed(0)
+    weights.save_whisper(WhisperEncoder(replace(ENCODER, n_layers=4)), tmp_path / "whisper")
+    release(tmp_path / "x.bin", RELEASE)
+    tensors = torch.load(tmp_path / "x.bin", weights_only=True)
+    torch.save({name: t for name, t in tensors.items() if not name.startswith("acoustic")}, tmp_path / "x.bin")
+    where = (tmp_path / "whisper", toy_dirs["llm"], tmp_path / "x.bin")
+    assert DIFFA.from_pretrained(*where).stage == "stage1"
+    assert DIFFA.from_pretrained(*where, stage="stage2").acoustic.taps == (0, 1, 2, 3)  # new, of this encoder's taps
+
+
 def test_a_release_in_shards_is_read_alike(tmp_path):
     semantic, acoustic, _ = release(tmp_path / "whole.bin", RELEASE)
     tensors, weight_map = torch.load(tmp_path / "whole.bin", weights_only=True), {}
