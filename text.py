@@ -157,7 +157,10 @@ def load_tokenizer(path: str | Path, lm_config) -> Tokenizer:
     for piece in chat.published:
         found = tokenizer.id(piece)
         if found is None:
-            raise ValueError(f"{file}: has no {piece}; it is the tokenizer of another model, or of one that is not a diffusion model; download it with its weights")
+            raise ValueError(
+                f"{file}: has no {piece}; it is the tokenizer of another model, or of one that is not a diffusion model; "
+                "download it with its weights"
+            )
         if piece in expected and found != expected[piece]:
             raise ValueError(
                 f"{path}: its tokenizer has {piece} at {found}, its config at {expected[piece]}; they belong to different models, download both anew"

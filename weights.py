@@ -231,16 +231,17 @@ def adapter_shapes(tensors: dict[str, Tensor], info: dict, n_heads: int, taps: t
     shapes.setdefault("n_heads", n_heads)
     if "trainable_prompts.weight" in tensors:
         shapes["n_prompts"] = tensors["trainable_prompts.weight"].shape[0]
-    if not info:
+    if not info:  # a release: all that is known stands in its tensors
         taps = taps or TAPS.get(n_layers, ())
-    if "acoustic_connector.layer_weights" in tensors and not info:
-        n_queries, n_taps = tensors["acoustic_connector.layer_weights"].shape
-        layers = [int(k.split(".")[3]) for k in tensors if k.startswith("acoustic_connector.qformer.layer.")]
-        if len(taps) != n_taps:
-            raise ValueError(f"taps {n_taps} hidden states, and of {n_layers} encoder layers {len(taps)} are tapped; pass taps=, or another Whisper")
-        inner = tensors.get("acoustic_connector.qformer.layer.0.intermediate.dense.weight")
-        shapes |= {} if inner is None else {"ffn": inner.shape[0]}
-        shapes |= {"n_queries": n_queries, "qformer_layers": max(layers, default=-1) + 1}
+        if "acoustic_connector.layer_weights" in tensors:
+            n_queries, n_taps = tensors["acoustic_connector.layer_weights"].shape
+            layers = [int(k.split(".")[3]) for k in tensors if k.startswith("acoustic_connector.qformer.layer.")]
+            if len(taps) != n_taps:
+                tapped = f"of {n_layers} encoder layers {len(taps)} are tapped"
+                raise ValueError(f"taps {n_taps} hidden states, and {tapped}; pass taps=, or another Whisper")
+            inner = tensors.get("acoustic_connector.qformer.layer.0.intermediate.dense.weight")
+            shapes |= {} if inner is None else {"ffn": inner.shape[0]}
+            shapes |= {"n_queries": n_queries, "qformer_layers": max(layers, default=-1) + 1}
     return shapes | ({"taps": tuple(taps)} if taps else {})
 
 

@@ -5,7 +5,7 @@
 Only frames of real sound are compared. For each state: the norm of the difference over the norm of the whole window's state, in
 percent, and the least cosine of two frames; beside them the seconds that a clip takes.
 
-Shapes: B clips, T encoder frames, D width.
+Shapes: T real encoder frames of a clip, D width.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from batches import read_padded
 from data import load_manifest
-from encoder import SAMPLE_RATE, WhisperEncoder, encoder_frames, log_mel
+from encoder import WhisperEncoder, encoder_frames, log_mel
 from weights import load_whisper
 
 
@@ -32,7 +32,8 @@ def states_in_window(encoder: WhisperEncoder, paths: list[str]) -> tuple[list[Te
         waveform, n_samples, wrong = read_padded([path], encoder.config.n_samples)
         if wrong[0]:
             raise SystemExit(wrong[0])
-        states.append([state[0, : encoder_frames(int(n_samples[0]))] for state in encoder(log_mel(waveform, encoder.config.n_mels))])
+        T = encoder_frames(int(n_samples[0]))
+        states.append([state[0, :T] for state in encoder(log_mel(waveform, encoder.config.n_mels))])  # (T, D) each
     return [torch.cat(mine) for mine in zip(*states)], (time.perf_counter() - started) / len(paths)
 
 

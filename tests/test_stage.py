@@ -305,12 +305,6 @@ def test_a_run_does_not_go_on_with_other_words_or_another_lm(toy_dirs, manifest,
     assert "corpus was" not in str(error.value)
 
 
-if __name__ == "__main__":  # one of two processes
-    for port, whisper, llm, path, out, *options in json.loads(sys.argv[1]):
-        os.environ["MASTER_PORT"] = port
-        train(train_asr, {"whisper": whisper, "llm": llm}, out, path, *options)
-
-
 def test_made_up_weights_train_without_a_file_and_say_so(manifest, tmp_path, capsys):
     nowhere = {"whisper": tmp_path / "no", "llm": tmp_path / "no"}  # train_instruct's --adapters too: runs/toy/stage1 by default
     train(train_instruct, nowhere, tmp_path / "out", manifest(), "--random-weights", "toy+toy", "--steps", 1, "--batch", 2)
@@ -326,3 +320,9 @@ def test_in_stage_2_the_semantic_adapter_alone_is_inherited(toy_dirs, manifest, 
     stage1 = result(tmp_path / "stage1")[0]
     kept = {name for name in began if name in stage1 and torch.equal(began[name], stage1[name])}
     assert kept == {name for name in began if name.startswith("semantic_connector")} != set()
+
+
+if __name__ == "__main__":  # one of two processes
+    for port, whisper, llm, path, out, *options in json.loads(sys.argv[1]):
+        os.environ["MASTER_PORT"] = port
+        train(train_asr, {"whisper": whisper, "llm": llm}, out, path, *options)
