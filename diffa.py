@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import weights
+from checkpoints import weights
 from adapters import TAPS, AcousticAdapter, AdapterConfig, SemanticAdapter
-from text import ByteTokenizer, Prompt, load_tokenizer
+from checkpoints.tokenizer import ByteTokenizer, Prompt, load_tokenizer
 from diffusion_lm import DiffusionLM, diffusion_loss, noise, noise_levels
 from encoder import WhisperEncoder, encoder_frames, log_mel
 

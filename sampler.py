@@ -12,7 +12,7 @@ A *cache* says what a call computes anew. The first call of a block is always a 
 
     python sampler.py CLIP "QUESTION"                       answers, denoising live
     python sampler.py CLIP "QUESTION" --trace out.html      and writes a page, a row for each step
-    python sampler.py --benchmark [--size toy]              how fast each of them is (benchmark.py)
+    python -m lab.benchmark [--size toy]                    how fast each of them is
 
 Shapes: B batch, R rows of it that a call works on, C conditions (1, or 2 under guidance), P prompt positions, G answer
 tokens, M positions that pass through the model, N block length, V vocabulary, D width.
@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data import AudioError, pad_waveforms, read_audio
-from text import Tokenizer, build_prompt, decode_answer
+from checkpoints.tokenizer import Tokenizer, build_prompt, decode_answer
 from diffa import AUDIO_PARTS, DIFFA, Spliced, add_model_arguments, model_options
 from diffusion_lm import DiffusionLM, KeyValues
 
@@ -290,10 +290,6 @@ def write_trace(path: Path, question: str, rows: list[tuple[list[str], list[floa
 
 
 def main() -> None:
-    if "--benchmark" in sys.argv:
-        import benchmark  # stands on this file
-
-        return benchmark.main([option for option in sys.argv[1:] if option != "--benchmark"])
     parser = argparse.ArgumentParser(description="Ask a question about a sound file.")
     parser.add_argument("clip", help="WAV, FLAC, OGG or MP3; any rate; mono or stereo")
     parser.add_argument("question")

@@ -13,14 +13,31 @@ from pathlib import Path
 
 from data import AudioError, ManifestError
 from diffa import add_model_arguments
-from grammar import ANSWER_LENGTH
-from stage import FULL_SIZE, TOY_SHAPES, Preset, add_training_arguments, chosen_preset, run_stage
-from trainer import TrainConfig
+from toy.grammar import ANSWER_LENGTH
+from training.stage import FULL_SIZE, TOY_SHAPES, Preset, add_training_arguments, chosen_preset, run_stage
+from training.loop import TrainConfig
 
 PRESETS = {
-    # 960 hours of LibriSpeech hold 281,241 clips; 10 epochs at batch 128 (paper, section 4.1).
-    "paper": Preset(TrainConfig(21_972, 128, 1e-4, 1000, "linear"), 128, 0.0, False, False, {}, "bfloat16", True, FULL_SIZE),
-    "toy": Preset(TrainConfig(600, 32, 2e-3, 50, "cosine", optimizer="muon"), ANSWER_LENGTH, 0.5, True, True, TOY_SHAPES, alike=True),
+    "paper": Preset(
+        train=TrainConfig(steps=10 * (281_241 // 128), batch=128, lr=1e-4, warmup=1000, schedule="linear"),
+        answer_length=128,
+        t_min=0.0,
+        stratified=False,
+        match_embedding_scale=False,
+        shapes={},
+        dtype="bfloat16",
+        alike=True,
+        machine=FULL_SIZE,
+    ),
+    "toy": Preset(
+        train=TrainConfig(steps=600, batch=32, lr=2e-3, warmup=50, schedule="cosine", optimizer="muon"),
+        answer_length=ANSWER_LENGTH,
+        t_min=0.5,
+        stratified=True,
+        match_embedding_scale=True,
+        shapes=TOY_SHAPES,
+        alike=True,
+    ),
 }
 
 

@@ -11,15 +11,31 @@ from pathlib import Path
 
 from data import AudioError, ManifestError
 from diffa import add_model_arguments
-from grammar import ANSWER_LENGTH
-from stage import FULL_SIZE, TOY_SHAPES, Preset, add_training_arguments, chosen_preset, run_stage
-from trainer import TrainConfig
+from toy.grammar import ANSWER_LENGTH
+from training.stage import FULL_SIZE, TOY_SHAPES, Preset, add_training_arguments, chosen_preset, run_stage
+from training.loop import TrainConfig
 
 PRESETS = {
-    # 96,874 items, 10 epochs at batch 32 (paper, section 4.1).
-    "paper": Preset(TrainConfig(30_273, 32, 5e-5, 2000, "cosine"), 128, 0.0, False, False, {}, "bfloat16", True, FULL_SIZE),
-    # Half of stage 1's learning rate, as in the paper: at the whole of it, words that stage 1 tells apart can fall together.
-    "toy": Preset(TrainConfig(600, 32, 1e-3, 50, "cosine", optimizer="muon"), ANSWER_LENGTH, 0.5, True, True, TOY_SHAPES, alike=True),
+    "paper": Preset(
+        train=TrainConfig(steps=10 * (96_874 // 32), batch=32, lr=5e-5, warmup=2000, schedule="cosine"),
+        answer_length=128,
+        t_min=0.0,
+        stratified=False,
+        match_embedding_scale=False,
+        shapes={},
+        dtype="bfloat16",
+        alike=True,
+        machine=FULL_SIZE,
+    ),
+    "toy": Preset(
+        train=TrainConfig(steps=600, batch=32, lr=1e-3, warmup=50, schedule="cosine", optimizer="muon"),
+        answer_length=ANSWER_LENGTH,
+        t_min=0.5,
+        stratified=True,
+        match_embedding_scale=True,
+        shapes=TOY_SHAPES,
+        alike=True,
+    ),
 }
 
 

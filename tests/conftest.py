@@ -20,11 +20,11 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
-import grammar
-import weights
+from toy import grammar
+from checkpoints import weights
 from data import write_manifest
-from heard_text import train_tokenizer
-from text import HEADER, HEADER_END, MASK, START, SYSTEM, TEXT_END, TURN_END
+from toy.imitation import train_tokenizer
+from checkpoints.tokenizer import HEADER, HEADER_END, MASK, START, SYSTEM, TEXT_END, TURN_END
 from diffa import DIFFA
 from diffusion_lm import DiffusionLM, LMConfig
 from encoder import SAMPLE_RATE, EncoderConfig, WhisperEncoder

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-import ablations
-import findings
-import pretrain
-import robustness
-import stage
+from lab import ablations
+from lab import findings
+from toy import pretrain
+from lab import robustness
+from training import stage
 import train_instruct
 from data import load_manifest
-from findings import KINDS, accuracy, spread, verdict
-from grammar import SLOTS, VOICE_KINDS
+from lab.findings import KINDS, accuracy, spread, verdict
+from toy.grammar import SLOTS, VOICE_KINDS
 
 
 def command(run, *options):

@@ -9,23 +9,23 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import autoregressive
-import pretrain
+from toy import autoregressive
+from toy import pretrain
 import train_asr
 import train_instruct
-import weights
-from autoregressive import greedy
-from batches import StateCache
+from checkpoints import weights
+from toy.autoregressive import greedy
+from training.clips import StateCache
 from conftest import edit_config
 from data import load_manifest
 from diffa import DIFFA, Spliced
 from diffusion_lm import DiffusionLM, LMConfig, diffusion_loss, next_token_loss
-from evaluate import answer
+from toy.evaluate import answer
 from sampler import SamplerConfig, generate
 from test_parity import llama_and_ours
 from test_stage import FEW, alike, manifest, train  # noqa: F401  (manifest is a fixture)
-from text import build_prompt
-from trainer import read_metrics
+from checkpoints.tokenizer import build_prompt
+from training.loop import read_metrics
 
 SHAPES = [{}, {"n_kv_heads": 2, "head_dim": 6, "qk_norm": True, "tied": True, "family": "qwen3"}]
 
@@ -233,7 +233,7 @@ def test_prompts_that_cannot_be_answered_are_refused():
 
 
 def test_a_run_without_its_diffusion_lm_is_told_what_is_missing(tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="lm.json: no such file.*Run python pretrain.py lm"):
+    with pytest.raises(SystemExit, match="lm.json: no such file.*Run python -m toy.pretrain lm"):
         command(monkeypatch, autoregressive, "--run", tmp_path)
     (tmp_path / "lm.json").write_text('{"steps": 7, "asked": []}')
     with pytest.raises(SystemExit, match="its LM took 7 steps, but phases of pretrain.py end after"):

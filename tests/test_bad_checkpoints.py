@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import weights
+from checkpoints import weights
 from conftest import QWEN3, SHAPES, edit_config, edit_tensors
 from diffa import DIFFA
 from diffusion_lm import DiffusionLM
-from weights import WeightsError
+from checkpoints.weights import WeightsError
 
 # Damaged files
 

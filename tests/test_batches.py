@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-import batches
-from batches import Stream, Unreadable, StateCache, fill_folder, my_places, pick, pick_alike, state_file
+from training import clips as batches
+from training.clips import Stream, Unreadable, StateCache, fill_folder, my_places, pick, pick_alike, state_file
 from data import AudioError, pad_waveforms, read_audio
-from trainer import Work
+from training.loop import Work
 
 @pytest.mark.parametrize("n_items, batch", [(10, 5), (10, 3), (3, 7), (1, 2)])
 def test_pick_covers_every_item_once_an_epoch(n_items, batch):

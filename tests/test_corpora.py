@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-import corpora
+from corpora import manifests as corpora
 from data import load_manifest
 from encoder import SAMPLE_RATE
 

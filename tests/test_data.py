@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from data import MANIFEST_FIELDS, AudioError, ManifestError, load_manifest, pad_waveforms, read_audio
-from text import MASK, TEXT_END, TURN_END, build_prompt, decode_answer, encode_answers, load_tokenizer
+from checkpoints.tokenizer import MASK, TEXT_END, TURN_END, build_prompt, decode_answer, encode_answers, load_tokenizer
 from encoder import SAMPLE_RATE
 
 # Sound

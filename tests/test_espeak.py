@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 import soundfile
 
-import espeak
-import grammar
+from toy import speech as espeak
+from toy import grammar
 
 TRAIN, TEST = 24, 12
 

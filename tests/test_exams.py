@@ -6,12 +6,12 @@ import sys
 import pytest
 import torch
 
-import exams
+from evaluation import exams
 from conftest import edit_config
 from data import pad_waveforms, read_audio
 from diffa import DIFFA
 from sampler import SamplerConfig, generate
-from text import build_prompt, decode_answer
+from checkpoints.tokenizer import build_prompt, decode_answer
 
 N = 7
 ANIMALS = ["dog", "cat", "wild horse", "bird"]

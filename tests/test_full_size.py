@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import weights
+from checkpoints import weights
 from adapters import TAPS, AcousticAdapter, AdapterConfig, SemanticAdapter
 from conftest import SHAPES
 from diffa import DIFFA
@@ -20,9 +20,9 @@ from diffusion_lm import SIZES as LM_SIZES
 from diffusion_lm import DiffusionLM, LMConfig
 from encoder import SIZES as ENCODER_SIZES
 from encoder import WhisperEncoder
-from key_tables import LLADA_CONFIG, LLADA_KEYS, their_name
+from checkpoints.key_tables import LLADA_CONFIG, LLADA_KEYS, their_name
 from sampler import SamplerConfig, generate
-from text import build_prompt
+from checkpoints.tokenizer import build_prompt
 
 
 def parameters(make):
@@ -206,7 +206,7 @@ def read_once(files):
 LOAD = """
 import resource, sys, time
 sys.path.insert(0, sys.argv[1])
-import weights
+from checkpoints import weights
 started = time.perf_counter()
 lm = weights.load_lm(sys.argv[2])
 seconds = time.perf_counter() - started

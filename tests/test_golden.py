@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-import weights
-from text import Prompt
+from checkpoints import weights
+from checkpoints.tokenizer import Prompt
 from diffa import DIFFA, Spliced
 from diffusion_lm import diffusion_loss
 from encoder import encoder_frames, log_mel

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import soundfile
 
-import human
-import human_text
-import pretrain
+from lab import human
+from lab import human_text
+from toy import pretrain
 import train_asr
 from data import load_manifest
-from human_text import Text, draw_sentence, plain_words
+from lab.human_text import Text, draw_sentence, plain_words
 
 SECONDS = 0.75  # the tiny encoder of conftest.py hears 0.8
 TRAIN = {"Press 1.": 0.5, "Press * or #": 0.6, "one": 0.3, "Re-enter it!": 0.5, "Go on": 2.0}  # seconds of each prompt

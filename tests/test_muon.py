@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from muon import ADAM_SIZE, MOMENTUM, Muon, orthogonal
+from training.muon import ADAM_SIZE, MOMENTUM, Muon, orthogonal
 from test_trainer import CONFIG, at, interrupt
-from trainer import fit, make_optimizers
+from training.loop import fit, make_optimizers
 
 MUON = replace(CONFIG, optimizer="muon")
 

@@ -13,12 +13,12 @@ from torch import nn
 from transformers.models.bert.modeling_bert import BertLayer
 from whisper.model import ModelDimensions
 
-import weights
+from checkpoints import weights
 from adapters import AdapterConfig, QFormerBlock
 from data import read_audio
 from diffusion_lm import FEW_ROWS, LARGE, STRIPE, DiffusionLM, LMConfig, linear
 from encoder import SAMPLE_RATE, log_mel
-from measure_window import difference, states_in_window
+from lab.measure_window import difference, states_in_window
 
 SHARED = Path(__file__).parents[2] / "shared"
 CLIP = SHARED / "speech/audio/activated.flac"

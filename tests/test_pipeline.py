@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
-import corpora
-import grammar
-import evaluate
-import heard_text
-import pretrain
+from corpora import manifests as corpora
+from toy import grammar
+from toy import evaluate
+from toy import imitation as heard_text
+from toy import pretrain
 import train_asr
 import train_instruct
 from conftest import edit_config
 from data import word_error_rate
-from text import build_prompt, decode_answer
+from checkpoints.tokenizer import build_prompt, decode_answer
 from diffa import DIFFA
 from diffusion_lm import LMConfig
-from trainer import load_newest
+from training.loop import load_newest
 
 
 def command(monkeypatch, module, *arguments):
@@ -145,10 +145,10 @@ def test_encoder_and_lm_side_by_side_are_those_made_alone(run, tmp_path):
     script, few = tmp_path / "few_steps.py", {"ENCODER": 3, "NEXT_TOKEN": 2, "DIFFUSION": 2, "MORE": 1}
     lines = [f"pretrain.{name} = replace(pretrain.{name}, steps={steps}, batch=4)" for name, steps in few.items()]
     lines += ["pretrain.N_CHECK, pretrain.ROUNDS, pretrain.GATE = 4, 1, {'copy_error': 1e9, 'oracle': 0}"]
-    lines = ["from dataclasses import replace", "import pretrain", *lines, "if __name__ == '__main__':", "    pretrain.main()"]
+    lines = ["from dataclasses import replace", "from toy import pretrain", *lines, "if __name__ == '__main__':", "    pretrain.main()"]
     script.write_text("\n".join(lines))
     both = [sys.executable, script, "--device", "cpu", "--corpus", run / "corpus", "--out", tmp_path]
-    environment = os.environ | {"PYTHONPATH": str(Path(pretrain.__file__).parent), "OMP_NUM_THREADS": "2"}
+    environment = os.environ | {"PYTHONPATH": str(Path(pretrain.__file__).parents[1]), "OMP_NUM_THREADS": "2"}
     subprocess.run(both, env=environment, check=True, capture_output=True)
     for name, keys in (("encoder", ("losses", "word_error_rate")), ("lm", ("losses", "copy_error"))):
         alone, beside = (json.loads((where / f"{name}.json").read_text()) for where in (run, tmp_path))
@@ -158,8 +158,8 @@ def test_encoder_and_lm_side_by_side_are_those_made_alone(run, tmp_path):
 
 def test_an_error_of_one_does_not_leave_the_other_training(tmp_path):
     started = time.monotonic()
-    both = [sys.executable, Path(pretrain.__file__), "--device", "cpu", "--corpus", tmp_path / "none", "--out", tmp_path / "out"]
-    done = subprocess.run(both, env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True)  # ends when no process holds its output
+    both = [sys.executable, "-m", "toy.pretrain", "--device", "cpu", "--corpus", tmp_path / "none", "--out", tmp_path / "out"]
+    done = subprocess.run(both, cwd=Path(pretrain.__file__).parents[1], env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True)  # ends when no process holds its output
     assert done.returncode != 0 and "asr_train.json" in done.stderr and "Traceback" not in done.stderr
     assert time.monotonic() - started < 60  # the LM alone would take minutes
 

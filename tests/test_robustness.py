@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-import robustness
+from lab import robustness
 from data import load_manifest
 from encoder import SAMPLE_RATE
 

@@ -9,11 +9,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import benchmark
-import roofline
+from lab import benchmark
+from lab import roofline
 import sampler
 from data import pad_waveforms, read_audio
-from text import build_prompt, decode_answer
+from checkpoints.tokenizer import build_prompt, decode_answer
 from diffa import DIFFA, Spliced
 from diffusion_lm import DiffusionLM, LMConfig
 from sampler import SamplerConfig, commit, generate, propose, shares, write_trace
@@ -449,8 +449,8 @@ def test_the_benchmark_prints_a_row_for_every_setting(monkeypatch, compilations,
     monkeypatch.setitem(benchmark.RANDOM, "150m", replace(SMALL, max_length=1000))
     monkeypatch.setattr(benchmark, "compiled_refine", sampler.compiled_refine)
     monkeypatch.setattr(roofline, "SIZE", {"cpu": (2**20, 64)})
-    monkeypatch.setattr(sys, "argv", ["sampler.py", "--benchmark", "--device", "cpu", "--length", "8", "--block-length", "4"])
-    sampler.main()
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--device", "cpu", "--length", "8", "--block-length", "4"])
+    benchmark.main()
     printed = capsys.readouterr().out
     for name in ("reference, 8 steps", "count 2 steps, none", "count 8 steps, prefix", "count 8 steps, dual", "factor 4.25, dual", "dual, compiled"):
         assert f"{name} |" in printed
@@ -458,9 +458,9 @@ def test_the_benchmark_prints_a_row_for_every_setting(monkeypatch, compilations,
 
 
 def test_the_benchmark_says_what_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["sampler.py", "--benchmark", "--size", "toy", "--run", str(tmp_path)])
-    with pytest.raises(SystemExit, match="sampler.py: .*whisper"):
-        sampler.main()
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--size", "toy", "--run", str(tmp_path)])
+    with pytest.raises(SystemExit, match="benchmark: .*whisper"):
+        benchmark.main()
 
 
 # The command

@@ -5,7 +5,7 @@ import random
 import pytest
 from whisper.normalizers import EnglishTextNormalizer
 
-from scoring import REFUSALS, answer_letter, choice_letter, english_word_error_rate, is_refusal, normalize_english, words_match
+from evaluation.scoring import REFUSALS, answer_letter, choice_letter, english_word_error_rate, is_refusal, normalize_english, words_match
 
 # Word error rate
 

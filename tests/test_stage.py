@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import curves
+from lab import curves
 import diffusion_lm
-import stage
+from training import stage
 import train_asr
 import train_instruct
 from diffa import DIFFA
-from trainer import checkpoints, read_metrics
+from training.loop import checkpoints, read_metrics
 
 WORDS = ["two red birds", "red birds sing", "two birds", "birds sing", "sing", "red birds", "two red", "birds"]
 
@@ -297,7 +297,7 @@ def test_a_run_does_not_go_on_with_other_words_or_another_lm(toy_dirs, manifest,
     model = DIFFA.from_pretrained(**toy_dirs)
     model.lm.blocks[0].query.weight.data += 0.01
     shutil.copytree(toy_dirs["llm"], tmp_path / "llm")
-    import weights
+    from checkpoints import weights
 
     weights.save_llada(model.lm, tmp_path / "llm")
     with pytest.raises(SystemExit, match="lm was") as error:

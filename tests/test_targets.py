@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-import targets
+from corpora import targets
 from data import load_manifest
-from text import TEXT_END, TURN_END
+from checkpoints.tokenizer import TEXT_END, TURN_END
 from diffa import DIFFA
 from sampler import SamplerConfig
 

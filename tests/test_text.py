@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import tokenizers
 
-from checkpoint_files import LFS_POINTER, WeightsError
+from checkpoints.files import LFS_POINTER, WeightsError
 from diffusion_lm import SIZES, LMConfig
-from text import CHATS, SYSTEM, TEXT_END, ByteTokenizer, JSONTokenizer, build_prompt, decode_answer, encode_answers, load_tokenizer, text_prompt
-from weights import added_ids
+from checkpoints.tokenizer import CHATS, SYSTEM, TEXT_END, ByteTokenizer, JSONTokenizer, build_prompt, decode_answer, encode_answers, load_tokenizer, text_prompt
+from checkpoints.weights import added_ids
 
 INSTRUCTION = "What is said?"
 LLADA_BEFORE = (

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import TrainConfig, Work, checkpoints, fit, learning_rate, load_newest, read_metrics
+from training.loop import TrainConfig, Work, checkpoints, fit, learning_rate, load_newest, read_metrics
 
 CONFIG = TrainConfig(steps=12, batch=4, lr=0.05, warmup=3, save_every=4, seed=7)
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import key_tables
-import weights
+from checkpoints import key_tables
+from checkpoints import weights
 from adapters import AcousticAdapter, AdapterConfig, SemanticAdapter
 from conftest import ENCODER, QWEN3, SHAPES, edit_config, edit_tensors
-from text import build_prompt
+from checkpoints.tokenizer import build_prompt
 from diffa import DIFFA
 from diffusion_lm import DiffusionLM, LMConfig
 from encoder import WhisperEncoder
-from weights import WeightsError
+from checkpoints.weights import WeightsError
 
 
 def equal(first, second):

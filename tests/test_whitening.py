@@ -6,7 +6,7 @@ import torch
 
 import train_asr
 import train_instruct
-import whitening
+from training import whitening
 from adapters import AcousticAdapter, AdapterConfig
 from diffa import DIFFA
 from test_stage import FEW, manifest, train  # noqa: F401 (manifest is a fixture)

@@ -7,11 +7,11 @@ no sentence of the training equals one.
 
 FOLDER holds two manifests (data.py), train.json and test.json, of clips in English. `make human` runs
 
-    python human.py corpus FOLDER --out runs/human/corpus --seconds 4
-    python human.py lm --run runs/human
+    python -m lab.human corpus FOLDER --out runs/human/corpus --seconds 4
+    python -m lab.human lm --run runs/human
     python train_asr.py --whisper WHISPER --llm runs/human/llada --audio-context 4 \\
         --train runs/human/corpus/asr_train.json --out runs/human/stage1
-    python human.py report --run runs/human --whisper WHISPER
+    python -m lab.human report --run runs/human --whisper WHISPER
 
 Shapes: G answer tokens.
 """
@@ -28,16 +28,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import espeak
-from batches import StateCache
-from checkpoint_files import read_json, write_json
-from corpora import seed_transcript
+from toy import speech as espeak
+from training.clips import StateCache
+from checkpoints.files import read_json, write_json
+from corpora.manifests import seed_transcript
 from data import ManifestError, load_manifest, word_error_rate, write_manifest
 from diffa import DIFFA
-from evaluate import answer, transcription
-from grammar import ANSWER_LENGTH as G
-from grammar import TRANSCRIBE
-from human_text import Text, draw_sentence, plain_words, train_lm
+from toy.evaluate import answer, transcription
+from toy.grammar import ANSWER_LENGTH as G
+from toy.grammar import TRANSCRIBE
+from lab.human_text import Text, draw_sentence, plain_words, train_lm
 from sampler import SamplerConfig
 
 RATES, PITCHES = (140, 230), (20, 80)  # words a minute, and eSpeak's 0 to 99: about as people speak

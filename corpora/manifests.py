@@ -1,8 +1,8 @@
 """Makes manifests: of the toy corpus (espeak.py), and of public corpora as they lie on disk once unpacked.
 
-    python corpora.py toy --out runs/toy/corpus
-    python corpora.py librispeech ROOT --subset train-clean-100 --out runs/manifests [--download]
-    python corpora.py vctk ROOT --out runs/manifests --held-out 5
+    python -m corpora.manifests toy --out runs/toy/corpus
+    python -m corpora.manifests librispeech ROOT --subset train-clean-100 --out runs/manifests [--download]
+    python -m corpora.manifests vctk ROOT --out runs/manifests --held-out 5
 
 writes OUT/NAME.json, or with --held-out OUT/NAME_train.json and OUT/NAME_test.json with that share of the speakers in the
 test. Each item has a *seed transcript*: one line with all that is known of the clip. Where the corpus does not say how a
@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-import espeak
+from toy import speech as espeak
 from data import AudioError, read_audio, write_manifest
 from encoder import SAMPLE_RATE
-from grammar import TRANSCRIBE
+from toy.grammar import TRANSCRIBE
 
 GENDERS = {"M": "male", "F": "female", "m": "male", "f": "female"}
 

@@ -21,20 +21,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import ranks
-from batches import StateCache, Stream, Unreadable, fill_folder, my_places, needed_states, pick, pick_alike, state_file
+from training import processes as ranks
+from training.clips import StateCache, Stream, Unreadable, fill_folder, my_places, needed_states, pick, pick_alike, state_file
 from data import ManifestError, load_manifest
-from text import build_prompt, encode_answers
+from checkpoints.tokenizer import build_prompt, encode_answers
 from diffa import AUDIO_PARTS, DIFFA, model_options
 from diffusion_lm import LMConfig, diffusion_loss, next_token_loss, noise, noise_levels
 from encoder import SAMPLE_RATE
-from trainer import OPTIMIZERS, TrainConfig, Work, fit
-from validation import make_validation
-from weights import load_adapters, write_json
-from whitening import whiten
+from training.loop import OPTIMIZERS, TrainConfig, Work, fit
+from training.validation import make_validation
+from checkpoints.weights import load_adapters, write_json
+from training.whitening import whiten
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """How a run is carried out here. May change when it goes on: the result stays the same but for rounding."""
 
@@ -47,7 +47,7 @@ class Machine:
     max_unreadable: int = 10  # clips that may be skipped
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """A recipe: the optimiser's settings and what of the method is adapted to the size."""
 

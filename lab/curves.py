@@ -1,6 +1,6 @@
 """Curves of one run or several, laid over each other: loss, validation, learning rate, gradient norm, speed.
 
-    python curves.py runs/toy/stage1 runs/other/stage1 --out curves.png
+    python -m lab.curves runs/toy/stage1 runs/other/stage1 --out curves.png
 
 reads each run's metrics.jsonl, also while it is being written.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib
 
-from trainer import read_metrics
+from training.loop import read_metrics
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

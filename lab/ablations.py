@@ -1,6 +1,6 @@
 """The paper's findings at tiny scale: each part of the method left out or exchanged, several seeds each, one report.
 
-    python ablations.py --run runs/toy                on top of a finished `make demo`
+    python -m lab.ablations --run runs/toy                on top of a finished `make demo`
 
 Four stage-2 models are trained for each seed, on the same clips and questions, in the same batches, for the same steps:
 
@@ -32,23 +32,23 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import robustness
+from lab import robustness
 import train_asr
 import train_instruct
-from autoregressive import pretrain_twin
-from batches import StateCache
-from checkpoint_files import read_json, write_json
+from toy.autoregressive import pretrain_twin
+from training.clips import StateCache
+from checkpoints.files import read_json, write_json
 from data import AudioError, ManifestError, load_manifest, word_error_rate, write_manifest
 from diffa import DIFFA
-from evaluate import answer, questions
-from findings import write_report
-from grammar import ANSWER_LENGTH as G
-from grammar import ATTRIBUTES, Attributes, Sentence
-from heard_text import text_prompt
-from pretrain import ask_text
+from toy.evaluate import answer, questions
+from lab.findings import write_report
+from toy.grammar import ANSWER_LENGTH as G
+from toy.grammar import ATTRIBUTES, Attributes, Sentence
+from toy.imitation import text_prompt
+from toy.pretrain import ask_text
 from sampler import SamplerConfig
-from text import load_tokenizer
-from weights import load_lm
+from checkpoints.tokenizer import load_tokenizer
+from checkpoints.weights import load_lm
 
 SWEEP = {f"count {n}": SamplerConfig(G, G, n) for n in (G, G // 2, G // 3, G // 6, 1)}
 SWEEP |= {f"threshold {tau}": SamplerConfig(G, G, G, "threshold", tau) for tau in (0.99, 0.9, 0.7, 0.5)}
@@ -270,7 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"ablations.py: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("ablations.py: stopped; run the same command to go on") from None
-    command = f"python ablations.py --run {args.run} --seeds {' '.join(map(str, seeds))} --steps {args.steps}"
+    command = f"python -m lab.ablations --run {args.run} --seeds {' '.join(map(str, seeds))} --steps {args.steps}"
     command += f" --stage1-steps {args.stage1_steps}"
     print(write_report(args.run / "ablations", results, seeds, command, args.device))
 

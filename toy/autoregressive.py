@@ -9,7 +9,7 @@ diffusion LM has one for each of its phases.
 Its answers are greedy. Keys and values of what was read are kept, which is exact here, since nothing that comes later
 changes them: a call reads one position, as in any autoregressive model whose speed is to be compared.
 
-    python autoregressive.py --run runs/toy                  after `pretrain.py lm`; writes runs/toy/twin and twin.json
+    python -m toy.autoregressive --run runs/toy                  after `toy/pretrain.py lm`; writes runs/toy/twin and twin.json
     python train_asr.py --llm runs/toy/twin --out runs/toy/twin_stage1             both stages take it as they take the other
     python train_instruct.py --llm runs/toy/twin --adapters runs/toy/twin_stage1 --out runs/toy/twin_stage2
 
@@ -29,15 +29,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import weights
+from checkpoints import weights
 from diffa import Spliced
 from diffusion_lm import DiffusionLM, next_token_loss
-from grammar import ANSWER_LENGTH as G
-from heard_text import GAP, as_heard
-from pretrain import GATE, MIXED, batch_of, examine, new_lm, phases, short_of
+from toy.grammar import ANSWER_LENGTH as G
+from toy.imitation import GAP, as_heard
+from toy.pretrain import GATE, MIXED, batch_of, examine, new_lm, phases, short_of
 from sampler import Generation, SamplerConfig, check_prompt
-from text import load_tokenizer
-from trainer import fit
+from checkpoints.tokenizer import load_tokenizer
+from training.loop import fit
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def pretrain_twin(run: Path, seed: int, device: str) -> dict:
         ValueError: the run has no diffusion LM, or one that went through other phases than pretrain.py now has.
     """
     if not (run / "lm.json").is_file():
-        raise ValueError(f"{run / 'lm.json'}: no such file; it tells the twin's steps. Run python pretrain.py lm --out {run}")
+        raise ValueError(f"{run / 'lm.json'}: no such file; it tells the twin's steps. Run python -m toy.pretrain lm --out {run}")
     told, known = weights.read_json(run / "lm.json"), phases(seed)
     steps, asked = told["steps"], [[], [], *told["asked"]]  # asked: the kinds of question that each phase had more of
     ends = list(itertools.accumulate(training.steps for training in known))

@@ -1,6 +1,6 @@
 """What `--audio-context` does to an encoder's hidden states: windows of some seconds against the whole one, on clips that fit them.
 
-    python tests/measure_window.py --whisper whisper-tiny.en --clips DIR/test.json
+    python -m lab.measure_window --whisper whisper-tiny.en --clips DIR/test.json
 
 Only frames of real sound are compared. For each state: the norm of the difference over the norm of the whole window's state, in
 percent, and the least cosine of two frames; beside them the seconds that a clip takes.
@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
-from batches import read_padded
+from training.clips import read_padded
 from data import load_manifest
 from encoder import WhisperEncoder, encoder_frames, log_mel
-from weights import load_whisper
+from checkpoints.weights import load_whisper
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from checkpoint_files import refuse_pointer
+from checkpoints.files import refuse_pointer
 
 SYSTEM = "You are a helpful voice assistant."
 TEXT_END = "<|endoftext|>"  # ends an answer and pads it, in both families

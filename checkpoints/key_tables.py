@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from checkpoint_files import WeightsError
+from checkpoints.files import WeightsError
 
 PAGE = 4096  # bytes of memory that are mapped together
 TYPES = {"rope_theta": (int, float), "norm_eps": (int, float), "tied": (bool,)}  # of config fields that are not whole numbers

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import ranks
-from muon import Muon
+from training import processes as ranks
+from training.muon import Muon
 
 LOG_EVERY = 10  # steps that one record of the metrics covers
 OPTIMIZERS = ("adamw", "muon")
 TABLES = ("embedding", "unembedding", "words", "heads")  # a row for each word or label: AdamW's, as Muon's authors have it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """What a run does. Learning rate warms up linearly, then falls by `schedule` to zero."""
 

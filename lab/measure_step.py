@@ -1,7 +1,7 @@
 """Memory and time of one training step through a frozen LM, with logits at the masked positions and at all of them.
 
-    python tests/measure_step.py                                              the CPU figures of the README
-    python tests/measure_step.py --size llada-8b --batch 16 --dtype bfloat16 --device cuda
+    python -m lab.measure_step                                              the CPU figures of the README
+    python -m lab.measure_step --size llada-8b --batch 16 --dtype bfloat16 --device cuda
 
 Each variant runs in a process of its own, so that its peak is its own; on the CPU it is that of the resident memory, with
 freed memory given back at once (MALLOC_MMAP_THRESHOLD_), so that holes in the heap do not count. Not a test: it takes
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusion_lm import SIZES, DiffusionLM, LMConfig, diffusion_loss, noise, noise_levels
-from stage import lm_flops, measured_peak
+from training.stage import lm_flops, measured_peak
 
 CPU_SIZE = LMConfig(width=1024, n_layers=12, n_heads=16, ffn=3072)  # LLaDA's vocabulary and proportions
 

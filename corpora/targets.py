@@ -2,10 +2,10 @@
 
 Three ways were compared by the paper:
 
-    python targets.py prompts M.json --out prompts.jsonl                    for an external LLM: {"id", "prompt"} a line
-    python targets.py external M.json --answers answers.jsonl --out T.json  its answers: {"id", "answer"} a line
-    python targets.py self M.json --llm DIR --out T.json                    the diffusion LM answers by itself
-    python targets.py rewrite M.json --answers answers.jsonl --llm DIR --out T.json     it rewrites the external answer
+    python -m corpora.targets prompts M.json --out prompts.jsonl                    for an external LLM: {"id", "prompt"} a line
+    python -m corpora.targets external M.json --answers answers.jsonl --out T.json  its answers: {"id", "answer"} a line
+    python -m corpora.targets self M.json --llm DIR --out T.json                    the diffusion LM answers by itself
+    python -m corpora.targets rewrite M.json --answers answers.jsonl --llm DIR --out T.json     it rewrites the external answer
 
 T.json is M.json with `input` the question and `target` the answer. Answers that are empty, cut off, or repeat themselves
 are dropped, and so are items without one; it says how many of each.
@@ -21,11 +21,11 @@ import torch
 from tqdm import tqdm
 
 from data import ManifestError, load_manifest, write_manifest
-from text import TEXT_END, Tokenizer, decode_answer, load_tokenizer, text_prompt
+from checkpoints.tokenizer import TEXT_END, Tokenizer, decode_answer, load_tokenizer, text_prompt
 from diffa import Spliced
 from diffusion_lm import DiffusionLM
 from sampler import SamplerConfig, generate
-from weights import load_lm
+from checkpoints.weights import load_lm
 
 QUESTION = "What can you hear from the audio?"
 ASK = """Below is a description of an audio clip that you have just listened to. Answer the question as if you had heard it yourself, \

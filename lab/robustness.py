@@ -1,6 +1,6 @@
 """How much does it understand of a worse recording? The held-out clips with noise, at other speeds, by telephone.
 
-    python robustness.py --run runs/toy        writes runs/toy/ablations/robustness.json and prints a table
+    python -m lab.robustness --run runs/toy        writes runs/toy/ablations/robustness.json and prints a table
 
 Nothing is trained: stage 1 transcribes and stage 2 answers, by the threshold rule, what neither has met in training. A
 degradation is a pure function of a waveform (S,) at 16 kHz and a generator; the questions' answers stay those of the clean
@@ -21,13 +21,13 @@ import torchaudio.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from batches import StateCache
-from checkpoint_files import read_json, write_json
+from training.clips import StateCache
+from checkpoints.files import read_json, write_json
 from data import AudioError, ManifestError, load_manifest, read_audio, word_error_rate
 from diffa import DIFFA
 from encoder import SAMPLE_RATE
-from evaluate import THRESHOLD, answer, questions
-from findings import robustness_table
+from toy.evaluate import THRESHOLD, answer, questions
+from lab.findings import robustness_table
 
 TELEPHONE_RATE = 8000  # Hz
 MU_LAW_LEVELS = 256  # 8 bits, as ITU-T G.711 has them

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adapters import AcousticAdapter
-from batches import pick, read_padded
+from training.clips import pick, read_padded
 
 CLIPS = 256  # of the training clips, to measure the states on: some 40,000 frames of the toy's window for each tap
 AT_ONCE = 16  # clips through the encoder: all states of 16 clips of 30 s are 4 GB at large-v3

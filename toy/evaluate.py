@@ -1,9 +1,9 @@
 """How well does it hear? Word error rate, accuracy per question type, error against sampler steps; JSON and figures.
 
-    python evaluate.py --run runs/toy            writes runs/toy/report.json and figures beside it
-    python evaluate.py --run runs/toy --check    and fails when a promised figure is missed
-    python evaluate.py --summary RUN RUN ...     a table of finished runs: mean, and from the least to the greatest
-    python evaluate.py --run runs/toy/real --whisper DIR --llm runs/toy/llada --corpus runs/toy/corpus
+    python -m toy.evaluate --run runs/toy            writes runs/toy/report.json and figures beside it
+    python -m toy.evaluate --run runs/toy --check    and fails when a promised figure is missed
+    python -m toy.evaluate --summary RUN RUN ...     a table of finished runs: mean, and from the least to the greatest
+    python -m toy.evaluate --run runs/toy/real --whisper DIR --llm runs/toy/llada --corpus runs/toy/corpus
 
 RUN holds the adapters (stage1, stage2, and semantic if the control was trained), and their encoder, LM and test clips
 (whisper, llada, corpus). Options bring others in their place; report.json, which is written to RUN, says which.
@@ -20,15 +20,15 @@ import matplotlib
 import torch
 from tqdm import tqdm
 
-from autoregressive import greedy
-from grammar import ANSWER_LENGTH as G
-from grammar import CONTENT_KINDS, SLOTS, VOICE_KINDS
-from batches import StateCache
+from toy.autoregressive import greedy
+from toy.grammar import ANSWER_LENGTH as G
+from toy.grammar import CONTENT_KINDS, SLOTS, VOICE_KINDS
+from training.clips import StateCache
 from data import AudioError, ManifestError, load_manifest, word_error_rate
-from text import build_prompt, decode_answer
+from checkpoints.tokenizer import build_prompt, decode_answer
 from diffa import AUDIO_PARTS, DIFFA, DTYPES
 from sampler import SamplerConfig, generate
-from weights import read_json, write_json
+from checkpoints.weights import read_json, write_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -1,8 +1,8 @@
 """How fast is each way of sampling, and what does its speed cost? One process, the same weights, the same prompts.
 
-    python sampler.py --benchmark                     150m: random weights, a 30 s clip, CPU or GPU
-    python sampler.py --benchmark --size toy          the trained toy of `make demo`, with its word error rate
-    python sampler.py --benchmark --size llada-8b     LLaDA's shapes with random weights, on a GPU
+    python -m lab.benchmark                     150m: random weights, a 30 s clip, CPU or GPU
+    python -m lab.benchmark --size toy          the trained toy of `make demo`, with its word error rate
+    python -m lab.benchmark --size llada-8b     LLaDA's shapes with random weights, on a GPU
 
 The yardstick is `reference`, the published procedure written down plainly; the floor of what is possible is in roofline.py.
 
@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from batches import StateCache
+from training.clips import StateCache
 from data import load_manifest, word_error_rate
-from text import build_prompt, decode_answer
+from checkpoints.tokenizer import build_prompt, decode_answer
 from diffa import DIFFA, Spliced
 from diffusion_lm import SIZES, DiffusionLM, LMConfig
-from grammar import ANSWER_LENGTH
-from roofline import Machine, clock, floor, floor_of_answer, matrix_products, measure_machine, seconds_of
+from toy.grammar import ANSWER_LENGTH
+from lab.roofline import Machine, clock, floor, floor_of_answer, matrix_products, measure_machine, seconds_of
 from sampler import BUCKET, Generation, SamplerConfig, compiled_refine, generate, refine, shares
 
 RANDOM = {"150m": LMConfig(width=1024, n_layers=12, n_heads=16, ffn=3072), "llada-8b": SIZES["llada-8b"]}
@@ -248,7 +248,7 @@ def plot_sampling(race_one: Callable[[SamplerConfig], Row], length: int, path: P
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="sampler.py --benchmark", description="How fast is each way of sampling?")
+    parser = argparse.ArgumentParser(prog="python -m lab.benchmark", description="How fast is each way of sampling?")
     parser.add_argument("--size", default="150m", choices=["toy", *RANDOM])
     parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="of the toy: what `make demo` wrote")
     parser.add_argument("--clips", type=int, default=50, help="of the toy's test set")
@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
             lm, batch = random_lm(args.size, args.device, dtype)
             prompts = singles(batch)[:1]
     except ValueError as error:
-        raise SystemExit(f"sampler.py: {error}") from None
+        raise SystemExit(f"benchmark: {error}") from None
     c, machine = lm.config, measure_machine(args.device, dtype)
 
     def texts_of(row: Row) -> list[str]:

@@ -1,6 +1,6 @@
 """Loads and saves the four pieces of a DIFFA in the very formats of the Hugging Face hub, and builds them at random.
 
-A loader uses every tensor of a checkpoint exactly once (by the tables in `key_tables.py`), or drops it on purpose by a
+A loader uses every tensor of a checkpoint exactly once (by the tables in `checkpoints/key_tables.py`), or drops it on purpose by a
 listed prefix, or stops with the tensor, both shapes and the file. Models are built on the meta device, where they take no
 memory, and each tensor is then assigned: mapped from the file, or moved straight to the device, one at a time.
 
@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters import TAPS, AcousticAdapter, AdapterConfig, SemanticAdapter
-from checkpoint_files import (
+from checkpoints.files import (
     WeightsError, named_tensors, read_checkpoint, read_json, read_shards, read_tensors, require, save_tensors, unpickle, write_json,
 )  # fmt: skip
 from diffusion_lm import SIZES as LM_SIZES
 from diffusion_lm import DiffusionLM, LMConfig
 from encoder import EncoderConfig, WhisperEncoder, sinusoids
 from encoder import SIZES as ENCODER_SIZES
-from key_tables import (
+from checkpoints.key_tables import (
     ACOUSTIC_KEYS, ADAPTERS_DROPPED, LM_FAMILIES, LM_TABLES, OPENAI_CONFIG, OPENAI_DROPPED, OPENAI_KEYS, PROMPT_KEYS, SEMANTIC_KEYS,
     WHISPER_CONFIG, WHISPER_DROPPED, WHISPER_FIXED, WHISPER_KEYS, Unfilled, assign, fill, named, our_fields, their_name,
 )  # fmt: skip

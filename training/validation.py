@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from autoregressive import greedy
-from batches import StateCache, needed_states
-from text import build_prompt, decode_answer
+from toy.autoregressive import greedy
+from training.clips import StateCache, needed_states
+from checkpoints.tokenizer import build_prompt, decode_answer
 from diffusion_lm import diffusion_loss, next_token_loss, noise
 from sampler import SamplerConfig, generate
 

@@ -14,8 +14,8 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-import grammar
-from text import HEADER, HEADER_END, MASK, START, TEXT_END, TURN_END, Prompt, SentencePieceTokenizer, build_prompt
+from toy import grammar
+from checkpoints.tokenizer import HEADER, HEADER_END, MASK, START, TEXT_END, TURN_END, Prompt, SentencePieceTokenizer, build_prompt
 from diffusion_lm import DiffusionLM
 
 OTHERS = 3  # words that have a share in another's embedding; below 0.75 in all, its own share stays the largest

@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from grammar import ANSWER_LENGTH, CONTENT_KINDS, SLOTS, VOICE_KINDS
+from toy.grammar import ANSWER_LENGTH, CONTENT_KINDS, SLOTS, VOICE_KINDS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -264,7 +264,7 @@ def write_report(out: Path, results: dict, seeds: list[int], command: str, devic
         f"{targets['differ']} of {targets['items']} differ from the templates'; {targets['unusable']} are empty or too long and left out.",
         target_table(targets),
         "## Worse recordings",
-        "`python robustness.py`: the demo's stage 1 (word errors) and stage 2, by threshold 0.9. Noise is white, its level against the whole clip. "
+        "`python -m lab.robustness`: the demo's stage 1 (word errors) and stage 2, by threshold 0.9. Noise is white, its level against the whole clip. "
         "Speed is changed by resampling, so that the pitch moves along. Telephone: 8 kHz, mu-law, 8 bits. The right answer stays the clean clip's.",
         robustness_table(robust),
     ]  # fmt: skip

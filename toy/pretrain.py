@@ -8,8 +8,8 @@ words, then the sentence, half of the time stretched as speech is (words repeate
 finds copying by far the fastest; the same weights then go on as masked diffusion. The next-token model is kept beside it
 (the twin of the paper's backbone ablation is trained for longer, by autoregressive.py).
 
-    python pretrain.py --corpus runs/toy/corpus --out runs/toy            both; on a CPU side by side
-    python pretrain.py lm --out runs/toy                                  one of them
+    python -m toy.pretrain --corpus runs/toy/corpus --out runs/toy            both; on a CPU side by side
+    python -m toy.pretrain lm --out runs/toy                                  one of them
 
 Shapes: B batch, T encoder frames, M mels, W words, G answer tokens.
 """
@@ -30,20 +30,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import grammar
-import weights
-from batches import pick
+from toy import grammar
+from checkpoints import weights
+from training.clips import pick
 from data import AudioError, ManifestError, load_manifest, pad_waveforms, read_audio, word_error_rate
-from text import MASK, TEXT_END, Prompt, decode_answer, encode_answers
+from checkpoints.tokenizer import MASK, TEXT_END, Prompt, decode_answer, encode_answers
 from diffa import Spliced
 from diffusion_lm import SIZES as LM_SIZES
 from diffusion_lm import DiffusionLM, LMConfig, diffusion_loss, next_token_loss, noise, noise_levels
 from encoder import CONV_STRIDE, HOP, SAMPLE_RATE, WhisperEncoder, encoder_frames, log_mel
 from encoder import SIZES as ENCODER_SIZES
-from grammar import ANSWER_LENGTH as G
-from heard_text import GAP, Prompts, as_heard, draw_item, pad_prompts, train_tokenizer
+from toy.grammar import ANSWER_LENGTH as G
+from toy.imitation import GAP, Prompts, as_heard, draw_item, pad_prompts, train_tokenizer
 from sampler import Generation, SamplerConfig, generate
-from trainer import TrainConfig, fit
+from training.loop import TrainConfig, fit
 
 ENCODER = TrainConfig(steps=800, batch=32, lr=4e-3, warmup=60, optimizer="muon")
 NEXT_TOKEN = TrainConfig(steps=500, batch=32, lr=2e-3, warmup=50, optimizer="muon")

@@ -2,7 +2,7 @@
 
 It speaks them in many voices, accents, speeds and pitches. Training and test share neither a sentence nor a voice.
 
-    python corpora.py toy --out runs/toy/corpus --seed 0 --train 6000 --test 400
+    python -m corpora.manifests toy --out runs/toy/corpus --seed 0 --train 6000 --test 400
 
 writes OUT/audio/{train,test}/*.wav (16 kHz) and four manifests, JSON lists with one item a line: asr_{train,test}.json
 (transcribe the clip) and instruct_{train,test}.json (answer a question about it).
@@ -30,7 +30,7 @@ import torchaudio
 from tqdm import tqdm
 
 from data import write_manifest
-from grammar import (
+from toy.grammar import (
     ACCENTS, PITCHES, SPEEDS, TEMPLATES, TRANSCRIBE, instructions, random_attributes, random_sentence, seed_transcript,
     training_kinds,
 )  # fmt: skip

@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-import ranks
+from training import processes as ranks
 from data import AudioError, pad_waveforms, read_audio
 from encoder import SAMPLE_RATE, encoder_frames
-from trainer import Work
+from training.loop import Work
 
 POOL = 50  # batches that are sorted by length together
 

@@ -1,9 +1,9 @@
 """The paper's exams (section 4): MMSU, MMAU test-mini and VoiceBench, from their published files to a score.
 
-    python exams.py mmsu MMSU.jsonl --audio DIR --out runs/exams/mmsu.jsonl             --whisper, --llm, --adapters as in sampler.py
-    python exams.py mmau mmau-test-mini.json --audio DIR --out runs/exams/mmau.json
-    python exams.py voicebench advbench.jsonl --subset advbench --audio DIR --out runs/exams/advbench.jsonl
-    python exams.py score mmsu runs/exams/mmsu.jsonl                                    a file of predictions alone, no model
+    python -m evaluation.exams mmsu MMSU.jsonl --audio DIR --out runs/exams/mmsu.jsonl             --whisper, --llm, --adapters as in sampler.py
+    python -m evaluation.exams mmau mmau-test-mini.json --audio DIR --out runs/exams/mmau.json
+    python -m evaluation.exams voicebench advbench.jsonl --subset advbench --audio DIR --out runs/exams/advbench.jsonl
+    python -m evaluation.exams score mmsu runs/exams/mmsu.jsonl                                    a file of predictions alone, no model
 
 OUT holds the exam's own items, each with the model's reply, as the exam's own scorer reads them. Every reply is written
 as it comes: the same command goes on where it was stopped, and ends with the same file. Beside it: OUT.made_by, which
@@ -29,12 +29,12 @@ import torch
 from tqdm import tqdm
 
 from data import AudioError, pad_waveforms, read_audio
-from text import build_prompt, decode_answer
-from checkpoint_files import read_json, write_json
+from checkpoints.tokenizer import build_prompt, decode_answer
+from checkpoints.files import read_json, write_json
 from encoder import SAMPLE_RATE
 from diffa import DIFFA, add_model_arguments, model_options
 from sampler import SamplerConfig, generate
-from scoring import LETTERS, answer_letter, choice_letter, is_refusal, words_match
+from evaluation.scoring import LETTERS, answer_letter, choice_letter, is_refusal, words_match
 
 
 class ExamError(ValueError):

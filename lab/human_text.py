@@ -4,7 +4,7 @@ A sentence is a training prompt, or made of runs of words out of the training pr
 by one, so that every word stands in every company. The sentences of the test are never drawn. The LM is trained as pretrain.py
 trains the toy's: words stand in the place of sound, and it learns to write them down.
 
-    python human.py lm --run runs/human
+    python -m lab.human lm --run runs/human
 
 Shapes: B batch, P prompt positions, D LM width, G answer tokens.
 """
@@ -22,13 +22,13 @@ from torch import Tensor
 
 from data import word_error_rate
 from diffusion_lm import SIZES, DiffusionLM, diffusion_loss, next_token_loss, noise, noise_levels
-from grammar import ANSWER_LENGTH as G
-from grammar import TRANSCRIBE
-from heard_text import GAP, Prompts, as_heard, pad_prompts, tokenizer_of_lines, words_as_sound
-from pretrain import AIM, LM_T_MIN, ask_text, new_lm, phases
-from text import MASK, TEXT_END, Prompt, Tokenizer, build_prompt, encode_answers
-from trainer import TrainConfig, fit
-from weights import save_llada
+from toy.grammar import ANSWER_LENGTH as G
+from toy.grammar import TRANSCRIBE
+from toy.imitation import GAP, Prompts, as_heard, pad_prompts, tokenizer_of_lines, words_as_sound
+from toy.pretrain import AIM, LM_T_MIN, ask_text, new_lm, phases
+from checkpoints.tokenizer import MASK, TEXT_END, Prompt, Tokenizer, build_prompt, encode_answers
+from training.loop import TrainConfig, fit
+from checkpoints.weights import save_llada
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 WHOLE_SHARE = 0.15  # how often a sentence is a training prompt
