@@ -1,10 +1,12 @@
-"""Hidden states of the encoder -> audio embeddings that a language model can read. These two are all that DIFFA trains.
+"""Hidden states of the encoder -> audio embeddings that a language model can read.
 
-The *semantic* adapter (paper, section 3.1) squeezes the last hidden state four-fold in time by convolutions: what is
-said, 12.5 embeddings a second. The *acoustic* adapter lets learned queries look at several earlier hidden states through
-one small Q-Former (BLIP-2, arXiv 2301.12597; the per-layer queries follow DeSTA2): how it sounds, 64 embeddings a clip.
+These two adapters are all that DIFFA trains (figure 2). The *semantic* adapter squeezes the last
+hidden state four-fold in time by convolutions: what is said, 12.5 embeddings a second. In the
+*acoustic* adapter, learned queries attend to several hidden states through one small Q-Former
+(BLIP-2, arXiv 2301.12597): how it sounds, 64 embeddings a clip.
 
-Shapes: B batch, T encoder frames, A audio embeddings, Q queries, K tapped layers, D_w encoder width, D_l LM width, H heads.
+Shapes: B batch, T encoder frames, A audio embeddings, Q queries, K tapped layers, D_w encoder
+width, D_l LM width, H heads.
 """
 
 from dataclasses import dataclass
@@ -13,24 +15,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SQUEEZE = 4  # encoder frames in a semantic embedding (stride of the second convolution)
+SQUEEZE = 4  # encoder frames in a semantic embedding: the stride of the second convolution
 
-# Tapped hidden states by the encoder's depth, which tells the Whispers apart better than a path's name does. Quirk of the
-# release, kept since its weights were trained so: the indices count the list [what enters block 1, block 1, ..., block N],
-# so 11 of 12 is not the last block.
+# Tapped hidden states, by the encoder's depth. Words are easiest to read off the last state; what
+# does not matter for words (who speaks, which accent, which mood) is clearer in earlier ones, so
+# the acoustic adapter taps states of every height. Quirk of the release: the indices count the list
+# [what enters block 1, what leaves block 1, ..., block N], so 11 of 12 is not the last block.
 TAPS = {
-    3: (0, 1, 2),  # our toy; ours, tiny's pattern
-    4: (0, 1, 2, 3),  # tiny, tiny.en: DIFFA's released code
-    6: (1, 3, 5),  # base, base.en: ours, spaced as small's are; the release names none
-    12: (2, 5, 8, 11),  # small, small.en: DIFFA's released code; the paper's and the released weights' encoder
-    24: (5, 11, 17, 23),  # medium, medium.en: DIFFA's released code
-    32: (3, 7, 11, 15, 19, 23, 27, 31),  # large-v3: DIFFA's released code; large, large-v2 and large-v3-turbo: the same by depth, ours
+    3: (0, 1, 2),  # the toy: ours, as tiny's
+    4: (0, 1, 2, 3),  # tiny: the release
+    6: (1, 3, 5),  # base: ours, spaced as small's
+    12: (2, 5, 8, 11),  # small: the release; the paper's encoder
+    24: (5, 11, 17, 23),  # medium: the release
+    32: (3, 7, 11, 15, 19, 23, 27, 31),  # large-v3: the release; ours for other large ones
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """Shapes of both adapters and the stage-1 prompts. Defaults are the paper's, for Whisper small and LLaDA-8B."""
+    """Shapes of both adapters and the stage-1 prompts.
+
+    Defaults are the paper's, for Whisper small and LLaDA-8B. Raises ValueError: a width that does
+    not divide into the Q-Former's heads.
+    """
 
     encoder_width: int = 768
     lm_width: int = 4096
@@ -44,7 +51,9 @@ class AdapterConfig:
 
     def __post_init__(self):
         if self.encoder_width % self.n_heads:
-            raise ValueError(f"width {self.encoder_width} does not divide into the Q-Former's {self.n_heads} heads")
+            raise ValueError(
+                f"width {self.encoder_width} does not divide into {self.n_heads} Q-Former heads"
+            )
 
 
 class SemanticAdapter(nn.Module):
@@ -64,19 +73,29 @@ class SemanticAdapter(nn.Module):
 
         Args:
             state: (B, T, D_w) the encoder's last hidden state.
-            frames: (B,) real encoder frames of each clip; states after them are not looked at.
+            frames: (B,) real encoder frames of each clip; states after them are not read.
         Returns:
-            embeddings (B, A, D_l) and mask (B, A), true where an embedding is real. A is the longest clip's number.
+            embeddings (B, A, D_l) and mask (B, A), true where an embedding is real. A is the
+            longest clip's number.
         """
-        lengths = frames // SQUEEZE  # whole groups of 4 frames; what is left over is cut
+        # Whole groups of 4 frames; what is left over is cut, as in the release.
+        lengths = frames // SQUEEZE  # (B,)
         A = max(int(lengths.max()), 1)
         x = state[:, : A * SQUEEZE]  # (B, 4 A, D_w)
-        # A clip's own zeros, not its neighbour's padding, lie beyond its end: convolutions see what they would see alone.
-        real = torch.arange(x.shape[1], device=x.device)[None] < (lengths * SQUEEZE)[:, None]  # (B, 4 A)
-        x = (x * real[..., None]).transpose(1, 2)  # (B, D_w, 4 A)
-        x = F.gelu(self.conv1(x)) * real[:, None]
+
+        # Beyond a clip's end lie zeros, whatever its neighbours are: the convolutions compute what
+        # they would compute for the clip alone.
+        position = torch.arange(x.shape[1], device=x.device)
+        is_real = position[None] < (lengths * SQUEEZE)[:, None]  # (B, 4 A)
+        x = (x * is_real[..., None]).transpose(1, 2)  # (B, D_w, 4 A)
+
+        # Two convolutions; the second one squeezes time.
+        x = F.gelu(self.conv1(x)) * is_real[:, None]
         x = self.conv2(x).transpose(1, 2)  # (B, A, 4 D_w)
-        x = F.relu(self.linear2(F.relu(self.linear1(x))))
+
+        # Two linear layers into the LM's width.
+        x = F.relu(self.linear1(x))  # (B, A, D_w)
+        x = F.relu(self.linear2(x))  # (B, A, D_l)
         mask = torch.arange(A, device=x.device)[None] < lengths[:, None]  # (B, A)
         return self.norm(x), mask
 
@@ -87,27 +106,32 @@ class BertAttention(nn.Module):
     def __init__(self, config: AdapterConfig):
         super().__init__()
         width = config.encoder_width
-        self.n_heads, self.p = config.n_heads, config.dropout
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.n_heads = config.n_heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
-        """x (B, Q, D_w) looks at source (B, T, D_w); returns (B, Q, D_w)."""
+        """x (B, Q, D_w) attends to source (B, T, D_w); returns (B, Q, D_w)."""
         B, Q, D = x.shape
 
-        def heads(y: Tensor) -> Tensor:
-            return y.view(B, -1, self.n_heads, D // self.n_heads).transpose(1, 2)  # (B, H, T or Q, D / H)
+        def split_heads(y: Tensor) -> Tensor:
+            return y.view(B, -1, self.n_heads, D // self.n_heads).transpose(1, 2)
 
-        mixed = F.scaled_dot_product_attention(
-            heads(self.query(x)), heads(self.key(source)), heads(self.value(source)), dropout_p=self.p if self.training else 0.0
-        )
+        q = split_heads(self.query(x))  # (B, H, Q, D_w / H)
+        k = split_heads(self.key(source))  # (B, H, T, D_w / H)
+        v = split_heads(self.value(source))
+        dropout = self.dropout.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # (B, H, Q, D_w / H)
         mixed = mixed.transpose(1, 2).reshape(B, Q, D)
         return self.norm(x + self.dropout(self.out(mixed)))
 
 
 class QFormerBlock(nn.Module):
-    """Queries look at each other, then at the encoder's states, then pass a feed-forward layer."""
+    """Queries attend to each other, then to the states, then pass a feed-forward layer."""
 
     def __init__(self, config: AdapterConfig):
         super().__init__()
@@ -119,20 +143,24 @@ class QFormerBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, queries: Tensor, state: Tensor) -> Tensor:
-        queries = self.self_attn(queries, queries)  # (B, Q, D_w)
+        """queries (B, Q, D_w), state (B, T, D_w) -> (B, Q, D_w)."""
+        queries = self.self_attn(queries, queries)
         queries = self.cross_attn(queries, state)
-        return self.norm(queries + self.dropout(self.ffn_out(F.gelu(self.ffn_in(queries)))))
+        fed = self.ffn_out(F.gelu(self.ffn_in(queries)))
+        return self.norm(queries + self.dropout(fed))
 
 
 class AcousticAdapter(nn.Module):
-    """K hidden states (B, T, D_w) -> (B, Q, D_l): one Q-Former, own queries for each tapped layer, learned mixture."""
+    """K hidden states (B, T, D_w) -> (B, Q, D_l): one Q-Former, own queries for each state."""
 
     def __init__(self, config: AdapterConfig):
         super().__init__()
         self.taps = config.taps
-        K, Q, D_w = len(config.taps), config.n_queries, config.encoder_width
-        self.queries = nn.ParameterList(nn.Parameter(torch.randn(1, Q, D_w)) for _ in range(K))
-        self.layer_weights = nn.Parameter(torch.zeros(Q, K))
+        D_w = config.encoder_width
+        self.queries = nn.ParameterList(
+            nn.Parameter(torch.randn(1, config.n_queries, D_w)) for _ in config.taps
+        )
+        self.layer_weights = nn.Parameter(torch.zeros(config.n_queries, len(config.taps)))
         self.blocks = nn.ModuleList(QFormerBlock(config) for _ in range(config.qformer_layers))
         self.norm = nn.LayerNorm(D_w)
         self.proj = nn.Linear(D_w, config.lm_width)
@@ -143,15 +171,18 @@ class AcousticAdapter(nn.Module):
         Args:
             states: all hidden states of the encoder, n_layers + 1 tensors (B, T, D_w).
         Returns:
-            (B, Q, D_l). Quirk of the release, kept since its weights were trained so: the tapped states are not cut to
-            the clip's real length, so the silence that fills the context is looked at too.
+            (B, Q, D_l). Quirk of the release, which its weights need: the tapped states are not cut
+            to the clip's real length, so the silence after it is attended to as well.
         """
+        # The same Q-Former reads each tapped state with queries of its own.
         outputs = []
-        for queries, tap in zip(self.queries, self.taps):
+        for queries, tap in zip(self.queries, self.taps, strict=True):
             x = queries.expand(len(states[tap]), -1, -1)  # (B, Q, D_w)
             for block in self.blocks:
                 x = block(x, states[tap])
             outputs.append(x)
+
+        # Each query mixes its K outputs by learned weights.
         weights = self.layer_weights.softmax(dim=-1)  # (Q, K)
         mixed = torch.einsum("kbqd,qk->bqd", torch.stack(outputs), weights)  # (B, Q, D_w)
         return self.proj(self.norm(mixed))

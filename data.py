@@ -1,36 +1,52 @@
-"""Audio files, manifests and batches of clips.
+"""Audio files, manifests, the one prompt builder, and answers as token ids.
 
-A manifest is a JSON list with one object an item: `audio_id, audio_filepath, input` (the instruction), `transcription,
-target, dataset, duration` (seconds), `seed_transcript`; the format of the DIFFA release.
+A manifest is a JSON list with one object an item, in the format of the DIFFA release: `audio_id`,
+`audio_filepath`, `input` (the instruction), `transcription`, `target` (stage 2's answer),
+`dataset`, `duration` (seconds), `seed_transcript` (one line with all that is known of the clip).
 
-Shapes: S samples.
+Shapes: B batch, S samples, P prompt positions, G answer tokens.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile
 import torch
+import torch.nn.functional as F
 import torchaudio
 from torch import Tensor
 
 from encoder import SAMPLE_RATE
 
 MANIFEST_FIELDS = (
-    "audio_id", "audio_filepath", "input", "transcription", "target", "dataset", "duration", "seed_transcript",
-)  # fmt: skip
+    "audio_id",
+    "audio_filepath",
+    "input",
+    "transcription",
+    "target",
+    "dataset",
+    "duration",
+    "seed_transcript",
+)
+SYSTEM = "You are a helpful voice assistant."
+TRANSCRIBE = "Please transcribe the speech."  # stage 1's instruction, where a corpus brings none
+TEXT_END = "<|endoftext|>"  # ends an answer and pads it, in every family of LMs
 
 
 class AudioError(ValueError):
-    """A sound file that cannot be listened to; the message names it."""
+    """An audio file that cannot be used; the message names it."""
 
 
 class ManifestError(ValueError):
     """A manifest that cannot be used; the message lists every bad item."""
 
 
+# Audio
+
+
 def read_audio(path: str | Path) -> Tensor:
-    """Any WAV, FLAC, OGG or MP3 file as mono float samples (S,) in [-1, 1] at 16 kHz.
+    """A WAV, FLAC, OGG or MP3 file as mono float samples (S,) in [-1, 1] at 16 kHz.
 
     Raises AudioError: the file is absent, not audio, empty, silent, or holds NaN.
     """
@@ -42,82 +58,173 @@ def read_audio(path: str | Path) -> Tensor:
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise AudioError(f"{path}: cannot be read as WAV, FLAC, OGG or MP3 ({error})") from error
     waveform = torch.from_numpy(samples.mean(axis=1))  # (S,)
+
+    # What Whisper would turn into noise or NaN is refused.
     if len(waveform) == 0:
         raise AudioError(f"{path}: holds no samples")
     if not torch.isfinite(waveform).all():
         raise AudioError(f"{path}: holds NaN or infinite samples")
     if not waveform.any():
         raise AudioError(f"{path}: holds only silence (every sample is 0)")
+
     if rate != SAMPLE_RATE:
         waveform = torchaudio.functional.resample(waveform, rate, SAMPLE_RATE)
     return waveform
 
 
-def pad_waveforms(waveforms: list[Tensor], n_samples: int, names: list[str], cut: bool = False) -> tuple[Tensor, Tensor]:
-    """Clips side by side, each padded with zeros to the encoder's context.
+def pad_waveforms(
+    waveforms: list[Tensor], n_samples: int, names: list[str], cut: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Clips as one batch, each padded with zeros to the encoder's context.
 
     Args:
-        waveforms: clips (S,). names: what to call them in errors. n_samples: the context. cut: shorten longer clips.
+        waveforms: clips (S,). n_samples: the context. names: of the clips, for errors.
+        cut: shorten longer clips instead of refusing them.
     Returns:
         (B, n_samples) and the real numbers of samples (B,).
     Raises:
-        AudioError: a clip longer than the context when cut is false.
+        AudioError: a clip is longer than the context, and cut is false.
     """
     batch = torch.zeros(len(waveforms), n_samples)
-    for row, waveform, name in zip(batch, waveforms, names):
+    for row, waveform, name in zip(batch, waveforms, names, strict=True):
         if len(waveform) > n_samples and not cut:
             raise AudioError(
-                f"{name}: {len(waveform) / SAMPLE_RATE:.1f} s is longer than the encoder's context of "
-                f"{n_samples / SAMPLE_RATE:.1f} s; shorten it, or pass --cut to hear its beginning only"
+                f"{name}: {len(waveform) / SAMPLE_RATE:.1f} s is longer than the encoder's context "
+                f"of {n_samples / SAMPLE_RATE:.1f} s; shorten it, or pass --cut to keep its start"
             )
         row[: len(waveform)] = waveform[:n_samples]
-    return batch, torch.tensor([min(len(w), n_samples) for w in waveforms])
+    return batch, torch.tensor([min(len(waveform), n_samples) for waveform in waveforms])
 
 
-def word_error_rate(said: list[str], meant: list[str]) -> float:
-    """Substituted, missing and extra words in 100 words meant."""
-    errors = sum(torchaudio.functional.edit_distance(m.split(), s.split()) for s, m in zip(said, meant))
-    return 100 * errors / sum(len(m.split()) for m in meant)
+# Manifests
+
+
+def item_problem(item: object, folder: Path) -> str:
+    """What is wrong with one item of a manifest in `folder`, or ""."""
+    if not isinstance(item, dict):
+        return "not an object"
+    absent = [field for field in MANIFEST_FIELDS if field not in item]
+    if absent:
+        return f"lacks {', '.join(absent)}"
+    if not isinstance(item["audio_filepath"], str):
+        return "audio_filepath is not text"
+    file = folder / item["audio_filepath"]
+    return "" if file.is_file() else f"no such file {file}"
 
 
 def load_manifest(path: str | Path) -> list[dict]:
-    """Items of a manifest, `audio_filepath` made absolute (it is relative to the manifest's folder).
+    """Items of a manifest; `audio_filepath`, relative to the manifest's folder, is made absolute.
 
-    Raises ManifestError: not a JSON list, empty, or items with missing fields or files, all of them listed at once.
+    Raises ManifestError: not a JSON list, empty, or items without a field or file (all listed).
     """
     path = Path(path).absolute()
     if not path.is_file():
-        raise ManifestError(f"{path}: no such manifest; `make demo` makes the toy's, corpora.py others")
+        advice = "`make demo` makes the toy's, python -m corpora.manifests others"
+        raise ManifestError(f"{path}: no such manifest; {advice}")
     try:
         items = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(items, list) or not items:
         raise ManifestError(f"{path}: not a JSON list with at least one item")
-    problems, good = [], []
+
+    # All bad items are reported at once, before long work starts.
+    lines = []
     for i, item in enumerate(items):
-        if not isinstance(item, dict):
-            problems.append(f"item {i}: not an object")
-            continue
-        name = f"item {i} ({item.get('audio_id', 'no audio_id')})"
-        absent = [field for field in MANIFEST_FIELDS if field not in item]
-        if absent:
-            problems.append(f"{name}: lacks {', '.join(absent)}")
-            continue
-        if not isinstance(item["audio_filepath"], str):
-            problems.append(f"{name}: audio_filepath is not text")
-            continue
-        file = path.parent / item["audio_filepath"]
-        if not file.is_file():
-            problems.append(f"{name}: no such file {file}")
-        good.append(item | {"audio_filepath": str(file)})
-    if problems:
-        raise ManifestError(f"{path}: {len(problems)} bad items\n  " + "\n  ".join(problems))
-    return good
+        problem = item_problem(item, path.parent)
+        if problem:
+            name = f" ({item.get('audio_id', 'no audio_id')})" if isinstance(item, dict) else ""
+            lines.append(f"item {i}{name}: {problem}")
+    if lines:
+        raise ManifestError(f"{path}: {len(lines)} bad items\n  " + "\n  ".join(lines))
+
+    return [item | {"audio_filepath": str(path.parent / item["audio_filepath"])} for item in items]
 
 
-def write_manifest(path: Path, items: list[dict]) -> None:
-    """Write a manifest, one item a line. The file appears whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("[\n" + ",\n".join(json.dumps(item, separators=(",", ":")) for item in items) + "\n]\n")
-    temporary.replace(path)
+# Prompts
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of a prompt on both sides of the place where the audio goes."""
+
+    before: list[int]
+    after: list[int]
+
+
+def build_prompt(tokenizer, instruction: str) -> Prompt:
+    """The prompt of DIFFA, the same in training and inference, in the chat format of its LM.
+
+    With LLaDA's format (a header, two newlines, the text and `<|eot_id|>` for each turn):
+
+        <|startoftext|> system: You are a helpful voice assistant.
+        user: This is the audio:[audio embeddings] <audio>. INSTRUCTION
+        assistant:
+
+    Each half is encoded by itself, as in the release: no token may join the text on both sides of
+    the audio. The literal " <audio>. " after the embeddings is a quirk of the release that its
+    weights expect. The assistant's header belongs to the prompt; the release noised and scored it
+    as part of the answer in training, but not in inference.
+
+    tokenizer: with the `chat` format of its LM (checkpoints/tokenizer.py).
+    """
+    chat = tokenizer.chat
+    opening, closing = chat.turn.split("{text}")
+    system_turn = chat.turn.format(role="system", text=SYSTEM)
+    before = f"{chat.start}{system_turn}{opening.format(role='user')}This is the audio:"
+    after = f" <audio>. {instruction}{closing}{chat.answer}"
+    return Prompt(tokenizer.encode(before), tokenizer.encode(after))
+
+
+def build_text_prompt(tokenizer, text: str) -> Prompt:
+    """A user's turn of text without audio, up to where the assistant begins; `after` is empty."""
+    chat = tokenizer.chat
+    system_turn = chat.turn.format(role="system", text=SYSTEM)
+    user_turn = chat.turn.format(role="user", text=text)
+    return Prompt(tokenizer.encode(f"{chat.start}{system_turn}{user_turn}{chat.answer}"), [])
+
+
+def left_pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows (P_i, ...) as one batch (B, P, ...), zeros on the left, and its mask (B, P).
+
+    Padded on the left, the ends of all prompts line up, and answers follow at one position.
+    """
+    P = max(len(row) for row in rows)
+    padded = []
+    for row in rows:
+        other_dimensions = (0, 0) * (row.ndim - 1)
+        padded.append(F.pad(row, (*other_dimensions, P - len(row), 0)))  # (P, ...)
+
+    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)  # (B,)
+    mask = torch.arange(P, device=rows[0].device) >= P - lengths[:, None]  # (B, P)
+    return torch.stack(padded), mask
+
+
+# Answers
+
+
+def encode_answers(tokenizer, answers: list[str], length: int) -> Tensor:
+    """Answers as ids (B, length), padded with end tokens.
+
+    The end tokens are noised and scored like words: predicting them is how the LM learns where to
+    stop (LLaDA, appendix B.1).
+
+    Raises ValueError: an answer leaves no room for its end; the message names it.
+    """
+    end = tokenizer.id(TEXT_END)
+    rows = []
+    for answer in answers:
+        ids = tokenizer.encode(answer)
+        if len(ids) >= length:
+            raise ValueError(
+                f"answer of {len(ids)} tokens does not fit {length} with its end: {answer[:60]!r}"
+            )
+        rows.append(ids + [end] * (length - len(ids)))
+    return torch.tensor(rows)
+
+
+def decode_answer(tokenizer, ids: list[int]) -> str:
+    """Text of generated ids up to the first end of turn or of text."""
+    ends = {tokenizer.id(TEXT_END), tokenizer.id(tokenizer.chat.turn_end)}
+    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    return tokenizer.decode(list(ids[:stop])).strip()

@@ -1,10 +1,12 @@
-"""A masked-diffusion language model: a transformer that looks both ways, its noise, and its loss.
+"""A masked-diffusion language model: a bidirectional transformer, its noise and its loss.
 
-LLaDA (Nie et al. 2025, arXiv 2502.09992) is a Llama without the causal mask. Noise replaces each answer token by [MASK]
-with probability t; the model learns to put back what was there, and generates by starting from masks alone.
+LLaDA (Nie et al. 2025, arXiv 2502.09992) is a Llama without the causal mask. The forward process
+replaces each answer token by [MASK] with probability t. The model learns to predict what was there,
+and generates by starting from masks alone (sampler.py).
 
-Shapes: B batch, L positions (prompt and answer), M of them that pass through, N of those that are wanted at the end,
-G answer tokens, D width, H heads, K key-value heads, C head width, V vocabulary.
+Shapes: B batch, L positions (prompt and answer), M positions that pass through the blocks (all L,
+or the few that a cache does not hold), N output rows, G answer tokens, n masked tokens, D width,
+H heads, K key-value heads, C head width, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -14,16 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-KeyValues = list[tuple[Tensor, Tensor]]  # of each block the keys, stored rotated, and the values: (B, K, L, C) each
-LOGITS_AT_ONCE = 1 << 24  # most logits that a loss makes at a time: 67 MB in float32
-FEW_ROWS, LARGE = 64, 1 << 19  # up to so many positions, with weights of so many numbers, a CPU multiplies as `linear` says
-STRIPE = 2048  # rows of a weight at a time there; as fast from 512 to 8192
-T_MIN = 1e-3  # noise levels are floored here, where the weight 1/t of the loss would run away
+# Keys (stored rotated) and values of each block: two tensors (B, K, L, C) a block.
+KeyValues = list[tuple[Tensor, Tensor]]
+
+T_MIN = 1e-3  # noise levels are floored here, where the weight 1/t of the loss would explode
+LOGITS_AT_ONCE = 1 << 24  # most logits that the loss holds at a time: 67 MB in float32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LMConfig:
-    """Shapes of the transformer. Defaults are LLaDA-8B's."""
+    """Shapes of the transformer. Defaults are LLaDA-8B's.
+
+    Raises ValueError: heads that do not divide the width, or groups that do not divide the heads.
+    """
 
     width: int = 4096
     n_layers: int = 32
@@ -35,35 +40,52 @@ class LMConfig:
     norm_eps: float = 1e-5
     mask_id: int = 126_336
     end_id: int = 126_081  # <|endoftext|>: ends an answer and pads it
-    n_kv_heads: int | None = None  # fewer than n_heads: groups of queries share keys and values; None: n_heads
+    n_kv_heads: int | None = None  # fewer than n_heads: groups of queries share keys and values
     head_dim: int | None = None  # None: width / n_heads
-    qk_norm: bool = False  # an RMSNorm on the query and key of each head (Qwen3)
+    qk_norm: bool = False  # an RMSNorm on each head's query and key, as in Qwen3
     tied: bool = False  # the unembedding is the embedding table
-    family: str = "llada"  # or "qwen3": whose names the files use, and whose chat format its prompts
-    causal: bool = False  # true for the autoregressive twin of the paper's backbone ablation, never for LLaDA
+    family: str = "llada"  # or "qwen3": decides the names in files and the chat format
 
     def __post_init__(self):
         if self.head_dim is None and self.width % self.n_heads:
             raise ValueError(f"width {self.width} does not divide into {self.n_heads} heads")
+
         object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
         object.__setattr__(self, "head_dim", self.head_dim or self.width // self.n_heads)
+
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"{self.n_heads} heads do not divide into {self.n_kv_heads} groups")
 
 
 SIZES = {
     "llada-8b": LMConfig(),
+    "llada-1.5": LMConfig(),
     "qwen3-0.6b": LMConfig(
-        width=1024, n_layers=28, n_heads=16, n_kv_heads=8, head_dim=128, qk_norm=True, ffn=3072, vocab=151_936,
-        max_length=40_960, rope_theta=1e6, norm_eps=1e-6, mask_id=151_669, end_id=151_643, tied=True, family="qwen3",
+        width=1024,
+        n_layers=28,
+        n_heads=16,
+        n_kv_heads=8,
+        head_dim=128,
+        qk_norm=True,
+        ffn=3072,
+        vocab=151_936,
+        max_length=40_960,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        mask_id=151_669,
+        end_id=151_643,
+        tied=True,
+        family="qwen3",
     ),
-    "toy": LMConfig(width=128, n_layers=4, n_heads=4, ffn=352, vocab=0, max_length=256, mask_id=-1, end_id=-1),
-}  # the toy's vocabulary and special ids come from its tokenizer (pretrain.py)
-SIZES["llada-1.5"] = SIZES["llada-8b"]
+    # The toy's vocabulary and special ids come from its tokenizer (toy/pretrain_lm.py).
+    "toy": LMConfig(
+        width=128, n_layers=4, n_heads=4, ffn=352, vocab=0, max_length=256, mask_id=-1, end_id=-1
+    ),
+}
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the root mean square taken in float32 (arXiv 1910.07467)."""
+    """x / rms(x) * weight, with the root mean square in float32 (arXiv 1910.07467)."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -78,9 +100,12 @@ class RMSNorm(nn.Module):
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines (B, 1, L, C) in float32 for positions (B, L) (RoPE, arXiv 2104.09864)."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    frequencies = 1.0 / theta ** (exponents / head_dim)  # (C / 2,)
     angles = positions[:, None, :, None].float() * frequencies  # (B, 1, L, C / 2)
-    angles = torch.cat([angles, angles], dim=-1)  # the halves of a head are rotated against each other
+
+    # Both halves of a head have the same angles: they are rotated against each other.
+    angles = torch.cat([angles, angles], dim=-1)  # (B, 1, L, C)
     return angles.cos(), angles.sin()
 
 
@@ -91,65 +116,101 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x.float() * cos + turned * sin).to(x.dtype)
 
 
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """layer(x) for x (..., D), without a bias; the same numbers but for rounding.
-
-    A cached step has few rows, and for few rows of float32 the CPU's library (MKL) is up to twice as fast with a large weight
-    on the left, W x^T instead of x W^T, a stripe of W at a time. With many rows it is the other way round.
-    """
-    few = 1 < x[..., 0].numel() <= FEW_ROWS and layer.weight.numel() >= LARGE and x.dtype == torch.float32
-    if not few or x.device.type != "cpu" or torch.is_grad_enabled():
-        return layer(x)
-    flat = x.flatten(0, -2).t()  # (D, rows)
-    stripes = [(stripe @ flat).t() for stripe in layer.weight.split(STRIPE)]  # (rows, STRIPE) each
-    return torch.cat(stripes, dim=-1).unflatten(0, x.shape[:-1])  # (..., V) or whatever the layer makes
-
-
-class LMBlock(nn.Module):
-    """x + attention(norm(x)), then x + SwiGLU(norm(x)); no biases anywhere."""
+class Attention(nn.Module):
+    """Rotary attention with optional groups of heads and norms on heads; no biases."""
 
     def __init__(self, config: LMConfig):
         super().__init__()
         self.config = config
-        D, H, K, C = config.width, config.n_heads, config.n_kv_heads, config.head_dim
-        self.attn_norm = RMSNorm(D, config.norm_eps)
-        self.query = nn.Linear(D, H * C, bias=False)
-        self.key = nn.Linear(D, K * C, bias=False)
-        self.value = nn.Linear(D, K * C, bias=False)
-        self.out = nn.Linear(H * C, D, bias=False)
+        query_width = config.n_heads * config.head_dim
+        key_width = config.n_kv_heads * config.head_dim
+        self.query = nn.Linear(config.width, query_width, bias=False)
+        self.key = nn.Linear(config.width, key_width, bias=False)
+        self.value = nn.Linear(config.width, key_width, bias=False)
+        self.out = nn.Linear(query_width, config.width, bias=False)
         if config.qk_norm:
-            self.query_norm, self.key_norm = RMSNorm(C, config.norm_eps), RMSNorm(C, config.norm_eps)
-        self.ffn_norm = RMSNorm(D, config.norm_eps)
-        self.gate = nn.Linear(D, config.ffn, bias=False)
-        self.up = nn.Linear(D, config.ffn, bias=False)
-        self.down = nn.Linear(config.ffn, D, bias=False)
+            self.query_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.key_norm = RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None,
-        cache: tuple[Tensor, Tensor] | None = None, where: Tensor | None = None, wanted: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """x (B, M, D) to (B, M, D), or to (B, N, D) where only the rows `wanted` (N,) of x are asked for.
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: tuple[Tensor, Tensor] | None = None,
+        indices: Tensor | None = None,
+        output_rows: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, M, D) to (B, M, D), or to (B, N, D) for the `output_rows` (N,) of x.
 
-        cache: this block's keys and values of all L positions; those of x are written there, at `where` (M,), and x
-        attends to the whole of it.
+        angles: cosines and sines (B, 1, M, C) of the positions of x.
+        mask: what each query may attend to, broadcast to (B, H, queries, L); None: everything.
+        cache: keys and values of all L positions. Those of x replace the entries at `indices` (M,).
         """
-        B, M, _ = x.shape
-        c, normed = self.config, self.attn_norm(x)
-        k, v = linear(self.key, normed).view(B, M, c.n_kv_heads, c.head_dim), linear(self.value, normed).view(B, M, c.n_kv_heads, c.head_dim)
-        cos_q, sin_q = cos, sin
-        if wanted is not None:  # the others are of use as keys and values alone
-            x, normed, cos_q, sin_q = x[:, wanted], normed[:, wanted], cos[:, :, wanted], sin[:, :, wanted]
-        q = linear(self.query, normed).view(B, x.shape[1], c.n_heads, c.head_dim)
-        if c.qk_norm:
-            q, k = self.query_norm(q), self.key_norm(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, N or M, C), twice (B, K, M, C)
-        q, k = rotate(q, cos_q, sin_q), rotate(k, cos, sin)
+        config = self.config
+        B = x.shape[0]
+
+        # Every position of x gives a key and a value.
+        k = self.key(x).view(B, -1, config.n_kv_heads, config.head_dim)  # (B, M, K, C)
+        v = self.value(x).view(B, -1, config.n_kv_heads, config.head_dim)
+
+        # Only the output rows ask: the others serve as keys and values alone.
+        query_angles = angles
+        if output_rows is not None:
+            x = x[:, output_rows]  # (B, N, D)
+            query_angles = tuple(angle[:, :, output_rows] for angle in angles)
+        q = self.query(x).view(B, -1, config.n_heads, config.head_dim)  # (B, N, H, C)
+
+        # Norms on heads come before the rotation.
+        if config.qk_norm:
+            q = self.query_norm(q)
+            k = self.key_norm(k)
+        q = rotate(q.transpose(1, 2), *query_angles)  # (B, H, N, C)
+        k = rotate(k.transpose(1, 2), *angles)  # (B, K, M, C)
+        v = v.transpose(1, 2)
+
+        # With a cache, x attends to all L positions: its own entries are replaced, in place.
         if cache is not None:
-            k, v = cache[0].index_copy_(2, where, k), cache[1].index_copy_(2, where, v)  # (B, K, L, C)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=c.n_heads != c.n_kv_heads)
-        x = x + linear(self.out, mixed.transpose(1, 2).flatten(2))  # (B, H, N, C) -> (B, N, H C) -> (B, N, D)
-        normed = self.ffn_norm(x)
-        return x + linear(self.down, F.silu(linear(self.gate, normed)) * linear(self.up, normed))
+            k = cache[0].index_copy_(2, indices, k)  # (B, K, L, C)
+            v = cache[1].index_copy_(2, indices, v)
+
+        grouped = config.n_heads != config.n_kv_heads
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+        return self.out(
+            mixed.transpose(1, 2).flatten(2)
+        )  # (B, H, N, C) -> (B, N, H C) -> (B, N, D)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, config: LMConfig):
+        super().__init__()
+        self.gate = nn.Linear(config.width, config.ffn, bias=False)
+        self.up = nn.Linear(config.width, config.ffn, bias=False)
+        self.down = nn.Linear(config.ffn, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + SwiGLU(norm(x))."""
+
+    def __init__(self, config: LMConfig):
+        super().__init__()
+        self.attn_norm = RMSNorm(config.width, config.norm_eps)
+        self.attn = Attention(config)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x, angles, mask, cache=None, indices=None, output_rows=None) -> Tensor:
+        """Arguments and result as in Attention.forward."""
+        attended = self.attn(self.attn_norm(x), angles, mask, cache, indices, output_rows)
+        if output_rows is not None:
+            x = x[:, output_rows]  # (B, N, D)
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class DiffusionLM(nn.Module):
@@ -159,84 +220,90 @@ class DiffusionLM(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab, config.width)
-        self.blocks = nn.ModuleList(LMBlock(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.unembedding = nn.Linear(config.width, config.vocab, bias=False)
         if config.tied:
             self.unembedding.weight = self.embedding.weight
-        self.fixed_caches: dict[tuple, KeyValues] = {}  # see new_cache
-        self.recompute = False  # true: the backward pass computes each block again, and only their inputs are kept
 
     def embed(self, ids: Tensor) -> Tensor:
-        """ids (B, L) -> embeddings (B, L, D)."""
+        """ids (..., L) -> embeddings (..., L, D)."""
         return self.embedding(ids)
 
-    def new_cache(self, B: int, L: int, fixed: bool = False) -> KeyValues:
-        """Room for the keys and values of L positions in every block; a first forward must fill it.
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) -> logits (..., V). No shift: position i predicts token i."""
+        return self.unembedding(hidden)
 
-        fixed: the same tensors whenever that shape is asked for, for recorded CUDA graphs know addresses.
-        """
-        c, like = self.config, self.embedding.weight
-        if fixed and (B, L, like.device, like.dtype) in self.fixed_caches:
-            return self.fixed_caches[B, L, like.device, like.dtype]
-        shape = (B, c.n_kv_heads, L, c.head_dim)
-        with torch.inference_mode(False):  # else they could not be written to outside of it
-            kind = {"dtype": like.dtype, "device": like.device}  # not like.new_empty: of a sharded LM that would be a slice
-            cache = [(torch.empty(shape, **kind), torch.empty(shape, **kind)) for _ in self.blocks]
-        if fixed:
-            for tensor in (tensor for pair in cache for tensor in pair):
-                torch._dynamo.mark_static_address(tensor)
-            self.fixed_caches[B, L, like.device, like.dtype] = cache
-        return cache
+    def new_cache(self, B: int, L: int) -> KeyValues:
+        """Empty keys and values of L positions in every block; the first pass must fill them."""
+        shape = (B, self.config.n_kv_heads, L, self.config.head_dim)
+        # Not `new_empty`: on a sharded LM that would give a slice.
+        options = {"dtype": self.embedding.weight.dtype, "device": self.embedding.weight.device}
+        return [(torch.empty(shape, **options), torch.empty(shape, **options)) for _ in self.blocks]
 
-    def forward(
-        self, embeddings: Tensor, mask: Tensor | None = None,
-        cache: KeyValues | None = None, where: Tensor | None = None, wanted: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Hidden states of a sequence, seen in both directions, or by a causal LM backwards only.
+    def attention_mask(self, mask: Tensor | None, indices: Tensor, n_keys: int) -> Tensor | None:
+        """What queries may attend to: every real position, before and after. None: all positions.
 
         Args:
-            embeddings: (B, M, D), of tokens or of sound; without a cache M = L, the whole sequence.
-            mask: (B, L), true where a position is real; None when all are. Padding may lie anywhere: real positions
-                are numbered from 0 without it and never attend to it, so an item does not depend on its neighbours.
-            cache: keys and values of the whole sequence. Those of `embeddings` are written there, all others read: a causal
-                LM reads those before, but none may be unfilled, so hand it the cache up to its last position, L of them.
-            where: (M,) the positions of `embeddings` in the sequence; needed with a cache.
-            wanted: (N,) the rows of `embeddings` whose hidden states are returned. The last block computes no others.
-        Returns:
-            (B, M, D) hidden states after the final norm, or (B, N, D) with `wanted`; meaningless at padding.
+            mask: (B, L), true where a position is real, or None. indices: (M,) positions of the
+                queries. n_keys: L. A causal model needs the last two (toy/autoregressive.py).
         """
-        M, device = embeddings.shape[1], embeddings.device
-        queries = torch.arange(M, device=device) if where is None else where  # (M,)
+        return None if mask is None else mask[:, None, None, :]  # (B, 1, 1, L)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        mask: Tensor | None = None,
+        cache: KeyValues | None = None,
+        indices: Tensor | None = None,
+        output_rows: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of a sequence, with attention in both directions.
+
+        Args:
+            embeddings: (B, M, D), of tokens or of audio; without a cache M = L, the whole sequence.
+            mask: (B, L), true where a position is real; None when all are. Padding may lie
+                anywhere: real positions are numbered from 0 without it and never attend to it, so
+                an item does not depend on its neighbours in the batch.
+            cache: keys and values of the whole sequence. Those of `embeddings` replace the entries
+                at `indices` (M,); all others are read as they are.
+            output_rows: (N,) rows of `embeddings` whose hidden states are returned. The last block
+                computes no others.
+        Returns:
+            (B, M, D) or (B, N, D) hidden states after the final norm; meaningless at padding.
+        """
+        if indices is None:
+            indices = torch.arange(embeddings.shape[1], device=embeddings.device)  # (M,)
+
+        # Positions count real tokens only, so left padding does not move a prompt.
         if mask is None:
-            positions, attend = queries[None], None  # (1, M)
+            positions = indices[None]  # (1, M)
         else:
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # (B, L)
-            positions = positions if where is None else positions[:, where]  # (B, M)
-            attend = mask[:, None, None, :]  # (B, 1, 1, L)
-        if self.config.causal:
-            keys = torch.arange(M if cache is None else cache[0][0].shape[2], device=device)  # (L,)
-            before, own = keys <= queries[:, None], keys == queries[:, None]  # (M, L) both
-            # A padded query may look at itself, or its softmax over nothing would be NaN.
-            attend = before if attend is None else (before & attend) | own  # (M, L) or (B, 1, M, L)
-        rows = attend[..., wanted, :] if self.config.causal and wanted is not None else attend  # of the last block's queries
-        cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-        x, last = embeddings, len(self.blocks) - 1
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, indices]  # (B, M)
+        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+
+        n_keys = embeddings.shape[1] if cache is None else cache[0][0].shape[2]  # L
+        attend = self.attention_mask(mask, indices, n_keys)
+
+        # All blocks but the last one compute every position: the next one needs their keys.
+        x = embeddings
+        last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            attend, asked = (rows, wanted) if i == last else (attend, None)
-            arguments = (x, cos, sin, attend, None if cache is None else cache[i], where, asked)
-            x = checkpoint(block, *arguments, use_reentrant=False) if self.recompute and x.requires_grad else block(*arguments)
+            rows = None
+            if i == last and output_rows is not None:
+                rows = output_rows
+                attend = self.attention_mask(mask, indices[rows], n_keys)
+            x = block(x, angles, attend, cache[i] if cache else None, indices, rows)
         return self.norm(x)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., D); logits at position i speak of token i, unless causal."""
-        return linear(self.unembedding, hidden)
 
+def noise_levels(
+    n: int, generator: torch.Generator, t_min: float = 0.0, stratified: bool = False
+) -> Tensor:
+    """A noise level for each item, (n,) on the CPU: t ~ U(t_min, 1], floored at T_MIN.
 
-def noise_levels(n: int, generator: torch.Generator, t_min: float = 0.0, stratified: bool = False) -> Tensor:
-    """One noise level per item, (n,) on the CPU, t ~ U(t_min, 1] floored at 1e-3 (LLaDA, section 2.2).
-
-    stratified: one level from each n-th of the range, in random order, which calms the 1/t weights of a small batch.
+    LLaDA, section 2.1, has t_min = 0. stratified: one level from each n-th of the range, in random
+    order. This calms the 1/t weights of a small batch.
     """
     u = torch.rand(n, generator=generator)
     if stratified:
@@ -245,30 +312,34 @@ def noise_levels(n: int, generator: torch.Generator, t_min: float = 0.0, stratif
 
 
 def noise(answer_ids: Tensor, t: Tensor, mask_id: int, generator: torch.Generator) -> Tensor:
-    """Forward process: each token of answer_ids (B, G) becomes mask_id with its item's probability t (B,).
+    """Forward process: each token of answer_ids (B, G) becomes mask_id with probability t (B,).
 
-    End tokens that pad a short answer are noised like any other: that is how the model learns where to stop.
+    LLaDA, appendix A.1, equations 7 and 8. End tokens that pad a short answer are noised like any
+    other token: predicting them is how the model learns where to stop.
     """
-    u = torch.rand(answer_ids.shape, generator=generator)  # on the CPU: the same noise on any device
-    return torch.where(u.to(answer_ids.device) < t.to(answer_ids.device)[:, None], mask_id, answer_ids)
+    u = torch.rand(answer_ids.shape, generator=generator)  # on the CPU: the same on every device
+    is_masked = u.to(answer_ids.device) < t.to(answer_ids.device)[:, None]  # (B, G)
+    return torch.where(is_masked, mask_id, answer_ids)
 
 
 def token_losses(lm: DiffusionLM, hidden: Tensor, ids: Tensor) -> Tensor:
     """Cross-entropy (n,) of the tokens ids (n,) given their hidden states (n, D).
 
-    Logits of a large vocabulary are the largest tensors of training: 126,464 numbers a token. Where they are many they
-    are made chunk by chunk, forgotten, and made again in the backward pass, so that no more than a chunk ever exists.
+    The logits of a large vocabulary are the largest tensors of training: 126,464 numbers a token.
+    They are made chunk by chunk, dropped, and made again in the backward pass, so that no more than
+    one chunk ever exists.
     """
 
-    def of_chunk(hidden: Tensor, ids: Tensor) -> Tensor:
+    def chunk_losses(hidden: Tensor, ids: Tensor) -> Tensor:
         return F.cross_entropy(lm.head(hidden).float(), ids, reduction="none")
 
     rows = max(LOGITS_AT_ONCE // lm.config.vocab, 1)
+    chunks = zip(hidden.split(rows), ids.split(rows), strict=True)
+
+    # A single chunk, or no backward pass: nothing would be saved.
     if len(ids) <= rows or not torch.is_grad_enabled():
-        chunks = [of_chunk(h, i) for h, i in zip(hidden.split(rows), ids.split(rows))]
-    else:
-        chunks = [checkpoint(of_chunk, h, i, use_reentrant=False) for h, i in zip(hidden.split(rows), ids.split(rows))]
-    return torch.cat(chunks)
+        return torch.cat([chunk_losses(h, i) for h, i in chunks])
+    return torch.cat([checkpoint(chunk_losses, h, i, use_reentrant=False) for h, i in chunks])
 
 
 def diffusion_loss(
@@ -280,53 +351,35 @@ def diffusion_loss(
     t: Tensor,
     n_tokens: int,
 ) -> Tensor:
-    """Loss of putting the answer back (LLaDA, equation 3; paper, equation 2).
+    """Masked-diffusion loss of answers (LLaDA, equation 5: a prompt that is never noised).
 
     Args:
-        prompt: (B, P, D) embeddings before the answer, sound included; prompt_mask (B, P), true where real.
-        answer_ids: (B, G) the answers, padded with the end token. noisy_ids: (B, G) the same after `noise`.
+        prompt: (B, P, D) embeddings before the answer, audio included. prompt_mask: (B, P), true
+            where real, or None.
+        answer_ids: (B, G), padded with the end token. noisy_ids: (B, G), the same after `noise`.
         t: (B,) noise levels.
-        n_tokens: what the sum is divided by: all answer tokens of the batch, masked or not (the release). Where every
-            answer is padded to G this is B * G, and equals LLaDA's division per item.
+        n_tokens: the divisor of the sum: all answer tokens of the batch, masked or not (as in the
+            release). When every answer is padded to G, B * G equals LLaDA's mean over items.
     Returns:
         a scalar.
-    Raises:
-        ValueError: the LM is causal.
     """
-    if lm.config.causal:
-        raise ValueError("masks tell a causal LM nothing; its loss is next_token_loss")
-    # 1. Sequence: the clean prompt, then the noisy answer.
+    # 1. The sequence: the clean prompt, then the noisy answer.
     x = torch.cat([prompt, lm.embed(noisy_ids)], dim=1)  # (B, P + G, D)
-    if prompt_mask is not None:
-        prompt_mask = torch.cat([prompt_mask, torch.ones_like(noisy_ids, dtype=torch.bool)], dim=1)  # (B, P + G)
-    # 2. One pass in both directions.
-    P, L = prompt.shape[1], x.shape[1]
-    hidden = lm(x, prompt_mask, wanted=torch.arange(P, L, device=x.device))  # (B, G, D)
-    # 3. Cross-entropy at the masked positions only, n of them: no position is shifted, i predicts i.
-    masked = noisy_ids == lm.config.mask_id  # (B, G)
-    losses = token_losses(lm, hidden[masked], answer_ids[masked])  # (n,)
-    # 4. Weighted by 1 / t.
-    weights = (1.0 / t.to(losses))[:, None].expand_as(masked)[masked]  # (n,)
-    # 5. Normalisation by answer tokens.
+    mask = prompt_mask
+    if mask is not None:
+        mask = torch.cat([mask, torch.ones_like(noisy_ids, dtype=torch.bool)], dim=1)  # (B, P + G)
+
+    # 2. One pass in both directions, hidden states of the answer only.
+    answer_rows = torch.arange(prompt.shape[1], x.shape[1], device=x.device)  # (G,)
+    hidden = lm(x, mask, output_rows=answer_rows)  # (B, G, D)
+
+    # 3. Cross-entropy at the masked positions only. No shift: position i predicts token i.
+    is_masked = noisy_ids == lm.config.mask_id  # (B, G)
+    losses = token_losses(lm, hidden[is_masked], answer_ids[is_masked])  # (n,)
+
+    # 4. Weight 1/t: at level t only a fraction t of the tokens is scored, and the weight makes up
+    #    for it. This makes the expected loss an upper bound of the negative log-likelihood.
+    weights = (1.0 / t.to(losses))[:, None].expand_as(is_masked)[is_masked]  # (n,)
+
+    # 5. Normalise by the answer tokens.
     return (losses * weights).sum() / n_tokens
-
-
-def next_token_loss(
-    lm: DiffusionLM, prompt: Tensor, prompt_mask: Tensor | None, answer_ids: Tensor, n_tokens: int, counted: Tensor | None = None
-) -> Tensor:
-    """Loss of a causal LM: cross-entropy of each answer token given all before it. Arguments as in diffusion_loss, and
-
-    Args:
-        counted: (B, G), true at the tokens that have a loss; None: all.
-    Raises:
-        ValueError: the LM is not causal, and would read each token off the answer itself.
-    """
-    if not lm.config.causal:
-        raise ValueError("next_token_loss is for a causal LM; one that sees the whole answer has diffusion_loss")
-    x = torch.cat([prompt, lm.embed(answer_ids)], dim=1)  # (B, P + G, D)
-    if prompt_mask is not None:
-        prompt_mask = torch.cat([prompt_mask, torch.ones_like(answer_ids, dtype=torch.bool)], dim=1)  # (B, P + G)
-    P, L = prompt.shape[1], x.shape[1]
-    hidden = lm(x, prompt_mask, wanted=torch.arange(P - 1, L - 1, device=x.device))  # (B, G, D): position i predicts token i + 1
-    counted = torch.ones_like(answer_ids, dtype=torch.bool) if counted is None else counted  # (B, G), n of them true
-    return token_losses(lm, hidden[counted], answer_ids[counted]).sum() / n_tokens  # of n losses

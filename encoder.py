@@ -1,14 +1,16 @@
 """Waveform -> log-mel spectrogram -> the hidden states of a Whisper encoder.
 
-Whisper (Radford et al. 2022, arXiv 2212.04356) hears 16 kHz mono sound as 100 mel frames a second, halves them with a
-strided convolution, and runs them through pre-LayerNorm transformer blocks. DIFFA keeps this encoder frozen and reads
-*every* hidden state of it: the last one for words, some earlier ones for how the voice sounds (paper, section 3.1).
+Whisper (Radford et al. 2022, arXiv 2212.04356, section 2.2) turns 16 kHz mono audio into 100 mel
+frames a second, halves them with a strided convolution, and runs them through pre-LayerNorm
+transformer blocks. DIFFA keeps this encoder frozen and reads several hidden states of it: the last
+one for the words, earlier ones for how the voice sounds (adapters.py).
 
-Shapes: B batch, S samples, F mel frames (100 a second), T encoder frames (50 a second), M mel bins, D width, H heads.
+Shapes: B batch, S samples, F mel frames (100 a second), T encoder frames (50 a second), M mel bins,
+D width, H heads.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +24,12 @@ CONV_STRIDE = 2  # of the second convolution: mel frames in an encoder frame
 FRAMES_PER_SECOND = SAMPLE_RATE // (HOP * CONV_STRIDE)  # 50 encoder frames
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Shapes of a Whisper encoder, as in the `config.json` of the hub."""
+    """Shapes of a Whisper encoder. Defaults are Whisper small's.
+
+    Raises ValueError: a width that does not divide into the heads.
+    """
 
     n_mels: int = 80
     width: int = 768
@@ -43,7 +48,8 @@ class EncoderConfig:
         return self.context * CONV_STRIDE * HOP
 
 
-# Whisper paper, table 1. The English-only variants (.en) have the same shapes, as have all of 1280; turbo's decoder is smaller.
+# Whisper paper, table 1. English-only variants (.en) have the same shapes, and so have all encoders
+# of width 1280: turbo only has a smaller decoder.
 SIZES = {
     "tiny": EncoderConfig(width=384, n_layers=4, n_heads=6, ffn=1536),
     "base": EncoderConfig(width=512, n_layers=6, n_heads=8, ffn=2048),
@@ -51,42 +57,52 @@ SIZES = {
     "medium": EncoderConfig(width=1024, n_layers=24, n_heads=16, ffn=4096),
     "large-v2": EncoderConfig(width=1280, n_layers=32, n_heads=20, ffn=5120),
     "large-v3": EncoderConfig(n_mels=128, width=1280, n_layers=32, n_heads=20, ffn=5120),
-    "toy": EncoderConfig(width=128, n_layers=3, n_heads=4, ffn=512, context=160),  # 3.2 s; made by pretrain.py
+    "toy": EncoderConfig(width=128, n_layers=3, n_heads=4, ffn=512, context=160),  # 3.2 s; toy/
 }
 SIZES |= {f"{size}.en": SIZES[size] for size in ("tiny", "base", "small", "medium")}
 SIZES |= {"large": SIZES["large-v2"], "large-v3-turbo": SIZES["large-v3"]}
 
 
 def log_mel(waveform: Tensor, n_mels: int = 80) -> Tensor:
-    """Log-mel spectrogram as Whisper was trained on it (Whisper paper, section 2.2).
+    """Log-mel spectrogram as Whisper was trained on it (section 2.2).
 
     Args:
-        waveform: (..., S) float samples in [-1, 1] at 16 kHz, already padded to the encoder's context. The floor below
-            hangs on the loudest bin of each clip, so it is taken clip by clip.
+        waveform: (..., S) float samples in [-1, 1] at 16 kHz, padded to the encoder's context.
     Returns:
         (..., M, F) with F = S // 160.
     """
-    window = torch.hann_window(N_FFT, device=waveform.device)
+    # Power spectrum of 25 ms windows, every 10 ms. Whisper drops the last frame.
     flat = waveform.reshape(-1, waveform.shape[-1])  # (B, S)
-    spectrum = torch.stft(flat, N_FFT, HOP, window=window, return_complex=True)  # (B, N_FFT // 2 + 1, F + 1)
-    power = spectrum[..., :-1].abs() ** 2  # the last frame is dropped, as Whisper does
+    window = torch.hann_window(N_FFT, device=waveform.device)
+    spectrum = torch.stft(flat, N_FFT, HOP, window=window, return_complex=True)
+    power = spectrum[..., :-1].abs() ** 2  # (B, N_FFT // 2 + 1, F)
+
+    # Mel bins on Slaney's scale.
     filters = torchaudio.functional.melscale_fbanks(
-        N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, n_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
-    ).to(waveform.device)  # (N_FFT // 2 + 1, M)
-    mel = filters.T @ power  # (B, M, F)
+        N_FFT // 2 + 1,
+        0.0,
+        SAMPLE_RATE / 2,
+        n_mels,
+        SAMPLE_RATE,
+        norm="slaney",
+        mel_scale="slaney",
+    )  # (N_FFT // 2 + 1, M)
+    mel = filters.to(waveform.device).T @ power  # (B, M, F)
+
+    # Decibels, cut 80 dB below the loudest bin of each clip, scaled to about [-1, 1].
     log = mel.clamp(min=1e-10).log10()
-    log = torch.maximum(log, log.amax(dim=(-2, -1), keepdim=True) - 8.0)  # 80 dB below the loudest bin
+    log = torch.maximum(log, log.amax(dim=(-2, -1), keepdim=True) - 8.0)
     return ((log + 4.0) / 4.0).reshape(*waveform.shape[:-1], n_mels, -1)
 
 
 def encoder_frames(n_samples: Tensor | int) -> Tensor | int:
-    """Encoder frames that hold real sound, for clips of so many samples (int or integer tensor)."""
-    mel_frames = -(-n_samples // HOP)  # ceiling: a begun frame counts
+    """Encoder frames that hold real audio, for clips of n_samples (int or integer tensor)."""
+    mel_frames = -(-n_samples // HOP)  # rounded up: a begun frame counts
     return (mel_frames - 1) // CONV_STRIDE + 1
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Whisper's fixed positions (length, width), always on the CPU: sines in the first half, cosines in the second."""
+    """Whisper's fixed positions (length, width) on the CPU: sines, then cosines."""
     scale = math.log(10_000) / (width // 2 - 1)
     frequencies = torch.exp(-scale * torch.arange(width // 2, device="cpu"))
     angles = torch.arange(length, device="cpu")[:, None] * frequencies[None, :]
@@ -105,11 +121,15 @@ class EncoderAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
         B, T, D = x.shape
-        q, k, v = (
-            project(x).view(B, T, self.n_heads, D // self.n_heads).transpose(1, 2)  # (B, H, T, D / H)
-            for project in (self.query, self.key, self.value)
-        )
+
+        def split_heads(y: Tensor) -> Tensor:
+            return y.view(B, T, self.n_heads, D // self.n_heads).transpose(1, 2)  # (B, H, T, D / H)
+
+        q = split_heads(self.query(x))
+        k = split_heads(self.key(x))
+        v = split_heads(self.value(x))
         mixed = F.scaled_dot_product_attention(q, k, v)  # (B, H, T, D / H)
         return self.out(mixed.transpose(1, 2).reshape(B, T, D))
 
@@ -142,37 +162,30 @@ class WhisperEncoder(nn.Module):
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(config.width)
 
-    def shorten(self, seconds: float) -> "WhisperEncoder":
-        """Hear only a window of so many seconds, at most the present one: the positions past it are cut off; returns self.
-
-        Whisper learned with 30 s, filled up with silence; short clips cost less in a window near their length, at the
-        price of somewhat other hidden states.
-        """
-        context, now = round(seconds * FRAMES_PER_SECOND), self.config.context
-        if not 0 < context <= now:
-            raise ValueError(f"a window of {seconds:g} s is asked for; this encoder's has {now / FRAMES_PER_SECOND:g} s, which can only be cut")
-        self.positions = nn.Parameter(self.positions.data[:context].clone(), requires_grad=False)
-        self.config = replace(self.config, context=context)
-        return self
-
     def forward(self, mel: Tensor) -> list[Tensor]:
         """All hidden states of a batch of log-mels.
 
         Args:
             mel: (B, M, F) with F = 2 * context.
         Returns:
-            n_layers + 1 tensors (B, T, D). The first enters the first block; each next one leaves a block; the last
-            has passed the final LayerNorm too. These are the indices by which DIFFA names its tapped layers.
+            n_layers + 1 tensors (B, T, D): what enters the first block, then what leaves each
+            block; the last has also passed the final LayerNorm. DIFFA's tapped layers are indices
+            into this list.
         Raises:
             ValueError: the mel does not fill the context exactly.
         """
-        if mel.shape[-1] != CONV_STRIDE * self.config.context:
+        n_frames = CONV_STRIDE * self.config.context
+        if mel.shape[-1] != n_frames:
             raise ValueError(
-                f"the encoder's context is {CONV_STRIDE * self.config.context} mel frames, got {mel.shape[-1]}: "
+                f"the encoder's context is {n_frames} mel frames, got {mel.shape[-1]}: "
                 "pad or cut the waveform to config.n_samples before log_mel"
             )
+
+        # Two convolutions; the second one halves the frame rate.
         x = F.gelu(self.conv1(mel.to(self.conv1.weight.dtype)))  # (B, D, F)
         x = F.gelu(self.conv2(x)).transpose(1, 2)  # (B, T, D)
+
+        # Every hidden state is kept.
         states = [x + self.positions]
         for block in self.blocks:
             states.append(block(states[-1]))

@@ -1,72 +1,94 @@
-"""Masks become words, the most certain first.
+"""Masks become words, the most confident first.
 
-The answer starts as `length` masks after the prompt. At each call of the model every masked position of the current
-block proposes its likeliest token; a *rule* says which proposals are certain enough to stay (LLaDA, section 2.4):
-  count      a fixed number a step, the most confident first (the published sampler)
-  threshold  all with confidence above `threshold`, one at the least (Fast-dLLM, arXiv 2505.22618)
-  factor     the longest prefix, sorted by confidence, in which the n-th has at least 1 - factor / (n + 1) (the same)
-A *cache* says what a call computes anew. The first call of a block is always a full pass (Fast-dLLM):
-  none       everything, at every call: exact
-  prefix     the current block and what follows it; what stands before is kept from the block's first call
-  dual       the current block alone
+The answer starts as `length` masks after the prompt. At each step every masked position of the
+current block proposes its most probable token, and a *rule* decides which proposals are committed:
 
-    python sampler.py CLIP "QUESTION"                       answers, denoising live
-    python sampler.py CLIP "QUESTION" --trace out.html      and writes a page, a row for each step
-    python -m lab.benchmark [--size toy]                    how fast each of them is
+    count      a fixed number a step, the most confident first (LLaDA, section 2.4)
+    threshold  all with a confidence above `threshold`, at least one (Fast-dLLM, section 3.3)
+    factor     the longest prefix, sorted by confidence, in which the n-th has a confidence of at
+               least 1 - factor / (n + 1) (the same section, version 3 of the paper)
 
-Shapes: B batch, R rows of it that a call works on, C conditions (1, or 2 under guidance), P prompt positions, G answer
-tokens, M positions that pass through the model, N block length, V vocabulary, D width.
+A *cache* decides what a step computes. The first step of a block is always a full pass over prompt
+and answer; later steps compute (Fast-dLLM, section 3.2, figure 2):
+
+    none       everything: exact
+    prefix     the current block and what follows it; keys and values before it are kept
+    dual       the current block only; keys and values on both sides of it are kept
+
+Three functions, from plain to fast: `generate_plain` is the published procedure, `generate` has all
+rules and caches for a batch of prompts, `answer` answers questions about clips with it.
+
+    python sampler.py CLIP "QUESTION"                     answers, showing each denoising step
+    python sampler.py CLIP "QUESTION" --trace out.html    also writes a page with a row a step
+
+Shapes: B batch, P prompt positions, G answer tokens, L = P + G, N block length, V vocabulary,
+D width; R rows of the batch in a call, C conditions (1, or 2 with guidance), M positions that pass
+through the model.
 """
 
-import argparse
-import functools
-import html
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional as F
 
-from data import AudioError, pad_waveforms, read_audio
-from checkpoints.tokenizer import Tokenizer, build_prompt, decode_answer
-from diffa import AUDIO_PARTS, DIFFA, Spliced, add_model_arguments, model_options
+from data import Prompt, decode_answer
+from diffa import Spliced, splice
 from diffusion_lm import DiffusionLM, KeyValues
+from speed.compiled import compiled, static_cache
 
-BUCKET = 64  # compiled calls pad prompts to a multiple of this, so that few shapes are ever compiled
-CHOICES = {"rule": ("count", "threshold", "factor"), "remasking": ("low_confidence", "random"), "cache": ("none", "prefix", "dual")}
+BUCKET = 64  # compiled calls pad prompts to a multiple of this, so that few shapes are compiled
+CHOICES = {
+    "rule": ("count", "threshold", "factor"),
+    "remasking": ("low_confidence", "random"),
+    "cache": ("none", "prefix", "dual"),
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How an answer is filled in. Checked when made: an impossible setting raises ValueError that says what would work."""
+    """How an answer is filled in.
+
+    Raises ValueError: a setting that is impossible; the message says what would work.
+    """
 
     length: int = 16  # tokens of the answer
-    block_length: int = 16  # blocks are filled left to right
-    steps: int = 16  # of the count rule, shared by the blocks, the first blocks taking the remainder
-    rule: str = "count"  # count, threshold, factor
+    block_length: int | None = None  # blocks are filled left to right; None: one block
+    steps: int | None = None  # of the count rule, shared by the blocks; None: one a token
+    rule: str = "count"
     threshold: float = 0.9
     factor: float = 1.0
     temperature: float = 0.0  # of the Gumbel noise on the proposals
-    remasking: str = "low_confidence"  # or "random": proposals are kept by chance, not by confidence
-    cfg_scale: float = 0.0
+    remasking: str = "low_confidence"  # "random": proposals are committed by chance instead
+    cfg_scale: float = 0.0  # classifier-free guidance; 0: none
     seed: int = 0  # of temperature and random remasking
-    cache: str = "none"  # none, prefix, dual
-    compile: bool = False  # with torch.compile: the first answer waits for it, CUDA graphs replay the others
-    stop_at_end: bool = True  # an item is done once its text is, and the rest filled with the end token
+    cache: str = "none"
+    compile: bool = False  # torch.compile: slow at first; on a GPU, CUDA graphs are replayed
+    stop_at_end: bool = True  # an item is done once its end token is committed with all before it
 
     def __post_init__(self):
         if self.length < 1:
             raise ValueError(f"length {self.length} holds no answer; use 1 or more")
+        for name in ("block_length", "steps"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.length)
+
         if self.block_length < 1 or self.length % self.block_length:
             divisors = [n for n in range(1, self.length + 1) if self.length % n == 0]
-            raise ValueError(f"length {self.length} does not divide into blocks of {self.block_length}; use one of {divisors}")
+            raise ValueError(
+                f"length {self.length} does not divide into blocks of {self.block_length}; "
+                f"use one of {divisors}"
+            )
         n_blocks = self.length // self.block_length
         if self.rule == "count" and not n_blocks <= self.steps <= self.length:
-            raise ValueError(f"{self.steps} steps for {n_blocks} blocks and {self.length} tokens; use {n_blocks} to {self.length}")
+            raise ValueError(
+                f"{self.steps} steps for {n_blocks} blocks and {self.length} tokens; "
+                f"use {n_blocks} to {self.length}"
+            )
+
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
@@ -76,31 +98,93 @@ class SamplerConfig:
             raise ValueError("temperature and cfg_scale must be 0 or more, factor more than 0")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Generation:
-    """What came out: ids (B, G), model calls each item took (B,), tokens before its end (B,), seconds for all."""
+    """Answers to a batch of prompts."""
 
-    ids: Tensor
-    steps: Tensor
-    text_tokens: Tensor
-    seconds: float
-    trace: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # after each step: ids (B, G), confidence (B, G)
+    ids: Tensor  # (B, G)
+    calls: Tensor  # (B,) forward passes that each item took
+    text_tokens: Tensor  # (B,) tokens before the end
+    seconds: float  # for all of them
 
 
-def shares(total: int, parts: int) -> list[int]:
-    """total divided into parts as evenly as integers allow, larger shares first."""
+def split_evenly(total: int, parts: int) -> list[int]:
+    """total as a sum of `parts` integers that differ by at most 1, larger ones first."""
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
-def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The likeliest token at each position and its confidence, from logits (B, N, V): tokens and confidence (B, N).
+# The published procedure
 
-    The confidence is the softmax probability, exp(logit - logsumexp) in float32, without a softmax tensor.
-    [MASK] itself is never proposed; its logits are overwritten to spare a copy.
+
+@torch.no_grad()
+def generate_plain(
+    lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, max_steps: int | None = None
+) -> Generation:
+    """LLaDA's sampler as DIFFA publishes it: the count rule, no cache, one item.
+
+    Every step runs the whole sequence and takes a softmax of every position. The tests compare
+    `generate` with it; the benchmark measures against it, stopping after `max_steps`.
+    """
+    started = time.perf_counter()
+    P = prompt.embeddings.shape[1]
+    n_blocks = config.length // config.block_length
+    x = torch.full((1, config.length), lm.config.mask_id, device=prompt.embeddings.device)
+    calls = 0
+
+    for block, n_steps in enumerate(split_evenly(config.steps, n_blocks)):
+        block_end = (block + 1) * config.block_length
+        for n_commit in split_evenly(config.block_length, n_steps):
+            if calls == max_steps:
+                break
+
+            # One pass over prompt and answer. Quirk of the release: audio turns all into bfloat16.
+            embeddings = torch.cat([prompt.embeddings, lm.embed(x)], dim=1)  # (1, L, D)
+            if not prompt.is_text.all():
+                embeddings = embeddings.bfloat16().to(embeddings.dtype)
+            logits = lm.head(lm(embeddings))[:, P:]  # (1, G, V)
+
+            # Each position proposes a token; its confidence is the token's probability.
+            proposed = logits.argmax(dim=-1)  # (1, G)
+            probabilities = F.softmax(logits.double(), dim=-1)
+            confidence = probabilities.gather(-1, proposed[..., None])[..., 0]
+
+            # Only masks up to the end of the block compete; the most confident are committed.
+            confidence[:, block_end:] = -torch.inf
+            confidence[x != lm.config.mask_id] = -torch.inf
+            best = confidence[0].topk(n_commit).indices
+            x[0, best] = proposed[0, best]
+            calls += 1
+    return Generation(
+        ids=x,
+        calls=torch.tensor([calls]),
+        text_tokens=tokens_before_end(x, lm.config.end_id),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def tokens_before_end(ids: Tensor, end_id: int) -> Tensor:
+    """How many tokens of each answer (B, G) stand before its first end token: (B,)."""
+    return ((ids == end_id).cumsum(dim=1) == 0).sum(dim=1)
+
+
+# One step: propose, choose, commit
+
+
+def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The most probable token at each position, and its confidence.
+
+    The confidence is the softmax probability, exp(logit - logsumexp) in float32, without a softmax
+    tensor. [MASK] counts in the sum, but is never proposed.
+
+    Args:
+        logits: (B, N, V). gumbel: (B, N, V) float64 noise that is added before the maximum.
+    Returns:
+        tokens and confidence (B, N).
     """
     logits = logits.float()
-    total = logits.logsumexp(dim=-1)  # (B, N), [MASK] counted
-    logits[..., mask_id] = -torch.inf
+    total = logits.logsumexp(dim=-1)  # (B, N)
+    blocked = torch.tensor([mask_id], device=logits.device)
+    logits = logits.index_fill(-1, blocked, -torch.inf)
     if gumbel is None:
         best, tokens = logits.max(dim=-1)
     else:
@@ -109,233 +193,340 @@ def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple
     return tokens, (best - total).exp()
 
 
-def commit(confidence: Tensor, masked: Tensor, rule: str, limit: Tensor) -> Tensor:
-    """Which proposals stay, (B, N) bool: at least one in each row that has a mask, and never an unmasked position.
+def commit(confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor) -> Tensor:
+    """Which proposals stay, (B, N) bool: at least one in each row with a mask, only at masks.
 
     Args:
-        confidence (B, N); masked (B, N), true where a mask waits.
-        limit: the rule's number, (): tokens of this step, the threshold, or the factor. A tensor, for a number would be
-            compiled into the graph, and another number compile anew.
+        confidence: (B, N). is_masked: (B, N), true where a mask waits.
+        rule: count, threshold or factor. limit: its number, (): tokens of this step, the threshold
+            or the factor. A tensor, because torch.compile would bake a Python float into the graph
+            and recompile for every new value.
     """
-    confidence = confidence.masked_fill(~masked, -torch.inf)
-    mine, other = confidence[:, :, None], confidence[:, None, :]
+    confidence = confidence.masked_fill(~is_masked, -torch.inf)
+
+    # The rank of each position by confidence, 0 for the most confident; ties go to the left.
+    own = confidence[:, :, None]
+    other = confidence[:, None, :]
     order = torch.arange(confidence.shape[1], device=confidence.device)
-    earlier = order[None, :] < order[:, None]  # (N, N)
-    rank = ((other > mine) | ((other == mine) & earlier)).sum(dim=-1)  # (B, N): 0 for the surest
+    is_earlier = order[None, :] < order[:, None]  # (N, N)
+    rank = ((other > own) | ((other == own) & is_earlier)).sum(dim=-1)  # (B, N)
+
     if rule == "count":
         keep = rank < limit
     elif rule == "threshold":
         keep = confidence > limit
-    else:  # confidence falls with rank while the bar rises: whoever passes, all surer ones pass too
+    else:
+        # The bar rises with the rank while the confidence falls: who passes, so do all before it.
         keep = confidence >= 1 - limit / (rank + 2)
-    return (keep | (rank == 0)) & masked
+    return (keep | (rank == 0)) & is_masked
+
+
+class Call(NamedTuple):
+    """One forward pass: what goes through the model, and which rows of it are predicted."""
+
+    x: Tensor  # (C R, M, D) embeddings
+    real: Tensor  # (C R, L), false at padding
+    cache: KeyValues | None
+    indices: Tensor  # (M,) positions of x in the sequence
+    output_rows: Tensor  # (N,) rows of x
+
+
+class Choice(NamedTuple):
+    """How the predictions of a call are turned into committed tokens."""
+
+    rule: str
+    limit: Tensor  # (), see `commit`
+    cfg_scale: Tensor | None  # ()
+    gumbel: Tensor | None  # (R, N, V), see `propose`
+    chance: Tensor | None  # (R, N), replaces the confidence under random remasking
 
 
 def refine(
-    lm: DiffusionLM, x: Tensor, block: Tensor, real: Tensor, cache: KeyValues | None, where: Tensor, wanted: Tensor,
-    rule: str, limit: Tensor, scale: Tensor | None, gumbel: Tensor | None, chance: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """One call of the model and what it commits; pure but for the cache, without branches on data: it compiles whole.
+    lm: DiffusionLM, call: Call, block_ids: Tensor, choice: Choice
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One call of the model and what it commits; pure but for the cache, so that it compiles whole.
 
     Args:
-        x: (C R, M, D) embeddings that pass through, at `where` (M,) among all. real: (C R, P + G), false at padding.
-        block: (R, N) ids of the current block, where masks wait. wanted: (N,) their rows of x.
-        rule, limit: see `commit`. scale: of the guidance, (). gumbel: (R, N, V). chance: (R, N), replaces the confidence.
+        block_ids: (R, N) tokens at the output rows, masks among them.
     Returns:
-        block with what was committed (R, N), confidence (R, N), committed (R, N).
+        the ids with what was committed, the confidence, and which were committed: (R, N) each.
     """
-    logits = lm.head(lm(x, real, cache, where, wanted))  # (C R, N, V): the current block only
-    if scale is not None:
+    hidden = lm(call.x, call.real, call.cache, call.indices, call.output_rows)  # (C R, N, D)
+    logits = lm.head(hidden)  # (C R, N, V)
+
+    # Guidance (LLaDA, equation 16) leads away from the answer without the prompt's text.
+    if choice.cfg_scale is not None:
         conditional, unconditional = logits.chunk(2)
-        logits = unconditional + (scale + 1) * (conditional - unconditional)
-    masked = block == lm.config.mask_id
-    proposed, confidence = propose(logits, lm.config.mask_id, gumbel)
-    confidence = confidence if chance is None else chance
-    keep = commit(confidence, masked, rule, limit)
-    return torch.where(keep, proposed, block), confidence, keep
+        logits = unconditional + (choice.cfg_scale + 1) * (conditional - unconditional)
+
+    is_masked = block_ids == lm.config.mask_id
+    proposed, confidence = propose(logits, lm.config.mask_id, choice.gumbel)
+    if choice.chance is not None:
+        confidence = choice.chance
+    keep = commit(confidence, is_masked, choice.rule, choice.limit)
+    return torch.where(keep, proposed, block_ids), confidence, keep
 
 
-def rounded(x: Tensor, rows: Tensor) -> Tensor:
-    """x (..., R, M, D) with those of its rows (R,) passed through bfloat16."""
-    return torch.where(rows[:, None, None], x.bfloat16().to(x.dtype), x)
-
-
-@functools.cache
-def compiled_refine(device: str) -> Callable:
-    """`refine` in one graph for each shape; on a GPU the graph is recorded once and replayed."""
-    torch._dynamo.config.recompile_limit = 256  # shapes, rules and models; the default of 8 is for graphs that leak
-    return torch.compile(refine, fullgraph=True, dynamic=False, mode="reduce-overhead" if device == "cuda" else None)
+# Generation for a batch, with every rule and cache
 
 
 def check_prompt(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> None:
-    """Raises ValueError: prompt and answer exceed the context, or guidance has no text to lead from."""
-    longest, most = int(prompt.mask.sum(dim=1).max()) if prompt.mask.numel() else 0, lm.config.max_length
-    if longest + config.length > most:
+    """Raise ValueError: prompt and answer exceed the context, or guidance has no text to mask."""
+    longest = int(prompt.mask.sum(dim=1).max()) if prompt.mask.numel() else 0
+    room = lm.config.max_length - longest
+    if config.length > room:
         raise ValueError(
-            f"prompt of {longest} positions and answer of {config.length} exceed the LM's context of {most}; "
-            f"ask a shorter question, or for an answer of at most {max(most - longest, 0)}"
+            f"prompt of {longest} positions and answer of {config.length} exceed the LM's context "
+            f"of {lm.config.max_length}; ask a shorter question, or for an answer of at most "
+            f"{max(room, 0)}"
         )
     if config.cfg_scale > 0 and not (prompt.is_text & prompt.mask).any(dim=1).all():
-        raise ValueError("guidance leads away from the answer without the prompt's text, and a prompt has none; use cfg_scale 0")
+        raise ValueError(
+            "guidance compares with a prompt without text, and a prompt has none; use cfg_scale 0"
+        )
+
+
+def round_rows(x: Tensor, is_rounded: Tensor) -> Tensor:
+    """x (..., R, M, D) with the rows of is_rounded (R,) passed through bfloat16."""
+    return torch.where(is_rounded[:, None, None], x.bfloat16().to(x.dtype), x)
+
+
+class Canvas:
+    """The answers to a batch of prompts while they are filled in: the state of `generate`."""
+
+    def __init__(self, lm: DiffusionLM, prompt: Spliced, config: SamplerConfig):
+        self.lm = lm
+        self.config = config
+        embeddings, mask, is_text = prompt.embeddings, prompt.mask, prompt.is_text
+        if config.compile:
+            pad = -embeddings.shape[1] % BUCKET
+            embeddings = F.pad(embeddings, (0, 0, pad, 0))
+            mask = F.pad(mask, (pad, 0))
+            is_text = F.pad(is_text, (pad, 0))
+        device = embeddings.device
+        B, P, _ = embeddings.shape
+
+        # Guidance adds a second condition, the prompt without its text. Quirk of the release: its
+        # audio stays, so the answer is led away from what the LM would say about the clip unasked.
+        conditions = embeddings[None]  # (C, B, P, D)
+        self.cfg_scale = None
+        if config.cfg_scale > 0:
+            self.cfg_scale = torch.tensor(config.cfg_scale, device=device)
+            blank = lm.embed(torch.tensor(lm.config.mask_id, device=device))  # (D,)
+            conditions = torch.stack(
+                [embeddings, torch.where(is_text[..., None], blank, embeddings)]
+            )
+
+        # Quirk of the release: beside audio, every embedding passes through bfloat16, whatever the
+        # LM's dtype. Its generated ids depend on it. Prompts of text alone are not rounded.
+        self.is_rounded = (mask & ~is_text).any(dim=1)  # (B,)
+        self.prompt = round_rows(conditions, self.is_rounded)  # (C, B, P, D)
+        self.real = F.pad(mask, (0, config.length), value=True)  # (B, L)
+
+        self.ids = torch.full((B, config.length), lm.config.mask_id, device=device)
+        self.confidence = torch.zeros(B, config.length, device=device)  # of committed tokens
+        self.calls = torch.zeros(B, dtype=torch.long, device=device)
+        self.ended = torch.zeros(B, dtype=torch.bool, device=device)
+        self.generator = torch.Generator().manual_seed(config.seed)
+
+        # The cache holds keys and values of every condition, item and position.
+        self.cache = None
+        if config.cache != "none":
+            shape = (len(conditions) * B, P + config.length)
+            self.cache = static_cache(lm, *shape) if config.compile else lm.new_cache(*shape)
+
+    def masks(self, rows: Tensor | slice, block: slice) -> Tensor:
+        """Where masks stand in a block of these rows, (R, N)."""
+        return self.ids[rows, block] == self.lm.config.mask_id
+
+    def rows_and_columns(self, waiting: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+        """Rows (R,) of the batch and columns (N,) of the answers that a full call predicts.
+
+        Items that are done and positions that are filled cost nothing; compiled calls take them
+        all the same, since their shapes must not change.
+        """
+        if self.config.compile:
+            waiting = torch.ones_like(waiting)
+        rows = waiting.nonzero()[:, 0]
+        return rows, self.columns(rows, block)
+
+    def columns(self, rows: Tensor, block: slice) -> Tensor:
+        """Columns (N,) of the answers that a call predicts: those of the block with a mask."""
+        columns = torch.arange(block.start, block.stop, device=self.ids.device)
+        return columns if self.config.compile else columns[self.masks(rows, block).any(dim=0)]
+
+    def full_call(self, rows: Tensor, columns: Tensor) -> Call:
+        """A pass over prompt and answer for these rows; it fills their cache."""
+        C, _, P, _ = self.prompt.shape
+        answers = round_rows(self.lm.embed(self.ids[rows]), self.is_rounded[rows])  # (R, G, D)
+        prompts = self.prompt[:, rows].flatten(0, 1)  # (C R, P, D)
+        x = torch.cat([prompts, answers.repeat(C, 1, 1)], dim=1)  # (C R, L, D)
+
+        cache = self.cache
+        if cache is not None and not self.config.compile:
+            cache = [(k[: len(x)], v[: len(x)]) for k, v in cache]
+        indices = torch.arange(x.shape[1], device=x.device)
+        return Call(x, self.real[rows].repeat(C, 1), cache, indices, P + columns)
+
+    def cached_call(self, rows: Tensor, columns: Tensor, block: slice, full: Call) -> Call:
+        """A pass over what the cache does not hold, after the `full` call that filled it.
+
+        All other keys and values are as old as that call, in which the block was still masked.
+        That is why a cached answer can differ from the exact one.
+        """
+        C, _, P, _ = self.prompt.shape
+        stop = block.stop if self.config.cache == "dual" else self.config.length
+        span = slice(block.start, stop)
+        x = round_rows(self.lm.embed(self.ids[rows, span]), self.is_rounded[rows])  # (R, M, D)
+        indices = torch.arange(P + span.start, P + span.stop, device=x.device)  # (M,)
+        return Call(x.repeat(C, 1, 1), full.real, full.cache, indices, columns - span.start)
+
+    def choice(self, limit: Tensor, inside: tuple[Tensor, Tensor]) -> Choice:
+        """The rule of a step with its random numbers.
+
+        They are drawn on the CPU for the whole block of every item, and the rows and columns
+        `inside` the block that the call predicts are taken of them.
+        """
+        gumbel = None
+        chance = None
+        shape = (len(self.ids), self.config.block_length, self.lm.config.vocab)  # (B, N, V)
+        if self.config.temperature > 0:
+            # In float64: float32 would cut the noise's tails and lose diversity (arXiv 2409.02908).
+            u = torch.rand(shape, generator=self.generator, dtype=torch.float64)
+            gumbel = -self.config.temperature * (-u.to(limit.device)[inside].log()).log()
+        if self.config.remasking == "random":
+            u = torch.rand(shape[:2], generator=self.generator)
+            chance = u.to(limit.device)[inside]
+        return Choice(self.config.rule, limit, self.cfg_scale, gumbel, chance)
+
+    def finish_ended(self) -> None:
+        """Mark items whose text is complete and fill their masks with end tokens.
+
+        A text ends at its first end token. Once no mask stands before it, nothing can change it.
+        """
+        is_masked = self.ids == self.lm.config.mask_id  # (B, G)
+        is_end = self.ids == self.lm.config.end_id
+        self.ended = (is_end & (is_masked.cumsum(dim=1) == 0)).any(dim=1)  # (B,)
+        self.ids.masked_fill_(self.ended[:, None] & is_masked, self.lm.config.end_id)
+
+
+def step_limits(config: SamplerConfig, n_steps: int) -> list[float]:
+    """The rule's number at each step of a block; only the count rule knows how many there are."""
+    if config.rule == "count":
+        return split_evenly(config.block_length, n_steps)
+    return [getattr(config, config.rule)] * (config.block_length + 1)
 
 
 @torch.no_grad()
 def generate(
-    lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, on_step: Callable[[Tensor, Tensor], None] | None = None, trace: bool = False
+    lm: DiffusionLM,
+    prompt: Spliced,
+    config: SamplerConfig,
+    on_step: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Generation:
-    """Fill in answers to a batch of spliced prompts; the one loop of every rule and cache.
+    """Fill in the answers to a batch of spliced prompts.
 
     Args:
-        on_step: called after each step with ids (B, G) and the confidence (B, G) that each token had when committed.
-        trace: keep those of every step in the result.
+        on_step: called after each step with ids (B, G) and the confidence (B, G) that each token
+            had when it was committed. Later steps change both: copy what is kept.
     Raises:
-        ValueError: the prompt with its answer is longer than the LM's context, guidance has nothing to lead from, or the LM is causal.
+        ValueError: prompt and answer exceed the LM's context, or guidance finds no text.
     """
     started = time.perf_counter()
-    if lm.config.causal:
-        raise ValueError("this LM is causal and was not trained to fill in masks; autoregressive.greedy answers with it, token by token")
     check_prompt(lm, prompt, config)
-    cached, guided = config.cache != "none", config.cfg_scale > 0
-    context, real, is_text = prompt.embeddings, prompt.mask, prompt.is_text
-    if config.compile:
-        pad = -context.shape[1] % BUCKET
-        context, real, is_text = F.pad(context, (0, 0, pad, 0)), F.pad(real, (pad, 0)), F.pad(is_text, (pad, 0))
-    (B, P, _), G, N = context.shape, config.length, config.block_length
-    device, mask_id, end_id = context.device, lm.config.mask_id, lm.config.end_id
-    generator = torch.Generator().manual_seed(config.seed)
-    ids, kept = torch.full((B, G), mask_id, device=device), torch.zeros(B, G, device=device)  # kept: confidence at commitment
-    calls, ended = torch.zeros(B, dtype=torch.long, device=device), torch.zeros(B, dtype=torch.bool, device=device)
-    # Quirk of the release: beside sound, every embedding passes through bfloat16, whatever the LM's dtype, and the golden
-    # ids hang on it. Text-only prompts are not rounded.
-    rounds = (real & ~is_text).any(dim=1)  # (B,)
-    context = context[None]  # (C, B, P, D)
-    if guided:
-        # Quirk of the release: the unconditional pass masks the prompt's text but keeps the sound.
-        blank = lm.embed(torch.tensor(mask_id, device=device))  # (D,)
-        context = torch.cat([context, torch.where(is_text[None, ..., None], blank, context)])
-    context = rounded(context, rounds)
-    real = torch.cat([real, torch.ones(B, G, dtype=torch.bool, device=device)], dim=1)  # (B, P + G)
-    C, everywhere, rows, cache = len(context), torch.arange(P + G, device=device), torch.arange(B, device=device), []
-    buffers = lm.new_cache(C * B, P + G, fixed=config.compile) if cached else []
-    call = compiled_refine(device.type) if config.compile else refine
-    scale = torch.tensor(config.cfg_scale, device=device) if guided else None
-    seen = []
-    for block, n_steps in enumerate(shares(config.steps, G // N)):
-        here = slice(block * N, (block + 1) * N)
-        limits = shares(N, n_steps) if config.rule == "count" else [getattr(config, config.rule)] * (N + 1)
-        limits = torch.tensor(limits, dtype=torch.float32, device=device)
-        for turn in range(N + 1):
-            # Fast-dLLM does not ask after the pass that opens a block, and its call counts hang on it.
-            unasked = cached and turn == 1 and config.rule != "count"
-            waiting = ~ended if unasked else (ids[:, here] == mask_id).any(dim=1)  # (B,)
+    canvas = Canvas(lm, prompt, config)
+    device = canvas.ids.device
+    N = config.block_length
+    step = compiled(refine, device.type) if config.compile else refine
+
+    for number, n_steps in enumerate(split_evenly(config.steps, config.length // N)):
+        block = slice(number * N, (number + 1) * N)
+        limits = torch.tensor(step_limits(config, n_steps), dtype=torch.float32, device=device)
+        for turn, limit in enumerate(limits):
+            # Which items still wait in this block? Fast-dLLM always makes a second call in a block,
+            # even if the first filled it. We do the same so that call counts match.
+            waiting = canvas.masks(slice(None), block).any(dim=1)  # (B,)
+            if turn == 1 and config.cache != "none" and config.rule != "count":
+                waiting = ~canvas.ended
             if not waiting.any():
                 break
-            full = turn == 0 or not cached
-            if config.compile:  # shapes must stay
-                torch.compiler.cudagraph_mark_step_begin()  # what the last call returned has been read and may go
-                columns = everywhere[here]  # (N,)
-            else:  # rows that are done and positions that are filled cost nothing
-                rows = waiting.nonzero()[:, 0] if full else rows  # (R,)
-                columns = everywhere[here][(ids[rows, here] == mask_id).any(dim=0)]  # (N,) or fewer
-            if full:
-                answer, where, wanted, padded = slice(0, G), everywhere, P + columns, real[rows].repeat(C, 1)  # (C R, P + G)
-                cache = buffers if config.compile else [(k[: len(padded)], v[: len(padded)]) for k, v in buffers]
+
+            # A block's first call runs over everything, later ones over what is not cached.
+            if turn == 0 or config.cache == "none":
+                rows, columns = canvas.rows_and_columns(waiting, block)  # (R,), (N,)
+                call = full = canvas.full_call(rows, columns)
             else:
-                answer, wanted = here if config.cache == "dual" else slice(here.start, G), columns - here.start
-                where = everywhere[P:][answer]
-            # Not part of the compiled call: compilers drop the rounding.
-            x = rounded(lm.embed(ids[rows, answer]), rounds[rows]).repeat(C, 1, 1)  # (C R, M or G, D)
-            x = torch.cat([context[:, rows].flatten(0, 1), x], dim=1) if full else x  # (C R, M, D)
-            spot, gumbel, chance = (rows[:, None], columns), None, None  # (R, N) places in the answers
-            inside = (rows[:, None], columns - here.start)  # and in the block
-            if config.temperature > 0:
-                # Gumbel-max in float64: in less, its tails are cut and diversity is lost (LLaDA's guide, arXiv 2409.02908).
-                u = torch.rand(B, N, lm.config.vocab, generator=generator, dtype=torch.float64).to(device)[inside]
-                gumbel = -config.temperature * (-u.log()).log()
-            if config.remasking == "random":
-                chance = torch.rand(B, N, generator=generator).to(device)[inside]
-            ids[spot], confidence, keep = call(
-                lm, x, ids[spot], padded, cache or None, where, wanted, config.rule, limits[turn], scale, gumbel, chance
-            )  # fmt: skip
-            kept[spot] = torch.where(keep, confidence, kept[spot])
-            calls += waiting
+                columns = canvas.columns(rows, block)
+                call = canvas.cached_call(rows, columns, block, full)
+
+            # Predict, and commit what the rule takes.
+            choice = canvas.choice(limit, inside=(rows[:, None], columns - block.start))
+            where = (rows[:, None], columns)  # (R, N)
+            ids, confidence, keep = step(lm, call, canvas.ids[where], choice)
+            canvas.ids[where] = ids
+            canvas.confidence[where] = torch.where(keep, confidence, canvas.confidence[where])
+            canvas.calls += waiting
+
             if config.stop_at_end:
-                # The text of an item ends at its first end token; once no mask stands before that, nothing can change it.
-                ended = ((ids == end_id) & ((ids == mask_id).cumsum(dim=1) == 0)).any(dim=1)  # (B,)
-                ids.masked_fill_(ended[:, None] & (ids == mask_id), end_id)
-            if trace:
-                seen.append((ids.clone(), kept.clone()))
+                canvas.finish_ended()
             if on_step:
-                on_step(ids, kept)
-    return Generation(ids, calls, ((ids == end_id).cumsum(dim=1) == 0).sum(dim=1), time.perf_counter() - started, seen)
+                on_step(canvas.ids, canvas.confidence)
 
-
-def shown(tokenizer: Tokenizer, ids: list[int], mask_id: int, end_id: int) -> list[str]:
-    """Text of each token for people: an underscore for a mask, nothing for the end."""
-    return ["_" if token == mask_id else "" if token == end_id else tokenizer.decode([token]) for token in ids]
-
-
-def write_trace(path: Path, question: str, rows: list[tuple[list[str], list[float]]]) -> None:
-    """An HTML page with one row a step, each token on a green as strong as its confidence."""
-    body = []
-    for step, (texts, confidences) in enumerate(rows, 1):
-        cell = '<td style="background:rgba(40,160,90,{1:.2f})" title="{1:.3f}">{0}</td>'
-        cells = "".join(cell.format(html.escape(t), c) for t, c in zip(texts, confidences))
-        body.append(f"<tr><th>{step}</th>{cells}</tr>")
-    path.write_text(
-        "<!doctype html><meta charset=utf-8><style>body{font:16px sans-serif}td{padding:4px 8px;min-width:1em}"
-        f"th{{color:#888}}</style><h1>{html.escape(question)}</h1><p>One row a step; the greener, the surer.</p>"
-        f"<table>{''.join(body)}</table>\n"
+    return Generation(
+        ids=canvas.ids,
+        calls=canvas.calls,
+        text_tokens=tokens_before_end(canvas.ids, lm.config.end_id),
+        seconds=time.perf_counter() - started,
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Ask a question about a sound file.")
-    parser.add_argument("clip", help="WAV, FLAC, OGG or MP3; any rate; mono or stereo")
-    parser.add_argument("question")
-    add_model_arguments(parser, "runs/toy/stage2")
-    parser.add_argument("--stage", choices=AUDIO_PARTS, help="what stands before the words' embeddings (default: what the adapters hold)")
-    parser.add_argument("--length", type=int, default=24, help="tokens of the answer")
-    parser.add_argument("--block-length", type=int, help="tokens of a block (default: the whole answer)")
-    parser.add_argument("--steps", type=int, help="steps of the count rule (default: one a token)")
-    parser.add_argument("--rule", default="threshold", choices=CHOICES["rule"])
-    parser.add_argument("--threshold", type=float, default=0.9)
-    parser.add_argument("--factor", type=float, default=1.0)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--cfg-scale", type=float, default=0.0)
-    parser.add_argument("--cache", default="none", choices=CHOICES["cache"])
-    parser.add_argument("--compile", action="store_true", help="worth its minute for many answers only")
-    parser.add_argument("--cut", action="store_true", help="hear only the beginning of a clip that is too long")
-    parser.add_argument("--trace", type=Path, help="write the steps as an HTML page")
-    args = parser.parse_args()
-    try:
-        config = SamplerConfig(
-            args.length, args.length if args.block_length is None else args.block_length,
-            args.length if args.steps is None else args.steps, args.rule, args.threshold, args.factor,
-            args.temperature, cfg_scale=args.cfg_scale, cache=args.cache, compile=args.compile,
-        )  # fmt: skip
-        waveform = read_audio(args.clip)
-        model = DIFFA.from_pretrained(args.whisper, args.llm, args.adapters, args.stage, **model_options(args)).eval()
-        waveforms, lengths = pad_waveforms([waveform], model.encoder.config.n_samples, [args.clip], args.cut)
+# Questions about clips
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The answer to one question."""
+
+    text: str
+    ids: list[int]  # all G tokens
+    calls: int  # forward passes that it took
+    n_tokens: int  # tokens before the end
+
+
+def answer(
+    lm: DiffusionLM,
+    tokenizer,
+    prompts: list[Prompt],
+    audio: Callable[[slice], tuple[Tensor, Tensor]] | None,
+    config: SamplerConfig,
+    *,
+    batch: int = 16,
+    decode: Callable[..., Generation] = generate,
+    on_step: Callable[[Tensor, Tensor], None] | None = None,
+) -> Iterator[Answer]:
+    """Answers to prompts, batch by batch, in their order; the one function that answers clips.
+
+    Args:
+        audio: called with the rows of a batch, gives their audio embeddings (B, A, D) and mask
+            (B, A), as DIFFA.hear does. None: the prompts are text alone.
+        decode: `generate`, or another decoder with its arguments. on_step: see `generate`.
+    Raises:
+        ValueError: a prompt that is too long; see `generate`.
+    """
+    for start in range(0, len(prompts), batch):
+        rows = slice(start, start + batch)
         with torch.inference_mode():
-            audio, mask = model.hear(*model.encode(waveforms.to(args.device), lengths.to(args.device)))
-            prompt = model.splice([build_prompt(model.tokenizer, args.question)], audio, mask)
-        live, lm_config = sys.stdout.isatty(), model.lm.config
+            heard, heard_mask = audio(rows) if audio else (None, None)
+            out = decode(lm, splice(lm, prompts[rows], heard, heard_mask), config, on_step)
+        for ids, calls, n_tokens in zip(out.ids, out.calls, out.text_tokens, strict=True):
+            text = decode_answer(tokenizer, ids.tolist())
+            yield Answer(text=text, ids=ids.tolist(), calls=int(calls), n_tokens=int(n_tokens))
 
-        def texts_of(ids: Tensor) -> list[str]:
-            return shown(model.tokenizer, ids[0].tolist(), lm_config.mask_id, lm_config.end_id)
 
-        def show(ids: Tensor, confidence: Tensor) -> None:
-            print(f"\r\033[K{' '.join(texts_of(ids)).strip()}" if live else " ".join(texts_of(ids)).strip(), end="" if live else "\n", flush=True)
-            time.sleep(0.15 if live else 0)  # slow enough to be watched
+def main() -> None:
+    from evaluation.ask import main as ask_about_clip
 
-        result = generate(model.lm, prompt, config, show, trace=args.trace is not None)
-    except (AudioError, ValueError) as error:
-        raise SystemExit(f"sampler.py: {error}") from None
-    print(("\r\033[K" if live else "") + decode_answer(model.tokenizer, result.ids[0].tolist()))
-    print(f"({int(result.steps[0])} model calls for {args.length} positions, {int(result.text_tokens[0])} of them text)", file=sys.stderr)
-    if args.trace:
-        write_trace(args.trace, args.question, [(texts_of(ids), kept[0].tolist()) for ids, kept in result.trace])
+    ask_about_clip()
 
 
 if __name__ == "__main__":
