@@ -7,8 +7,19 @@ import pytest
 import soundfile
 import torch
 
-from data import MANIFEST_FIELDS, AudioError, ManifestError, load_manifest, pad_waveforms, read_audio
-from checkpoints.tokenizer import MASK, TEXT_END, TURN_END, build_prompt, decode_answer, encode_answers, load_tokenizer
+from checkpoints.tokenizer import MASK, TURN_END, load_tokenizer
+from data import (
+    MANIFEST_FIELDS,
+    TEXT_END,
+    AudioError,
+    ManifestError,
+    build_prompt,
+    decode_answer,
+    encode_answers,
+    load_manifest,
+    pad_waveforms,
+    read_audio,
+)
 from encoder import SAMPLE_RATE
 
 # Sound

@@ -9,16 +9,21 @@ import pytest
 import torch
 import transformers
 import whisper
+from checkpoints.fill import fill
+from checkpoints.lm import load_lm
+from checkpoints.whisper import load_whisper
 from torch import nn
 from transformers.models.bert.modeling_bert import BertLayer
 from whisper.model import ModelDimensions
 
-from checkpoints import weights
 from adapters import AdapterConfig, QFormerBlock
+from checkpoints.files import read_checkpoint
+from checkpoints.key_tables import ACOUSTIC_KEYS, WHISPER_DROPPED
 from data import read_audio
-from diffusion_lm import FEW_ROWS, LARGE, STRIPE, DiffusionLM, LMConfig, linear
+from diffusion_lm import DiffusionLM, LMConfig
 from encoder import SAMPLE_RATE, log_mel
 from lab.measure_window import difference, states_in_window
+from toy.autoregressive import CausalLM
 
 SHARED = Path(__file__).parents[2] / "shared"
 CLIP = SHARED / "speech/audio/activated.flac"
@@ -30,7 +35,7 @@ def close(ours, theirs, tolerance=1e-5):
 
 
 def compare_states(theirs, directory, mel, tolerance):
-    ours = weights.load_whisper(directory)
+    ours = load_whisper(directory)
     with torch.no_grad():
         states, expected = ours(mel), theirs.model.encoder(mel, output_hidden_states=True)
     assert len(states) == len(expected.hidden_states) == ours.config.n_layers + 1
@@ -49,8 +54,8 @@ def test_encoder_states_equal_transformers_and_its_decoder_is_dropped(tmp_path, 
     )  # fmt: skip
     theirs = transformers.WhisperForConditionalGeneration(config).eval()
     theirs.save_pretrained(tmp_path)
-    names, _ = weights.read_checkpoint(tmp_path)
-    assert all(any(name.startswith(prefix) for name in names) for prefix in weights.WHISPER_DROPPED)
+    names, _ = read_checkpoint(tmp_path)
+    assert all(any(name.startswith(prefix) for name in names) for prefix in WHISPER_DROPPED)
     compare_states(theirs, tmp_path, torch.randn(2, n_mels, 2 * context), 1e-4)
 
 
@@ -80,7 +85,7 @@ def openai_states(theirs, mel):
 def test_encoder_states_equal_openai_whisper_from_its_own_file(tmp_path, n_mels, width, layers, heads, context):
     theirs = openai_model(n_mels, width, layers, heads, context)
     torch.save({"dims": asdict(theirs.dims), "model_state_dict": theirs.state_dict()}, tmp_path / "small.pt")
-    ours, mel = weights.load_whisper(tmp_path / "small.pt"), torch.randn(2, n_mels, 2 * context)
+    ours, mel = load_whisper(tmp_path / "small.pt"), torch.randn(2, n_mels, 2 * context)
     for state, expected in zip(ours(mel), openai_states(theirs, mel), strict=True):
         close(state, expected, 1e-4)
 
@@ -89,7 +94,7 @@ def test_encoder_states_equal_openai_whisper_from_its_own_file(tmp_path, n_mels,
 @pytest.mark.skipif(not (SHARED / "whisper-tiny.en").is_dir() or not CLIP.is_file(), reason="no real encoder on this machine")
 def test_real_encoder_states_equal_two_other_implementations_on_speech(tmp_path):
     reference = transformers.WhisperForConditionalGeneration.from_pretrained(SHARED / "whisper-tiny.en").eval().float()
-    ours = weights.load_whisper(SHARED / "whisper-tiny.en")
+    ours = load_whisper(SHARED / "whisper-tiny.en")
     renamed = {}
     for name, tensor in reference.model.encoder.state_dict().items():  # by hand, not by our tables
         for old, new in (
@@ -119,7 +124,7 @@ def test_real_encoder_states_equal_two_other_implementations_on_speech(tmp_path)
 @pytest.mark.skipif(not (SHARED / "whisper-tiny.en").is_dir() or not CLIP.is_file(), reason="no real encoder on this machine")
 def test_a_shorter_window_moves_the_real_encoder_s_states_little_and_the_less_the_longer_it_is():
     whole, cut, longer = (
-        states_in_window(weights.load_whisper(SHARED / "whisper-tiny.en", audio_context=seconds), [str(CLIP)])[0] for seconds in (30, 4, 10)
+        states_in_window(load_whisper(SHARED / "whisper-tiny.en", audio_context=seconds), [str(CLIP)])[0] for seconds in (30, 4, 10)
     )
     moved = [[difference(state, reference)[0] for state, reference in zip(states, whole)] for states in (cut, longer)]
     assert moved[0][0] < 1e-3 and moved[1][0] < 1e-3  # before any block has looked at the silence
@@ -137,7 +142,7 @@ def test_qformer_block_equals_bert_with_cross_attention():
     ours = nn.Module()
     ours.blocks = nn.ModuleList([QFormerBlock(AdapterConfig(encoder_width=24, n_heads=3, ffn=40))])
     tensors = {f"acoustic_connector.qformer.layer.0.{name}": tensor for name, tensor in theirs.state_dict().items()}
-    weights.fill(ours, tensors, weights.ACOUSTIC_KEYS, (), Path("bert"))
+    fill(ours, tensors, ACOUSTIC_KEYS, (), Path("bert"))
     ours.eval()
     queries, states = torch.randn(2, 5, 24), torch.randn(2, 11, 24)
     with torch.no_grad():
@@ -154,16 +159,17 @@ def llama_and_ours(causal):
             initializer_range=0.3,
         )
     ).eval()  # fmt: skip
-    ours = DiffusionLM(LMConfig(40, 3, 5, 72, vocab=60, max_length=64, mask_id=58, end_id=59, causal=causal)).eval()
+    config = LMConfig(width=40, n_layers=3, n_heads=5, ffn=72, vocab=60, max_length=64, mask_id=58, end_id=59)
+    ours = (CausalLM if causal else DiffusionLM)(config).eval()
     to_llama = {
         "embedding": "model.embed_tokens", "norm": "model.norm", "unembedding": "lm_head",
-        "blocks.{}.attn_norm": "model.layers.{}.input_layernorm", "blocks.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
-        "blocks.{}.query": "model.layers.{}.self_attn.q_proj", "blocks.{}.key": "model.layers.{}.self_attn.k_proj",
-        "blocks.{}.value": "model.layers.{}.self_attn.v_proj", "blocks.{}.out": "model.layers.{}.self_attn.o_proj",
-        "blocks.{}.gate": "model.layers.{}.mlp.gate_proj", "blocks.{}.up": "model.layers.{}.mlp.up_proj",
-        "blocks.{}.down": "model.layers.{}.mlp.down_proj",
+        "blocks.{}.attn_norm": "model.layers.{}.input_layernorm", "blocks.{}.mlp_norm": "model.layers.{}.post_attention_layernorm",
+        "blocks.{}.attn.query": "model.layers.{}.self_attn.q_proj", "blocks.{}.attn.key": "model.layers.{}.self_attn.k_proj",
+        "blocks.{}.attn.value": "model.layers.{}.self_attn.v_proj", "blocks.{}.attn.out": "model.layers.{}.self_attn.o_proj",
+        "blocks.{}.mlp.gate": "model.layers.{}.mlp.gate_proj", "blocks.{}.mlp.up": "model.layers.{}.mlp.up_proj",
+        "blocks.{}.mlp.down": "model.layers.{}.mlp.down_proj",
     }  # fmt: skip
-    weights.fill(ours, theirs.state_dict(), to_llama, (), Path("llama"))
+    fill(ours, theirs.state_dict(), to_llama, (), Path("llama"))
     return theirs, ours
 
 
@@ -213,7 +219,7 @@ def qwen3(path, tied, max_shard_size="5GB", **shapes):
 def test_lm_equals_qwen3_without_its_causal_mask(tmp_path, tied, heads, kv_heads, head_dim):
     shapes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim}
     theirs, ids = qwen3(tmp_path, tied, **shapes), torch.randint(58, (2, 13))
-    ours = weights.load_lm(tmp_path)
+    ours = load_lm(tmp_path)
     assert (ours.config.mask_id, ours.config.end_id, ours.config.tied) == (58, 59, tied)
     expected = theirs(ids, attention_mask=torch.zeros(2, 1, 13, 13)).logits
     assert (expected - theirs(ids).logits).abs().max() > 1e-2  # the mask is off in the reference
@@ -224,7 +230,7 @@ def test_lm_equals_qwen3_without_its_causal_mask(tmp_path, tied, heads, kv_heads
 def test_qwen3_in_shards_is_read_alike(tmp_path):
     theirs, ids = qwen3(tmp_path, tied=False, max_shard_size="40KB"), torch.randint(58, (1, 9))
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    ours = weights.load_lm(tmp_path)
+    ours = load_lm(tmp_path)
     close(ours.head(ours(ours.embed(ids))), theirs(ids, attention_mask=torch.zeros(1, 1, 9, 9)).logits, 1e-4)
 
 
@@ -267,17 +273,3 @@ def test_log_mel_of_a_batch_is_each_clip_s_own():
     assert torch.equal(log_mel(torch.stack([quiet, loud]))[0], log_mel(quiet))
 
 
-@pytest.mark.parametrize("rows", [(2,), (1, FEW_ROWS), (4, 16), (FEW_ROWS + 1,), (1, 1)])
-@pytest.mark.parametrize("out", [2 * STRIPE + 3, LARGE // 512, 10])
-def test_few_rows_through_a_large_weight_give_the_layers_numbers(rows, out):
-    torch.manual_seed(0)
-    layer, x = nn.Linear(512, out, bias=False), torch.randn(*rows, 512)
-    with torch.no_grad():
-        close(linear(layer, x), x.double() @ layer.weight.double().t())
-
-
-def test_few_rows_have_the_layers_gradients():
-    torch.manual_seed(0)
-    layer, x = nn.Linear(512, LARGE // 512, bias=False), torch.randn(3, 512, requires_grad=True)
-    linear(layer, x).sum().backward()
-    close(x.grad, layer.weight.sum(dim=0).expand(3, -1), 1e-4)

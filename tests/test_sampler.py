@@ -2,28 +2,32 @@
 
 import random
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from checkpoints.model import save_trained
 
-from lab import benchmark
-from lab import roofline
 import sampler
-from data import pad_waveforms, read_audio
-from checkpoints.tokenizer import build_prompt, decode_answer
-from diffa import DIFFA, Spliced
+from data import build_prompt, build_text_prompt, decode_answer, read_audio
+from diffa import DIFFA, Spliced, splice
 from diffusion_lm import DiffusionLM, LMConfig
-from sampler import SamplerConfig, commit, generate, propose, shares, write_trace
+from evaluation.ask import hear_clips
+from sampler import (
+    SamplerConfig,
+    answer,
+    commit,
+    generate,
+    generate_plain,
+    propose,
+    split_evenly,
+)
 
-SMALL = LMConfig(16, 2, 2, 24, vocab=40, max_length=96, mask_id=39, end_id=19)
+SMALL = LMConfig(width=16, n_layers=2, n_heads=2, ffn=24, vocab=40, max_length=96, mask_id=39, end_id=19)
 RULES = [
-    SamplerConfig(12, 12, 12),
-    SamplerConfig(12, 4, 7),
-    SamplerConfig(12, 6, rule="threshold", threshold=0.3),
-    SamplerConfig(12, 6, rule="factor", factor=2.5),
+    SamplerConfig(length=12, block_length=12, steps=12),
+    SamplerConfig(length=12, block_length=4, steps=7),
+    SamplerConfig(length=12, block_length=6, rule="threshold", threshold=0.3),
+    SamplerConfig(length=12, block_length=6, rule="factor", factor=2.5),
 ]
 by_rule = pytest.mark.parametrize("config", RULES, ids=lambda c: f"{c.rule}-{c.block_length}-{c.steps}")
 
@@ -52,15 +56,21 @@ def text(model, *instructions):
     P = max(map(len, rows))
     ids = torch.stack([torch.nn.functional.pad(row, (P - len(row), 0)) for row in rows])
     mask = torch.stack([torch.arange(P) >= P - len(row) for row in rows])
-    return Spliced(model.lm.embed(ids), mask, mask)
+    return Spliced(embeddings=model.lm.embed(ids), mask=mask, is_text=mask)
 
 
 @torch.inference_mode()
 def heard(model, clips, instructions):
     """Prompts with sound."""
-    waveforms, lengths = pad_waveforms(clips, model.encoder.config.n_samples, ["clip"] * len(clips))
     prompts = [build_prompt(model.tokenizer, line) for line in instructions]
-    return model.splice(prompts, *model.hear(*model.encode(waveforms, lengths)))
+    return splice(model.lm, prompts, *hear_clips(model, clips, ["clip"] * len(clips)))
+
+
+def traced(lm, prompt, config):
+    """The generation, and copies of the ids and confidences after each step."""
+    steps = []
+    out = generate(lm, prompt, config, lambda ids, kept: steps.append((ids.clone(), kept.clone())))
+    return out, steps
 
 
 def favour_mask(model, monkeypatch):
@@ -85,7 +95,7 @@ def test_an_item_in_a_batch_gets_the_answer_it_gets_alone(toy, config, cfg_scale
     for i in range(4):
         alone = generate(toy.lm, heard(toy, clips[i : i + 1], lines[i : i + 1]), config)
         assert together.ids[i].tolist() == alone.ids[0].tolist()
-        assert together.steps[i] == alone.steps[0]
+        assert together.calls[i] == alone.calls[0]
 
 
 @by_rule
@@ -98,22 +108,20 @@ def test_mask_is_never_an_answer_though_the_model_favours_it(toy, monkeypatch, c
 
 
 @by_rule
-def test_on_step_is_called_once_a_call_and_the_trace_grows_alike(toy, config):
-    seen = []
-    out = generate(toy.lm, text(toy, "What?"), config, lambda ids, kept: seen.append((ids.clone(), kept.clone())), trace=True)
-    assert len(seen) == len(out.trace) == out.steps.item()
+def test_on_step_is_called_once_a_call(toy, config):
+    out, seen = traced(toy.lm, text(toy, "What?"), config)
+    assert len(seen) == out.calls.item()
     waiting = [ids.eq(toy.lm.config.mask_id).sum().item() for ids, _ in seen]
     assert waiting == sorted(waiting, reverse=True) and waiting[-1] == 0
     assert len(set([12, *waiting])) == len(waiting) + 1  # each step commits something
-    for (ids, kept), (trace_ids, trace_kept) in zip(seen, out.trace):
-        assert torch.equal(ids, trace_ids) and torch.equal(kept, trace_kept)
+    for ids, kept in seen:
         assert torch.equal(kept > 0, ids != toy.lm.config.mask_id)
 
 
 @by_rule
 def test_a_committed_token_stays_and_blocks_are_filled_left_to_right(toy, config):
     before = torch.full((1, 12), toy.lm.config.mask_id)
-    for ids, _ in generate(toy.lm, text(toy, "What?"), config, trace=True).trace:
+    for ids, _ in traced(toy.lm, text(toy, "What?"), config)[1]:
         fixed = before != toy.lm.config.mask_id
         assert torch.equal(ids[fixed], before[fixed])
         first = int(before.eq(toy.lm.config.mask_id).int().argmax()) // config.block_length
@@ -140,13 +148,13 @@ def spliced(lengths, sounds, seed=0):
     embeddings = torch.randn(len(lengths), P, SMALL.width, generator=generator)
     mask = torch.stack([torch.arange(P) >= P - n for n in lengths])
     sound = torch.stack([(torch.arange(P) >= P - n + 1) & (torch.arange(P) < P - n + 1 + m) for n, m in zip(lengths, sounds)])
-    return Spliced(torch.where(mask[..., None], embeddings, 1e3), mask, mask & ~sound)  # padding that would be noticed
+    return Spliced(embeddings=torch.where(mask[..., None], embeddings, 1e3), mask=mask, is_text=mask & ~sound)  # padding that would be noticed
 
 
 def one(prompt, i):
     """Item i alone, without its padding."""
     real = prompt.mask[i]
-    return Spliced(prompt.embeddings[i : i + 1, real], prompt.mask[i : i + 1, real], prompt.is_text[i : i + 1, real])
+    return Spliced(embeddings=prompt.embeddings[i : i + 1, real], mask=prompt.mask[i : i + 1, real], is_text=prompt.is_text[i : i + 1, real])
 
 
 def text_of(ids):
@@ -170,7 +178,7 @@ def test_random_prompts_together_get_the_answers_they_get_alone(small, config, c
         for i in range(len(lengths)):
             alone = generate(small, one(prompt, i), config)
             assert together.ids[i].tolist() == alone.ids[0].tolist()
-            assert together.steps[i] == alone.steps[0] and together.text_tokens[i] == alone.text_tokens[0]
+            assert together.calls[i] == alone.calls[0] and together.text_tokens[i] == alone.text_tokens[0]
     assert ended  # some were dropped from the batch early
 
 
@@ -182,21 +190,21 @@ def test_stopping_at_the_end_changes_no_text_and_saves_calls(small, config, cach
     texts = [text_of(ids) for ids in whole.ids.tolist()]
     assert [text_of(ids) for ids in stopped.ids.tolist()] == texts
     assert stopped.text_tokens.tolist() == whole.text_tokens.tolist() == [len(text) for text in texts]
-    assert (stopped.steps <= whole.steps).all() and stopped.steps.sum() < whole.steps.sum()
+    assert (stopped.calls <= whole.calls).all() and stopped.calls.sum() < whole.calls.sum()
     assert not stopped.ids.eq(SMALL.mask_id).any()
 
 
 def test_what_follows_the_end_is_filled_with_the_end_at_once(small, monkeypatch):
     monkeypatch.setattr(small, "head", lambda hidden: torch.zeros(*hidden.shape[:2], SMALL.vocab).index_fill(-1, torch.tensor(SMALL.end_id), 9.0))
-    out = generate(small, spliced([5], [0]), SamplerConfig(12, 4, 12))
-    assert out.ids[0].tolist() == [SMALL.end_id] * 12 and out.steps.item() == 1 and out.text_tokens.item() == 0
+    out = generate(small, spliced([5], [0]), SamplerConfig(length=12, block_length=4, steps=12))
+    assert out.ids[0].tolist() == [SMALL.end_id] * 12 and out.calls.item() == 1 and out.text_tokens.item() == 0
 
 
 @caches
 @pytest.mark.parametrize("rule", ["count", "threshold"])
 def test_a_cache_is_exact_where_each_block_is_committed_by_its_full_pass(small, cache, rule):
     prompt = spliced([9, 30], [5, 20])
-    config = SamplerConfig(12, 4, 3, rule, 1e-9, stop_at_end=False)
+    config = SamplerConfig(length=12, block_length=4, steps=3, rule=rule, threshold=1e-9, stop_at_end=False)
     assert torch.equal(generate(small, prompt, config).ids, generate(small, prompt, with_(config, cache=cache)).ids)
 
 
@@ -204,18 +212,18 @@ def test_a_cache_is_exact_where_each_block_is_committed_by_its_full_pass(small, 
 def test_how_many_positions_each_cache_passes_through_the_model(small, monkeypatch, cache, passed):
     seen, forward = [], small.forward
     monkeypatch.setattr(small, "forward", lambda x, *rest: (seen.append(x.shape[1]), forward(x, *rest))[1])
-    generate(small, spliced([9], [5]), SamplerConfig(12, 4, 6, cache=cache, stop_at_end=False))
+    generate(small, spliced([9], [5]), SamplerConfig(length=12, block_length=4, steps=6, cache=cache, stop_at_end=False))
     assert seen == passed
 
 
 def test_only_positions_that_wait_are_scored_and_only_rows_that_wait_are_run(small, monkeypatch):
     scored, head = [], small.head
     monkeypatch.setattr(small, "head", lambda hidden: (scored.append(tuple(hidden.shape[:2])), head(hidden))[1])
-    generate(small, spliced([9], [5]), SamplerConfig(12, 4, 12, stop_at_end=False))
+    generate(small, spliced([9], [5]), SamplerConfig(length=12, block_length=4, steps=12, stop_at_end=False))
     assert scored == [(1, 4), (1, 3), (1, 2), (1, 1)] * 3
     scored.clear()
-    out = generate(small, spliced([9, 30, 17, 25], [5, 20, 0, 3]), SamplerConfig(12, 4, rule="threshold", threshold=0.6))
-    assert sum(rows for rows, _ in scored) == out.steps.sum()
+    out = generate(small, spliced([9, 30, 17, 25], [5, 20, 0, 3]), SamplerConfig(length=12, block_length=4, rule="threshold", threshold=0.6))
+    assert sum(rows for rows, _ in scored) == out.calls.sum()
 
 
 def test_a_cache_filled_in_two_parts_gives_the_hidden_states_of_one_pass(small):
@@ -230,10 +238,10 @@ def test_a_cache_filled_in_two_parts_gives_the_hidden_states_of_one_pass(small):
 @pytest.mark.parametrize("length, block, steps", [(12, 12, 12), (12, 4, 7)])
 @pytest.mark.parametrize("sound", [0, 5])
 def test_without_a_cache_the_answer_is_the_plain_published_procedures(small, length, block, steps, sound):
-    config = SamplerConfig(length, block, steps, stop_at_end=False)
+    config = SamplerConfig(length=length, block_length=block, steps=steps, stop_at_end=False)
     for seed in range(5):
         prompt = spliced([15], [sound], seed)
-        assert torch.equal(generate(small, prompt, config).ids, benchmark.reference(small, prompt, config).ids)
+        assert torch.equal(generate(small, prompt, config).ids, generate_plain(small, prompt, config).ids)
 
 
 # Compiled
@@ -246,14 +254,14 @@ def compilations(monkeypatch):
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = 256
     counting = torch.compile(sampler.refine, fullgraph=True, dynamic=False, backend=lambda graph, _: (graphs.append(1), graph.forward)[1])
-    monkeypatch.setattr(sampler, "compiled_refine", lambda device: counting)
+    monkeypatch.setattr(sampler, "compiled", lambda function, device: counting)
     return graphs
 
 
 @caches
 @pytest.mark.parametrize("rule", ["count", "threshold", "factor"])
 def test_nothing_is_compiled_again_for_other_lengths_and_numbers(small, compilations, rule, cache):
-    config = SamplerConfig(8, 4, 8, rule, 1.0, 1e-3, cache=cache, compile=True, stop_at_end=False)
+    config = SamplerConfig(length=8, block_length=4, steps=8, rule=rule, threshold=1.0, factor=1e-3, cache=cache, compile=True, stop_at_end=False)
     generate(small, spliced([20], [9]), config)
     warm = len(compilations)
     assert warm == {"none": 1, "prefix": 3, "dual": 2}[cache]
@@ -266,17 +274,17 @@ def test_nothing_is_compiled_again_for_other_lengths_and_numbers(small, compilat
 
 @pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"remasking": "random"}, {"cfg_scale": 0.7}], ids=str)
 def test_chance_and_guidance_are_the_same_in_compiled_shapes(small, compilations, settings):
-    config, prompt = SamplerConfig(8, 4, 6, cache="dual", compile=True, **settings), spliced([20, 9, 41], [9, 0, 30])
+    config, prompt = SamplerConfig(length=8, block_length=4, steps=6, cache="dual", compile=True, **settings), spliced([20, 9, 41], [9, 0, 30])
     compiled, eager = generate(small, prompt, config), generate(small, prompt, with_(config, compile=False))
     assert torch.equal(compiled.ids, eager.ids) and len(compilations) == 2
 
 
 def test_compiled_answers_are_the_eager_ones(small):
-    config = SamplerConfig(8, 4, 8, "threshold", 0.6, cache="dual", compile=True)
+    config = SamplerConfig(length=8, block_length=4, steps=8, rule="threshold", threshold=0.6, cache="dual", compile=True)
     for seed in range(8):
         prompt = spliced([20 + seed, 9, 41], [9, 0, 30], seed)
         compiled, eager = generate(small, prompt, config), generate(small, prompt, with_(config, compile=False))
-        assert torch.equal(compiled.ids, eager.ids) and torch.equal(compiled.steps, eager.steps)
+        assert torch.equal(compiled.ids, eager.ids) and torch.equal(compiled.calls, eager.calls)
 
 
 # Each rule
@@ -284,15 +292,15 @@ def test_compiled_answers_are_the_eager_ones(small):
 
 @pytest.mark.parametrize("length, block, steps", [(12, 12, 12), (12, 12, 5), (12, 4, 7), (12, 4, 3), (1, 1, 1)])
 def test_the_count_rule_makes_as_many_calls_as_steps(toy, length, block, steps):
-    assert generate(toy.lm, text(toy, "What?", "Why is that?"), SamplerConfig(length, block, steps)).steps.tolist() == [steps] * 2
+    assert generate(toy.lm, text(toy, "What?", "Why is that?"), SamplerConfig(length=length, block_length=block, steps=steps)).calls.tolist() == [steps] * 2
 
 
 def test_threshold_1_commits_one_a_call(toy):
-    assert generate(toy.lm, text(toy, "What?"), SamplerConfig(12, 6, rule="threshold", threshold=1.0)).steps.item() == 12
+    assert generate(toy.lm, text(toy, "What?"), SamplerConfig(length=12, block_length=6, rule="threshold", threshold=1.0)).calls.item() == 12
 
 
 def test_a_low_threshold_commits_a_block_a_call(toy):
-    assert generate(toy.lm, text(toy, "What?"), SamplerConfig(12, 6, rule="threshold", threshold=1e-9)).steps.item() == 2
+    assert generate(toy.lm, text(toy, "What?"), SamplerConfig(length=12, block_length=6, rule="threshold", threshold=1e-9)).calls.item() == 2
 
 
 CONFIDENCE = torch.tensor([[0.3, 0.95, 0.6, 0.9, 0.99]])
@@ -330,18 +338,18 @@ def test_confidence_is_the_softmax_probability():
 
 
 def test_gumbel_noise_draws_from_the_softmax(monkeypatch):
-    lm = DiffusionLM(LMConfig(4, 1, 1, 4, vocab=5, max_length=2000, mask_id=3, end_id=4))
+    lm = DiffusionLM(LMConfig(width=4, n_layers=1, n_heads=1, ffn=4, vocab=5, max_length=2000, mask_id=3, end_id=4))
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0, -torch.inf])
     monkeypatch.setattr(lm, "head", lambda hidden: logits.expand(*hidden.shape[:2], 5).clone())
-    prompt = Spliced(torch.zeros(20, 0, 4), torch.zeros(20, 0, dtype=torch.bool), torch.zeros(20, 0, dtype=torch.bool))
-    drawn = generate(lm, prompt, SamplerConfig(1000, 1000, 1, temperature=1.0)).ids
+    prompt = Spliced(embeddings=torch.zeros(20, 0, 4), mask=torch.zeros(20, 0, dtype=torch.bool), is_text=torch.zeros(20, 0, dtype=torch.bool))
+    drawn = generate(lm, prompt, SamplerConfig(length=1000, block_length=1000, steps=1, temperature=1.0)).ids
     shares_drawn = drawn.flatten().bincount(minlength=5)[:3] / 20_000
     assert torch.allclose(shares_drawn, logits[:3].softmax(0), atol=0.015)
 
 
 @pytest.mark.parametrize("total, parts, expected", [(7, 3, [3, 2, 2]), (6, 3, [2, 2, 2]), (2, 3, [1, 1, 0])])
-def test_shares_are_even_with_the_remainder_first(total, parts, expected):
-    assert shares(total, parts) == expected
+def test_parts_are_even_with_the_remainder_first(total, parts, expected):
+    assert split_evenly(total, parts) == expected
 
 
 # Chance and guidance
@@ -350,36 +358,36 @@ def test_shares_are_even_with_the_remainder_first(total, parts, expected):
 @pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"remasking": "random"}], ids=str)
 def test_chance_repeats_by_seed_and_differs_between_seeds(toy, settings):
     prompt = text(toy, "What?", "Why is that?")
-    first, again, other = (generate(toy.lm, prompt, SamplerConfig(12, 12, 12, seed=seed, **settings), trace=True) for seed in (1, 1, 2))
-    assert torch.equal(first.ids, again.ids)
-    assert any(not torch.equal(a[0], b[0]) for a, b in zip(first.trace, other.trace))
+    first, again, other = (traced(toy.lm, prompt, SamplerConfig(length=12, seed=seed, **settings)) for seed in (1, 1, 2))
+    assert torch.equal(first[0].ids, again[0].ids)
+    assert any(not torch.equal(a[0], b[0]) for a, b in zip(first[1], other[1]))
 
 
 def test_the_sampler_leaves_the_global_dice_alone(toy):
     prompt, state = text(toy, "What?"), torch.get_rng_state()
-    generate(toy.lm, prompt, SamplerConfig(12, 12, 12, temperature=1.0, remasking="random"))
+    generate(toy.lm, prompt, SamplerConfig(length=12, block_length=12, steps=12, temperature=1.0, remasking="random"))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_guidance_0_is_one_plain_pass_and_more_changes_the_answer(toy, monkeypatch):
     prompt, batches, forward = text(toy, "What is said?"), [], toy.lm.forward
     monkeypatch.setattr(toy.lm, "forward", lambda x, *rest: (batches.append(len(x)), forward(x, *rest))[1])
-    plain, zero, more = (generate(toy.lm, prompt, SamplerConfig(12, 12, 12, **s)) for s in ({}, {"cfg_scale": 0.0}, {"cfg_scale": 3.0}))
+    plain, zero, more = (generate(toy.lm, prompt, SamplerConfig(length=12, block_length=12, steps=12, **s)) for s in ({}, {"cfg_scale": 0.0}, {"cfg_scale": 3.0}))
     assert torch.equal(plain.ids, zero.ids) and not torch.equal(plain.ids, more.ids)
     assert batches == [1] * 24 + [2] * 12
 
 
 def test_guidance_leads_away_from_the_answer_without_the_question(toy):
     prompt = text(toy, "What is said?")
-    blind = Spliced(toy.lm.embed(torch.tensor(toy.lm.config.mask_id)).expand_as(prompt.embeddings), prompt.mask, prompt.is_text)
-    unmoved = [generate(toy.lm, blind, SamplerConfig(12, 12, 12, cfg_scale=scale)).ids for scale in (0.0, 3.0)]
+    blind = Spliced(embeddings=toy.lm.embed(torch.tensor(toy.lm.config.mask_id)).expand_as(prompt.embeddings), mask=prompt.mask, is_text=prompt.is_text)
+    unmoved = [generate(toy.lm, blind, SamplerConfig(length=12, block_length=12, steps=12, cfg_scale=scale)).ids for scale in (0.0, 3.0)]
     assert torch.equal(*unmoved)  # a question of masks has nothing to lead from
 
 
 def test_guidance_blanks_the_text_but_not_the_sound(toy, monkeypatch):
     prompt, seen, forward = heard(toy, [torch.ones(9000)], ["What?"]), [], toy.lm.forward
     monkeypatch.setattr(toy.lm, "forward", lambda x, *rest: (seen.append(x), forward(x, *rest))[1])
-    generate(toy.lm, prompt, SamplerConfig(1, 1, 1, cfg_scale=1.0))
+    generate(toy.lm, prompt, SamplerConfig(length=1, block_length=1, steps=1, cfg_scale=1.0))
     conditional, unconditional = seen[0][:, :-1]
     changed = (conditional != unconditional).any(dim=-1)
     assert torch.equal(changed, prompt.is_text[0]) and not changed.all()
@@ -416,67 +424,60 @@ def test_a_prompt_too_long_is_refused_with_the_longest_answer_possible(toy):
     room = toy.lm.config.max_length - prompt.embeddings.shape[1]
     assert 0 < room < 200
     with pytest.raises(ValueError, match=f"at most {room}"):
-        generate(toy.lm, prompt, SamplerConfig(room + 1, 1, room + 1))
-    assert generate(toy.lm, prompt, SamplerConfig(room, room, 1)).ids.shape == (1, room)
+        generate(toy.lm, prompt, SamplerConfig(length=room + 1, block_length=1, steps=room + 1))
+    assert generate(toy.lm, prompt, SamplerConfig(length=room, block_length=room, steps=1)).ids.shape == (1, room)
 
 
 @pytest.mark.parametrize("n, sounds", [(0, 0), (4, 4)])
 def test_guidance_without_text_to_lead_from_is_refused(small, n, sounds):
     mask = torch.ones(1, n, dtype=torch.bool)
-    prompt = Spliced(torch.zeros(1, n, SMALL.width), mask, mask & (torch.arange(n) >= sounds))
+    prompt = Spliced(embeddings=torch.zeros(1, n, SMALL.width), mask=mask, is_text=mask & (torch.arange(n) >= sounds))
     with pytest.raises(ValueError, match="use cfg_scale 0"):
-        generate(small, prompt, SamplerConfig(4, 4, 4, cfg_scale=1.0))
-    assert generate(small, prompt, SamplerConfig(4, 4, 4)).ids.shape == (1, 4)
+        generate(small, prompt, SamplerConfig(length=4, block_length=4, steps=4, cfg_scale=1.0))
+    assert generate(small, prompt, SamplerConfig(length=4, block_length=4, steps=4)).ids.shape == (1, 4)
 
 
-# The benchmark
+# Questions about clips
 
 
-@pytest.mark.parametrize("M, N", [(12, 3), (40, 12), (4, 4)])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_the_floor_counts_the_flops_of_the_call_itself(M, N, groups):
-    lm, everywhere = DiffusionLM(replace(SMALL, n_heads=4, n_kv_heads=4 // groups)), torch.arange(40)
-    cache, x = lm.new_cache(1, 40), torch.randn(1, M, SMALL.width)
-    expected, _ = roofline.work_of(lm.config, 1, M, 40, N)
-    with FlopCounterMode(display=False) as products:
-        roofline.matrix_products(lm, M, 40, N)()
-    with FlopCounterMode(display=False) as call, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
-        lm.head(lm(x, None, cache, everywhere[:M], everywhere[:N]))
-    assert products.get_total_flops() == call.get_total_flops() == expected
+def test_answers_come_in_order_whatever_the_batches(toy):
+    torch.manual_seed(4)
+    clips = [torch.randn(n) for n in (12_800, 3000, 7100)]
+    prompts = [build_prompt(toy.tokenizer, line) for line in ("What is said?", "Why?", "Repeat what is said.")]
+    config = SamplerConfig(length=12, rule="threshold", threshold=0.3)
+
+    def audio(rows):
+        return hear_clips(toy, clips[rows], ["clip"] * len(clips[rows]))
+
+    alone, pairs, together = (list(answer(toy.lm, toy.tokenizer, prompts, audio, config, batch=n)) for n in (1, 2, 16))
+    assert alone == pairs == together and len(alone) == 3
+    out = generate(toy.lm, splice(toy.lm, prompts, *audio(slice(0, 3))), config)
+    assert [a.ids for a in alone] == out.ids.tolist() and [a.calls for a in alone] == out.calls.tolist()
+    assert [a.text for a in alone] == [decode_answer(toy.tokenizer, ids) for ids in out.ids.tolist()]
 
 
-def test_the_benchmark_prints_a_row_for_every_setting(monkeypatch, compilations, capsys):
-    monkeypatch.setitem(benchmark.RANDOM, "150m", replace(SMALL, max_length=1000))
-    monkeypatch.setattr(benchmark, "compiled_refine", sampler.compiled_refine)
-    monkeypatch.setattr(roofline, "SIZE", {"cpu": (2**20, 64)})
-    monkeypatch.setattr(sys, "argv", ["benchmark", "--device", "cpu", "--length", "8", "--block-length", "4"])
-    benchmark.main()
-    printed = capsys.readouterr().out
-    for name in ("reference, 8 steps", "count 2 steps, none", "count 8 steps, prefix", "count 8 steps, dual", "factor 4.25, dual", "dual, compiled"):
-        assert f"{name} |" in printed
-    assert "block step: floor" in printed and "full pass: floor" in printed and "nan" not in printed
+def test_prompts_of_text_alone_are_answered_too(toy):
+    prompts = [build_text_prompt(toy.tokenizer, line) for line in ("two red birds", "sing")]
+    config = SamplerConfig(length=6)
+    out = list(answer(toy.lm, toy.tokenizer, prompts, None, config))
+    ids = torch.tensor(prompts[1].before)[None]
+    everywhere = torch.ones_like(ids, dtype=torch.bool)
+    alone = generate(toy.lm, Spliced(embeddings=toy.lm.embed(ids), mask=everywhere, is_text=everywhere), config)
+    assert len(out) == 2 and out[1].ids == alone.ids[0].tolist()
 
 
-def test_the_benchmark_says_what_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["benchmark", "--size", "toy", "--run", str(tmp_path)])
-    with pytest.raises(SystemExit, match="benchmark: .*whisper"):
-        benchmark.main()
+def test_block_length_and_steps_follow_the_length():
+    config = SamplerConfig(length=12)
+    assert (config.block_length, config.steps) == (12, 12)
 
 
 # The command
 
 
-def test_write_trace_has_a_row_a_step_and_escapes_the_words(tmp_path):
-    write_trace(tmp_path / "t.html", "a < b?", [(["_", "<b>"], [0.0, 0.5]), (["x", "<b>"], [0.9, 0.5])])
-    page = (tmp_path / "t.html").read_text()
-    assert page.count("<tr>") == 2 and page.count("<td") == 4
-    assert "&lt;b&gt;" in page and "<b>" not in page and "a &lt; b?" in page
-
-
 @pytest.fixture
 def command(toy, toy_dirs, tmp_path, monkeypatch):
     """command(clip, *options) runs sampler.py on the toy."""
-    toy.save(tmp_path / "adapters", **toy_dirs)
+    save_trained(toy, tmp_path / "adapters", whisper=toy_dirs["whisper"], llm=toy_dirs["llm"])
     places = ["--whisper", toy_dirs["whisper"], "--llm", toy_dirs["llm"], "--adapters", tmp_path / "adapters", "--device", "cpu"]
 
     def run(clip, *options):
@@ -489,11 +490,11 @@ def command(toy, toy_dirs, tmp_path, monkeypatch):
 def test_the_command_prints_the_answer(toy, command, tone, tmp_path, capsys):
     clip = tone(rate=44_100, channels=2)
     command(clip, "--length", 8, "--trace", tmp_path / "t.html")
-    out = generate(toy.lm, heard(toy, [read_audio(clip)], ["What is said?"]), SamplerConfig(8, 8, 8, "threshold"))
+    out = generate(toy.lm, heard(toy, [read_audio(clip)], ["What is said?"]), SamplerConfig(length=8, block_length=8, steps=8, rule="threshold"))
     printed = capsys.readouterr()
     assert printed.out.endswith("\n" + decode_answer(toy.tokenizer, out.ids[0].tolist()) + "\n")
-    assert f"{out.steps.item()} model calls for 8 positions" in printed.err
-    assert (tmp_path / "t.html").read_text().count("<tr>") == out.steps.item()
+    assert f"{out.calls.item()} model calls for 8 positions" in printed.err
+    assert (tmp_path / "t.html").read_text().count("<tr>") == out.calls.item()
 
 
 def test_the_command_can_run_the_adapters_as_another_stage(command, tone, monkeypatch):

@@ -5,11 +5,19 @@ from dataclasses import replace
 
 import pytest
 import tokenizers
+from checkpoints.lm import added_ids
 
 from checkpoints.files import LFS_POINTER, WeightsError
+from checkpoints.tokenizer import CHATS, ByteTokenizer, JSONTokenizer, load_tokenizer
+from data import (
+    SYSTEM,
+    TEXT_END,
+    build_prompt,
+    build_text_prompt,
+    decode_answer,
+    encode_answers,
+)
 from diffusion_lm import SIZES, LMConfig
-from checkpoints.tokenizer import CHATS, SYSTEM, TEXT_END, ByteTokenizer, JSONTokenizer, build_prompt, decode_answer, encode_answers, load_tokenizer, text_prompt
-from checkpoints.weights import added_ids
 
 INSTRUCTION = "What is said?"
 LLADA_BEFORE = (
@@ -36,7 +44,7 @@ def byte_level_bpe(path, family="llada", lines=(SYSTEM, "This is the audio: <aud
     path.mkdir(exist_ok=True)
     bpe.save(str(path / "tokenizer.json"))
     special = {"mask_id": bpe.token_to_id(chat.mask), "end_id": bpe.token_to_id(TEXT_END)}
-    return LMConfig(32, 1, 2, 48, vocab=bpe.get_vocab_size() + 7, family=family, **special)
+    return LMConfig(width=32, n_layers=1, n_heads=2, ffn=48, vocab=bpe.get_vocab_size() + 7, family=family, **special)
 
 
 @pytest.mark.parametrize("family", TEXTS)
@@ -85,8 +93,9 @@ def test_answers_end_at_the_end_of_turn_or_text(tmp_path, family):
 def test_a_turn_of_text_alone_is_in_the_family_s_chat(tmp_path, family):
     tokenizer = load_tokenizer(tmp_path, byte_level_bpe(tmp_path, family))
     before, after = (text.replace("This is the audio:", "").replace(" <audio>. ", "") for text in TEXTS[family])
-    assert tokenizer.decode(text_prompt(tokenizer, INSTRUCTION)) == before + after
-    assert tokenizer.id(tokenizer.chat.turn_end) in text_prompt(tokenizer, INSTRUCTION)
+    prompt = build_text_prompt(tokenizer, INSTRUCTION)
+    assert tokenizer.decode(prompt.before) == before + after and prompt.after == []
+    assert tokenizer.id(tokenizer.chat.turn_end) in prompt.before
 
 
 # A tokenizer of another model
