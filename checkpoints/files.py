@@ -1,13 +1,15 @@
-"""Checkpoint files as they lie on a disk: read without trust and without copies, written whole or not at all.
+"""Checkpoint files on a disk: read without trust and without copies, written whole or not at all.
 
-Tensors are memory-mapped: reading a file of 16 GB costs nothing until a tensor is looked at, and then no second copy.
-Nothing is ever unpickled but tensors and plain values (`weights_only=True`).
+Tensors are memory-mapped. Opening a file of 16 GB costs nothing until a tensor is used, and using it makes no second copy.
+Only tensors and plain values are ever unpickled (`weights_only=True`).
 """
 
 import json
 import os
 import shlex
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -15,143 +17,100 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how git leaves a large file that it has not fetched
+LFS_POINTER = (
+    b"version https://git-lfs.github.com/spec/"  # Git leaves this in place of a large file
+)
 
-
-# What can be downloaded, by a word in the path that is not there; the first is meant where no word is in it.
-WHISPER_SIZES = ("large-v3-turbo", "large-v3", "large-v2", "large", "medium.en", "medium", "base.en", "base", "tiny.en", "tiny", "small.en", "small")
+# What can be downloaded, by a word in the path. The empty word is the default.
+WHISPER_SIZES = (
+    "large-v3-turbo", "large-v3", "large-v2", "large", "medium.en", "medium",
+    "base.en", "base", "tiny.en", "tiny", "small.en", "small",
+)  # fmt: skip
 PUBLISHED = {
-    "whisper": {"": "openai/whisper-small", "turbo": "openai/whisper-large-v3-turbo"} | {size: f"openai/whisper-{size}" for size in WHISPER_SIZES},
+    "whisper": {"": "openai/whisper-small", "turbo": "openai/whisper-large-v3-turbo"}
+    | {size: f"openai/whisper-{size}" for size in WHISPER_SIZES},
     "llm": {
-        "": "GSAI-ML/LLaDA-8B-Instruct", "qwen": "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1", "1.5": "GSAI-ML/LLaDA-1.5",
-        "instruct": "GSAI-ML/LLaDA-8B-Instruct", "base": "GSAI-ML/LLaDA-8B-Base",
+        "": "GSAI-ML/LLaDA-8B-Instruct",
+        "qwen": "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1",
+        "1.5": "GSAI-ML/LLaDA-1.5",
+        "instruct": "GSAI-ML/LLaDA-8B-Instruct",
+        "base": "GSAI-ML/LLaDA-8B-Base",
     },
     "adapters": {"": "zhoujiaming777/DIFFA"},
-}  # fmt: skip
+}
 
 
 class WeightsError(ValueError):
-    """A checkpoint that cannot be used, said in terms of its files and tensors."""
+    """A checkpoint that cannot be used. The message names files and tensors, and says what to do."""
+
+
+# Files that are missing
 
 
 def download_command(piece: str, path: Path) -> str:
-    """What would fill `path`, for one to run: piece is a key of PUBLISHED."""
+    """The command that fills `path`. piece: a key of PUBLISHED."""
     if path.parts[:1] == ("runs",) or path.parts[-3:-1] == ("runs", "toy"):
         return "`make demo` makes the toy run's"
+
+    # The last part of a path says more than the folders above it.
     known = PUBLISHED[piece]
-    words = (word for part in reversed(path.parts) for word in known if word and word in part.lower())  # the name says more than where it lies
-    only = " config.json model.safetensors" if piece == "whisper" else ""  # the rest of those is for other libraries
-    folder = path if path.suffix not in (".pt", ".bin", ".safetensors") else path.with_suffix("") if piece == "whisper" else path.parent
-    then = "" if folder == path or piece == "adapters" else f", and pass --{piece} {shlex.quote(str(folder))}"
-    return f"download it: hf download {known[next(words, '')]}{only} --local-dir {shlex.quote(str(folder))}{then}"
+    words = [
+        word for part in reversed(path.parts) for word in known if word and word in part.lower()
+    ]
+    repository = known[words[0] if words else ""]
+
+    # Of a Whisper two files are enough: the others are for other libraries.
+    only = " config.json model.safetensors" if piece == "whisper" else ""
+
+    # The hub's files go into a folder, even where the missing path is a file.
+    folder = path
+    if path.suffix in (".pt", ".bin", ".safetensors"):
+        folder = path.with_suffix("") if piece == "whisper" else path.parent
+    quoted = shlex.quote(str(folder))
+    command = f"download it: hf download {repository}{only} --local-dir {quoted}"
+    same_option = folder == path or piece == "adapters"
+    return command if same_option else f"{command}, and pass --{piece} {quoted}"
 
 
 def require(**pieces: str | Path | None) -> None:
-    """WeightsError that names every piece (a key of PUBLISHED) that is not there, each with the command that brings it."""
+    """Raise WeightsError that lists every missing piece, each with its download command.
+
+    Args:
+        pieces: paths by a key of PUBLISHED; None is skipped.
+    """
     lines = []
-    for piece, path in pieces.items():
-        if path is not None and not Path(path).exists():
-            lines.append(f"--{piece} {path}: no such directory or file\n  {download_command(piece, Path(path))}")
-        elif path is not None and piece != "adapters" and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-            lines.append(f"--{piece} {path}: holds no config.json\n  {download_command(piece, Path(path))}")
+    for piece, given in pieces.items():
+        if given is None:
+            continue
+        path = Path(given)
+        if not path.exists():
+            problem = "no such directory or file"
+        elif piece != "adapters" and path.is_dir() and not (path / "config.json").is_file():
+            problem = "holds no config.json"
+        else:
+            continue
+        lines.append(f"--{piece} {path}: {problem}\n  {download_command(piece, path)}")
     if lines:
         raise WeightsError("\n".join(lines))
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise WeightsError when the file is absent, or a Git LFS pointer where the file itself should be."""
+    """Raise WeightsError when the file is missing, or is only a Git LFS pointer."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise WeightsError(
-                f"{path}: only a Git LFS pointer, not the file itself; run `git lfs pull` in {path.parent}, or download the file again"
+                f"{path}: only a Git LFS pointer, not the file itself; "
+                f"run `git lfs pull` in {path.parent}, or download the file again"
             )
 
 
-def unpickle(path: Path) -> object:
-    """What a `.bin` or `.pt` file holds, its tensors memory-mapped; WeightsError when that is code, or half a file."""
-    refuse_pointer(path)
-    try:
-        # Before PyTorch 1.6 pickles were not zip archives; those can be read, but not mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"{path}: not a whole checkpoint file ({error}); download it again") from error
-    except Exception as error:  # pickle.UnpicklingError and what broken pickles raise besides
-        raise WeightsError(
-            f"{path}: refused, holds more than plain tensors (code is never run) or is damaged; download it again ({error})"
-        ) from error
+# Reading
 
 
-def named_tensors(value: object, source: Path) -> dict[str, Tensor]:
-    """The value itself when it is tensors by name; WeightsError otherwise."""
-    if not isinstance(value, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
-        raise WeightsError(f"{source}: holds something else than tensors with names")
-    return value
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a `.safetensors` or `.bin` file, memory-mapped.
-
-    Raises WeightsError: the file is absent, an LFS pointer, cut short or too long, or a pickle that holds anything else.
-    """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        return named_tensors(unpickle(path), path)
-    refuse_pointer(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not a whole safetensors file, cut short or padded ({error}); download it again") from error
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Path]]:
-    """All tensors of a hub directory, memory-mapped, and the file in which each lies.
-
-    Shards with their index come first, then one safetensors file, then the same in pickles. Tensors come in the order of
-    the files, so that who drops them as they are used lets go of one shard after the other.
-
-    Raises WeightsError: no weights, shards of the index that are not there (all named), an index that disagrees with them.
-    """
-    path = Path(path)
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        index = path / f"{name}.index.json"
-        if index.is_file():
-            return read_shards(index)
-        if (path / name).is_file():
-            tensors = read_tensors(path / name)
-            return tensors, dict.fromkeys(tensors, path / name)
-    raise WeightsError(
-        f"{path}: holds neither model.safetensors nor pytorch_model.bin, whole or as shards with an index; is the download complete?"
-    )
-
-
-def read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Path]]:
-    """The same of a checkpoint in pieces, by its `*.index.json`."""
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
-        raise WeightsError(f"{index}: lacks weight_map, which tells the file of each tensor")
-    shards = sorted(set(names.values()))
-    absent = [shard for shard in shards if not (index.parent / shard).is_file()]
-    if absent:
-        raise WeightsError(f"{index} names files that are not there: {', '.join(absent)}; the download is half done, start it again")
-    tensors, files = {}, {}
-    for shard in shards:
-        found = read_tensors(index.parent / shard)
-        twice = sorted(found.keys() & tensors.keys())
-        if twice:
-            raise WeightsError(f"{index.parent / shard}: {', '.join(twice[:5])} already stood in {files[twice[0]].name}")
-        tensors |= found
-        files |= dict.fromkeys(found, index.parent / shard)
-    if set(tensors) != set(names):
-        odd = sorted(set(tensors) ^ set(names))
-        raise WeightsError(f"{index} and its shards disagree about {', '.join(odd[:5])}; they belong to different downloads")
-    return tensors, files
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file; WeightsError names the file when it is absent or broken."""
+def read_json(path: str | Path) -> dict:
+    """A JSON object. Raises WeightsError when the file is missing, damaged or holds no object."""
     path = Path(path)
     refuse_pointer(path)
     try:
@@ -163,15 +122,190 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON under another name first, so that a killed run leaves the old file whole."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+def read_config(path: Path, model_types: tuple[str, ...]) -> dict:
+    """The `config.json` of a directory. Raises WeightsError if its model_type is not among those expected."""
+    raw = read_json(path / "config.json")
+    if raw.get("model_type") not in model_types:
+        expected = " or ".join(repr(name) for name in model_types)
+        raise WeightsError(
+            f"{path / 'config.json'}: model_type is {raw.get('model_type')!r}, expected {expected}; "
+            "are --whisper and --llm swapped?"
+        )
+    return raw
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file, likewise under another name first."""
-    temporary = Path(f"{path}.tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    os.replace(temporary, path)
+def unpickle(path: Path) -> object:
+    """The content of a `.bin` or `.pt` file, its tensors memory-mapped.
+
+    Raises WeightsError: the file is missing, cut short, or holds code.
+    """
+    refuse_pointer(path)
+    try:
+        # Before PyTorch 1.6 pickles were no zip archives. Those can be read, but not mapped.
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: not a whole checkpoint file ({error}); download it again"
+        ) from error
+    except Exception as error:  # pickle.UnpicklingError, and whatever else damaged pickles raise
+        raise WeightsError(
+            f"{path}: refused, holds more than plain tensors (code is never run) or is damaged; "
+            f"download it again ({error})"
+        ) from error
+
+
+def named_tensors(value: object, source: Path) -> dict[str, Tensor]:
+    """The value itself if it is a dict of tensors by name, else WeightsError."""
+    if isinstance(value, dict):
+        if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
+            return value
+    raise WeightsError(f"{source}: holds something else than tensors with names")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a `.safetensors` or pickle file by name, memory-mapped.
+
+    Raises WeightsError: the file is missing, a Git LFS pointer, cut short, too long, or holds something else.
+    """
+    if path.suffix != ".safetensors":
+        return named_tensors(unpickle(path), path)
+    refuse_pointer(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: not a whole safetensors file, cut short or padded ({error}); download it again"
+        ) from error
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """Tensors of one or more files by name, in the order of the files.
+
+    It holds one file at a time. Who copies the tensors in order, to a GPU or to another dtype, needs memory for the
+    copies and for one file, not for all files.
+
+    Attributes:
+        files: the file of each tensor.
+    Raises:
+        WeightsError: a file cannot be used, or a tensor is in two files.
+    """
+
+    def __init__(self, *paths: Path):
+        self.files: dict[str, Path] = {}
+        for path in paths:
+            self._path = path
+            self._tensors = read_tensors(path)
+            twice = sorted(self._tensors.keys() & self.files.keys())
+            if twice:
+                other = self.files[twice[0]].name
+                raise WeightsError(f"{path}: {', '.join(twice[:5])} is already in {other}")
+            self.files |= dict.fromkeys(self._tensors, path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if self.files[name] != self._path:
+            self._path = self.files[name]
+            self._tensors = read_tensors(self._path)
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """All tensors of a hub directory: shards with an index first, then one safetensors file, then the same in pickles.
+
+    Raises WeightsError: no weights, missing shards (all are listed), or an index that disagrees with its shards.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            return read_shards(index)
+        if (path / name).is_file():
+            return Checkpoint(path / name)
+    raise WeightsError(
+        f"{path}: holds neither model.safetensors nor pytorch_model.bin, whole or as shards with an index; "
+        "is the download complete?"
+    )
+
+
+def read_shards(index: Path) -> Checkpoint:
+    """All tensors of a checkpoint in shards, by its `*.index.json`."""
+    names = read_json(index).get("weight_map")
+    if (
+        not isinstance(names, dict)
+        or not names
+        or not all(isinstance(v, str) for v in names.values())
+    ):
+        raise WeightsError(f"{index}: lacks weight_map, which gives the file of each tensor")
+
+    shards = [index.parent / shard for shard in sorted(set(names.values()))]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise WeightsError(
+            f"{index} names files that are missing: {', '.join(missing)}; "
+            "the download is incomplete, start it again"
+        )
+
+    tensors = Checkpoint(*shards)
+    different = sorted(set(tensors) ^ set(names))
+    if different:
+        raise WeightsError(
+            f"{index} and its shards disagree about {', '.join(different[:5])}; "
+            "they belong to different downloads"
+        )
+    return tensors
+
+
+# Writing
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Write a file whole or not at all: whatever goes wrong, the old file stays as it was.
+
+        with whole_file(path) as temporary:
+            temporary.write_text(...)
+
+    Yields:
+        the temporary path to write to, in the same folder (made if missing). Its name ends in `.tmp`, so pass a format
+        to functions that infer it from the name. It is flushed to the disk and then renamed.
+    Raises:
+        OSError: the file cannot be written; the message names it.
+    """
+    path = Path(path)
+    # Several processes may write the same file, hence the process id.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+
+        # Without fsync a power cut can leave the new name on an empty file.
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors raise the latter two
+        raise OSError(f"{path}: cannot be saved ({error})") from error
+    finally:
+        with suppress(OSError):  # after the renaming it is gone
+            temporary.unlink()
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write a JSON file, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def save_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all."""
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})

@@ -1,23 +1,11 @@
-"""Names in published checkpoints <-> names in our modules: one table per format, and how a module is filled by it.
+"""Names in published checkpoints <-> names in our modules: tables only, one for each format.
 
-In the tables of tensors "{}" stands for a layer number, and an entry may name a module, whose tensors keep their last
-name, or one tensor. The tables of configs map our fields to those of `config.json`.
+In the tables of tensors, `{}` stands for a layer number. An entry names a module, whose tensors keep their last name
+(`weight`, `bias`), or it names one tensor. The tables of configs map our fields to those of `config.json`. The tables
+`*_FIXED` list what our modules can do where a config offers a choice.
 """
 
-import re
-from pathlib import Path
-
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from tqdm import tqdm
-
-from checkpoints.files import WeightsError
-
-PAGE = 4096  # bytes of memory that are mapped together
-TYPES = {"rope_theta": (int, float), "norm_eps": (int, float), "tied": (bool,)}  # of config fields that are not whole numbers
-
-# Whisper. Hugging Face (`openai/whisper-*`) and OpenAI's own `.pt` hold the same tensors under other names.
+# Whisper. Hugging Face (`openai/whisper-*`) and OpenAI's own `.pt` hold the same tensors under different names.
 
 WHISPER_KEYS = {
     "conv1": "model.encoder.conv1",
@@ -33,7 +21,7 @@ WHISPER_KEYS = {
     "blocks.{}.mlp_out": "model.encoder.layers.{}.fc2",
     "norm": "model.encoder.layer_norm",
 }
-WHISPER_DROPPED = ("model.decoder.", "proj_out.")  # DIFFA reads no word from Whisper's own decoder
+WHISPER_DROPPED = ("model.decoder.", "proj_out.")  # DIFFA does not use Whisper's decoder
 WHISPER_CONFIG = {
     "n_mels": "num_mel_bins",
     "width": "d_model",
@@ -42,7 +30,7 @@ WHISPER_CONFIG = {
     "ffn": "encoder_ffn_dim",
     "context": "max_source_positions",
 }
-WHISPER_FIXED = {"activation_function": ("gelu",)}  # what our module cannot do otherwise, where a config speaks of it
+WHISPER_FIXED = {"activation_function": ("gelu",)}
 
 OPENAI_KEYS = {
     "conv1": "encoder.conv1",
@@ -65,21 +53,21 @@ OPENAI_CONFIG = {
     "n_layers": "n_audio_layer",
     "n_heads": "n_audio_head",
     "context": "n_audio_ctx",
-}  # its feed-forward width is not told: always four times the width
+}  # the width of the feed-forward layer is not stored: it is always four times the width
 
-# Language models. Our DiffusionLM is one; LLaDA and Qwen3 differ in names and in what their configs switch on.
+# Language models: LLaDA and Qwen3 are one architecture to us. They differ in names and in what their configs switch on.
 
 LLADA_KEYS = {
     "embedding": "model.transformer.wte",
     "blocks.{}.attn_norm": "model.transformer.blocks.{}.attn_norm",
-    "blocks.{}.query": "model.transformer.blocks.{}.q_proj",
-    "blocks.{}.key": "model.transformer.blocks.{}.k_proj",
-    "blocks.{}.value": "model.transformer.blocks.{}.v_proj",
-    "blocks.{}.out": "model.transformer.blocks.{}.attn_out",
-    "blocks.{}.ffn_norm": "model.transformer.blocks.{}.ff_norm",
-    "blocks.{}.gate": "model.transformer.blocks.{}.ff_proj",
-    "blocks.{}.up": "model.transformer.blocks.{}.up_proj",
-    "blocks.{}.down": "model.transformer.blocks.{}.ff_out",
+    "blocks.{}.attn.query": "model.transformer.blocks.{}.q_proj",
+    "blocks.{}.attn.key": "model.transformer.blocks.{}.k_proj",
+    "blocks.{}.attn.value": "model.transformer.blocks.{}.v_proj",
+    "blocks.{}.attn.out": "model.transformer.blocks.{}.attn_out",
+    "blocks.{}.mlp_norm": "model.transformer.blocks.{}.ff_norm",
+    "blocks.{}.mlp.gate": "model.transformer.blocks.{}.ff_proj",
+    "blocks.{}.mlp.up": "model.transformer.blocks.{}.up_proj",
+    "blocks.{}.mlp.down": "model.transformer.blocks.{}.ff_out",
     "norm": "model.transformer.ln_f",
     "unembedding": "model.transformer.ff_out",  # absent where tied
 }
@@ -88,7 +76,7 @@ LLADA_CONFIG = {
     "n_layers": "n_layers",
     "n_heads": "n_heads",
     "ffn": "mlp_hidden_size",
-    "vocab": "embedding_size",  # rows of the table; the tokenizer may know fewer ids
+    "vocab": "embedding_size",  # rows of the embedding table; the tokenizer may have fewer ids
     "max_length": "max_sequence_length",
     "rope_theta": "rope_theta",
     "norm_eps": "rms_norm_eps",
@@ -98,24 +86,31 @@ LLADA_CONFIG = {
     "tied": "weight_tying",
 }
 LLADA_FIXED = {
-    "block_type": ("llama",), "activation_type": ("silu",), "layer_norm_type": ("rms",), "rope": (True,), "alibi": (False,),
-    "attention_layer_norm": (False,), "input_emb_norm": (False,), "scale_logits": (False,),
-    "include_bias": (False,), "include_qkv_bias": (False,),
-}  # fmt: skip
+    "block_type": ("llama",),
+    "activation_type": ("silu",),
+    "layer_norm_type": ("rms",),
+    "rope": (True,),
+    "alibi": (False,),
+    "attention_layer_norm": (False,),
+    "input_emb_norm": (False,),
+    "scale_logits": (False,),
+    "include_bias": (False,),
+    "include_qkv_bias": (False,),
+}
 
 QWEN3_KEYS = {
     "embedding": "model.embed_tokens",
     "blocks.{}.attn_norm": "model.layers.{}.input_layernorm",
-    "blocks.{}.query": "model.layers.{}.self_attn.q_proj",
-    "blocks.{}.key": "model.layers.{}.self_attn.k_proj",
-    "blocks.{}.value": "model.layers.{}.self_attn.v_proj",
-    "blocks.{}.query_norm": "model.layers.{}.self_attn.q_norm",
-    "blocks.{}.key_norm": "model.layers.{}.self_attn.k_norm",
-    "blocks.{}.out": "model.layers.{}.self_attn.o_proj",
-    "blocks.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
-    "blocks.{}.gate": "model.layers.{}.mlp.gate_proj",
-    "blocks.{}.up": "model.layers.{}.mlp.up_proj",
-    "blocks.{}.down": "model.layers.{}.mlp.down_proj",
+    "blocks.{}.attn.query": "model.layers.{}.self_attn.q_proj",
+    "blocks.{}.attn.key": "model.layers.{}.self_attn.k_proj",
+    "blocks.{}.attn.value": "model.layers.{}.self_attn.v_proj",
+    "blocks.{}.attn.query_norm": "model.layers.{}.self_attn.q_norm",
+    "blocks.{}.attn.key_norm": "model.layers.{}.self_attn.k_norm",
+    "blocks.{}.attn.out": "model.layers.{}.self_attn.o_proj",
+    "blocks.{}.mlp_norm": "model.layers.{}.post_attention_layernorm",
+    "blocks.{}.mlp.gate": "model.layers.{}.mlp.gate_proj",
+    "blocks.{}.mlp.up": "model.layers.{}.mlp.up_proj",
+    "blocks.{}.mlp.down": "model.layers.{}.mlp.down_proj",
     "norm": "model.norm",
     "unembedding": "lm_head",  # absent where tied
 }
@@ -134,10 +129,17 @@ QWEN3_CONFIG = {
 }
 QWEN3_FIXED = {"hidden_act": ("silu",), "attention_bias": (False,), "use_sliding_window": (False,)}
 
-LM_TABLES = {"llada": (LLADA_KEYS, LLADA_CONFIG, LLADA_FIXED), "qwen3": (QWEN3_KEYS, QWEN3_CONFIG, QWEN3_FIXED)}  # by family
-LM_FAMILIES = {"llada": "llada", "a2d-qwen3": "qwen3", "qwen3": "qwen3"}  # by the config's model_type; "a2d": autoregressive to diffusion
+LM_TABLES = {  # by family
+    "llada": (LLADA_KEYS, LLADA_CONFIG, LLADA_FIXED),
+    "qwen3": (QWEN3_KEYS, QWEN3_CONFIG, QWEN3_FIXED),
+}
+LM_FAMILIES = {
+    "llada": "llada",
+    "a2d-qwen3": "qwen3",
+    "qwen3": "qwen3",
+}  # by model_type; a2d: autoregressive to diffusion
 
-# The release of DIFFA, and our own `adapters.safetensors`.
+# Adapters: the release of DIFFA, and our own `adapters.safetensors`.
 
 PROMPT_KEYS = {"prompts": "trainable_prompts.weight"}
 SEMANTIC_KEYS = {
@@ -147,125 +149,26 @@ SEMANTIC_KEYS = {
     "linear2": "semantic_connector.linear_connector.2",
     "norm": "semantic_connector.layernorm",
 }
-_QFORMER = "acoustic_connector.qformer.layer.{}"
 ACOUSTIC_KEYS = {
     "queries.{}": "acoustic_connector.layer_prompts.{}",
     "layer_weights": "acoustic_connector.layer_weights",
-    "blocks.{}.ffn_in": f"{_QFORMER}.intermediate.dense",
-    "blocks.{}.ffn_out": f"{_QFORMER}.output.dense",
-    "blocks.{}.norm": f"{_QFORMER}.output.LayerNorm",
+    "blocks.{}.self_attn.query": "acoustic_connector.qformer.layer.{}.attention.self.query",
+    "blocks.{}.self_attn.key": "acoustic_connector.qformer.layer.{}.attention.self.key",
+    "blocks.{}.self_attn.value": "acoustic_connector.qformer.layer.{}.attention.self.value",
+    "blocks.{}.self_attn.out": "acoustic_connector.qformer.layer.{}.attention.output.dense",
+    "blocks.{}.self_attn.norm": "acoustic_connector.qformer.layer.{}.attention.output.LayerNorm",
+    "blocks.{}.cross_attn.query": "acoustic_connector.qformer.layer.{}.crossattention.self.query",
+    "blocks.{}.cross_attn.key": "acoustic_connector.qformer.layer.{}.crossattention.self.key",
+    "blocks.{}.cross_attn.value": "acoustic_connector.qformer.layer.{}.crossattention.self.value",
+    "blocks.{}.cross_attn.out": "acoustic_connector.qformer.layer.{}.crossattention.output.dense",
+    "blocks.{}.cross_attn.norm": "acoustic_connector.qformer.layer.{}.crossattention.output.LayerNorm",
+    "blocks.{}.ffn_in": "acoustic_connector.qformer.layer.{}.intermediate.dense",
+    "blocks.{}.ffn_out": "acoustic_connector.qformer.layer.{}.output.dense",
+    "blocks.{}.norm": "acoustic_connector.qformer.layer.{}.output.LayerNorm",
     "norm": "acoustic_connector.proj.0",
     "proj": "acoustic_connector.proj.1",
 }
-for _ours, _theirs in {"self_attn": "attention", "cross_attn": "crossattention"}.items():
-    for _part in ("query", "key", "value"):
-        ACOUSTIC_KEYS[f"blocks.{{}}.{_ours}.{_part}"] = f"{_QFORMER}.{_theirs}.self.{_part}"
-    ACOUSTIC_KEYS[f"blocks.{{}}.{_ours}.out"] = f"{_QFORMER}.{_theirs}.output.dense"
-    ACOUSTIC_KEYS[f"blocks.{{}}.{_ours}.norm"] = f"{_QFORMER}.{_theirs}.output.LayerNorm"
-ADAPTERS_DROPPED = ("whisper_model.", "llm_model.")  # copies of the frozen parts, loaded from their own directories
-
-
-def their_name(table: dict[str, str], ours: str) -> str:
-    """The name in the file of our tensor `ours`, by a key table."""
-    numbers = re.findall(r"\.(\d+)(?=\.|$)", ours)
-    template = re.sub(r"\.\d+(?=\.|$)", ".{}", ours)
-    if template in table:
-        return table[template].format(*numbers)
-    module, _, leaf = template.rpartition(".")
-    return f"{table[module].format(*numbers)}.{leaf}"
-
-
-class Unfilled(TorchFunctionMode):
-    """`with torch.device("meta"), Unfilled():` builds a module's shapes alone: no memory, and no first weights drawn in vain.
-
-    Drawing them, even on the meta device, makes PyTorch import two seconds' worth of modules.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):  # of tensors and of torch.nn.init
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
-
-
-def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Make the tensors the module's parameters, without a copy; a parameter that two parts share stays shared."""
-    new: dict[int, nn.Parameter] = {}
-    for name, old in list(module.named_parameters(remove_duplicate=False)):
-        if id(old) not in new:
-            new[id(old)] = nn.Parameter(tensors[name], requires_grad=old.requires_grad)
-        owner, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(owner), leaf, new[id(old)])
-
-
-def fill(
-    module: nn.Module,
-    tensors: dict[str, Tensor],
-    table: dict[str, str],
-    dropped: tuple[str, ...],
-    source: Path,
-    files: dict[str, Path] | None = None,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-) -> None:
-    """Give every parameter of `module` its tensor, and every tensor its parameter.
-
-    Args:
-        tensors: by their names, in the order of the files; taken out one after the other, so that a shard whose tensors
-            were all moved is let go. dropped: prefixes of names to leave out.
-        source, files: what errors name: the file of each tensor in `files`, else source.
-        dtype: of the parameters; None keeps the file's.
-    Raises:
-        WeightsError: lists all missing, extra and mis-shaped tensors with both shapes and the file.
-    """
-    shapes = {their_name(table, ours): tuple(parameter.shape) for ours, parameter in module.named_parameters()}
-    wanted = {their_name(table, ours): ours for ours, _ in module.named_parameters()}  # one name where two parts share
-    for name in [name for name in tensors if name.startswith(dropped)]:
-        del tensors[name]
-    where = {name: (files or {}).get(name, Path(source)).name for name in tensors}
-    problems = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in tensors]
-    problems += [f"extra {name} {tuple(t.shape)} in {where[name]}" for name, t in tensors.items() if name not in wanted]
-    for name, shape in shapes.items():
-        if name in tensors and tuple(tensors[name].shape) != shape:
-            problems.append(f"{name} is {tuple(tensors[name].shape)} in the file, {shape} by the config ({where[name]})")
-        elif name in tensors and not tensors[name].is_floating_point():
-            problems.append(f"{name} is {tensors[name].dtype}: quantised weights are not read ({where[name]})")
-    if problems:
-        shown = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise WeightsError(f"{source}: tensors do not fit\n  {shown}")
-    placed = {}
-    total = sum(t.nbytes for t in tensors.values())
-    with tqdm(total=total, desc=f"loading {Path(source).name}", unit="B", unit_scale=True, delay=1, leave=False) as bar:
-        for name in list(tensors):
-            tensor = tensors.pop(name)
-            bar.update(tensor.nbytes)
-            try:
-                tensor = tensor.to(device=device, dtype=dtype or tensor.dtype).contiguous()  # no copy where nothing changes
-            except RuntimeError as error:  # torch.OutOfMemoryError, and what the CPU's allocator raises
-                told = f"after {bar.n / 1e9:.1f} of {total / 1e9:.1f} GB on {device}: {str(error).partition(chr(10))[0]}"
-                raise WeightsError(f"{source}: {told}; take a smaller model, --dtype bfloat16, or --device cpu") from error
-            if tensor.is_cpu and tensor.numel():
-                tensor.flatten().view(torch.uint8)[::PAGE].amax()  # mapped pages are read now, under the bar, not in the first pass
-            placed[wanted[name]] = tensor
-    assign(module, placed)
-
-
-def named(module: nn.Module, table: dict[str, str]) -> dict[str, Tensor]:
-    """The module's tensors under their names in the file, ready to be saved; a shared one once."""
-    return {their_name(table, ours): p.detach().cpu().contiguous() for ours, p in module.named_parameters()}
-
-
-def our_fields(raw: dict, table: dict[str, str], fixed: dict[str, tuple], source: Path) -> dict:
-    """Our config fields from a file's; WeightsError where it lacks one, or asks for what our modules do not do."""
-    absent = [theirs for theirs in table.values() if raw.get(theirs) is None]
-    if absent:
-        raise WeightsError(f"{source}: lacks {', '.join(absent)}")
-    odd = [
-        f"{theirs} is {raw[theirs]!r}"
-        for ours, theirs in table.items()
-        if type(raw[theirs]) not in TYPES.get(ours, (int,)) or (raw[theirs] < 0 and not ours.endswith("_id"))
-    ]
-    odd += [f"{theirs} is {raw[theirs]!r}" for theirs, can in fixed.items() if raw.get(theirs) is not None and raw[theirs] not in can]
-    if odd:
-        raise WeightsError(f"{source}: {', '.join(odd)}, which this code cannot run")
-    return {ours: raw[theirs] for ours, theirs in table.items()}
+ADAPTERS_DROPPED = (
+    "whisper_model.",
+    "llm_model.",
+)  # copies of the frozen parts, which have directories of their own

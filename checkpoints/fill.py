@@ -1,0 +1,229 @@
+"""Fills a module from the tensors of a file: each tensor is used exactly once, is dropped on purpose, or is an error.
+
+Modules are built on the meta device, where they take no memory. Their tensors are then assigned: mapped from the file,
+or moved to the device one at a time.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from tqdm import tqdm
+
+from checkpoints.files import WeightsError
+
+PAGE = 4096  # bytes of a memory page
+FIELD_TYPES = {
+    "rope_theta": (int, float),
+    "norm_eps": (int, float),
+    "tied": (bool,),
+}  # all other fields are int
+
+
+class Unfilled(TorchFunctionMode):
+    """`with torch.device("meta"), Unfilled():` builds a module's shapes alone, without memory and random draws.
+
+    Even on the meta device a random draw makes PyTorch import modules for two seconds.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        # Names of methods of tensors and of functions of torch.nn.init.
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
+
+
+def their_name(table: dict[str, str], ours: str) -> str:
+    """The name in the file of our tensor `ours`, by a key table."""
+    numbers = re.findall(r"\.(\d+)(?=\.|$)", ours)
+    template = re.sub(r"\.\d+(?=\.|$)", ".{}", ours)
+    if template in table:
+        return table[template].format(*numbers)
+    module, _, leaf = template.rpartition(".")
+    return f"{table[module].format(*numbers)}.{leaf}"
+
+
+def named(module: nn.Module, table: dict[str, str]) -> dict[str, Tensor]:
+    """The module's tensors under their names in the file, ready to be saved; tied tensors once."""
+    return {
+        their_name(table, ours): p.detach().cpu().contiguous()
+        for ours, p in module.named_parameters()
+    }
+
+
+def our_fields(raw: dict, table: dict[str, str], fixed: dict[str, tuple], source: Path) -> dict:
+    """Our config fields from the raw ones of a file.
+
+    Args:
+        table: our name -> their name. fixed: values that our modules can do, by their name. source: named in errors.
+    Raises:
+        WeightsError: fields are missing, or have values that our modules cannot do.
+    """
+    missing = [theirs for theirs in table.values() if raw.get(theirs) is None]
+    if missing:
+        raise WeightsError(f"{source}: lacks {', '.join(missing)}")
+
+    bad = []
+    for ours, theirs in table.items():
+        right_type = type(raw[theirs]) in FIELD_TYPES.get(ours, (int,))
+        if not right_type or (raw[theirs] < 0 and not ours.endswith("_id")):
+            bad.append(theirs)
+    bad += [
+        theirs
+        for theirs, can in fixed.items()
+        if raw.get(theirs) is not None and raw[theirs] not in can
+    ]
+    if bad:
+        found = ", ".join(f"{theirs} is {raw[theirs]!r}" for theirs in bad)
+        raise WeightsError(f"{source}: {found}, which this code cannot run")
+    return {ours: raw[theirs] for ours, theirs in table.items()}
+
+
+def make_config(config_class: type, fields: dict, source: Path):
+    """config_class(**fields). Raises WeightsError that names the file if the class refuses them."""
+    try:
+        return config_class(**fields)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise WeightsError(f"{source}: {error}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def check_device(device: str | torch.device, dtype: torch.dtype) -> None:
+    """Try out the device. Raises WeightsError when it is missing, full, or cannot run `dtype`."""
+    try:
+        torch.ones(1, device=device)
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # AssertionError: a torch that was built without CUDA
+        raise WeightsError(
+            f"--device {device}: cannot be used here ({first_line(error)}); try --device cpu"
+        ) from error
+
+    other = "float16, or float32 where memory allows" if dtype == torch.bfloat16 else "float32"
+    name = str(dtype).removeprefix("torch.")
+    cannot = f"--device {device} cannot run {name}; pass --dtype {other}"
+    try:
+        x = torch.ones(1, 1, 2, 2, device=device, dtype=dtype)
+        F.linear(F.scaled_dot_product_attention(x, x, x), x[0, 0])
+    except torch.OutOfMemoryError as error:  # says nothing about the dtype
+        raise WeightsError(
+            f"--device {device}: its memory is full already ({first_line(error)})"
+        ) from error
+    except (RuntimeError, TypeError) as error:
+        raise WeightsError(f"{cannot} ({first_line(error)})") from error
+
+    # An old GPU runs bfloat16, but emulates it.
+    if torch.device(device).type == "cuda" and dtype == torch.bfloat16:
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise WeightsError(f"{cannot} (it would be emulated)")
+
+
+def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Make the tensors (by our names) the module's parameters, without a copy. Tied parameters stay tied."""
+    new: dict[int, nn.Parameter] = {}
+    for name, old in list(module.named_parameters(remove_duplicate=False)):
+        if id(old) not in new:
+            new[id(old)] = nn.Parameter(tensors[name], requires_grad=old.requires_grad)
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, new[id(old)])
+
+
+def fill(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    table: dict[str, str],
+    dropped: tuple[str, ...],
+    source: Path,
+    files: Mapping[str, Path] | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Give every parameter of `module` its tensor, and every tensor its parameter.
+
+    Args:
+        tensors: by their names. A `Checkpoint` holds one file at a time, so copies need no memory for all files.
+        table: a key table. dropped: prefixes of names to leave out.
+        source: the path that errors name. files: the file of each tensor, where it is not `source` itself.
+        dtype: of the parameters; None keeps the file's.
+    Raises:
+        WeightsError: tensors do not fit (all are listed, with shapes and files), or memory is full.
+    """
+    parameters = {their_name(table, ours): (ours, p.shape) for ours, p in module.named_parameters()}
+    names = [name for name in tensors if not name.startswith(dropped)]
+    total = check_fit(
+        {name: shape for name, (_, shape) in parameters.items()},
+        tensors,
+        names,
+        source,
+        files or {},
+    )
+
+    placed = {}
+    title = f"loading {Path(source).name}"
+    with tqdm(total=total, desc=title, unit="B", unit_scale=True, delay=1, leave=False) as bar:
+        for name in names:
+            tensor = tensors[name]
+            bar.update(tensor.nbytes)
+            try:
+                # No copy where neither the device nor the dtype changes.
+                tensor = tensor.to(device=device, dtype=dtype or tensor.dtype).contiguous()
+            except (
+                RuntimeError
+            ) as error:  # torch.OutOfMemoryError, and what the allocator of the CPU raises
+                progress = f"after {bar.n / 1e9:.1f} of {total / 1e9:.1f} GB on {device}"
+                advice = "take a smaller model, --dtype bfloat16, or --device cpu"
+                raise WeightsError(
+                    f"{source}: {progress}: {first_line(error)}; {advice}"
+                ) from error
+
+            # Read mapped pages now, under the bar, not in the first forward pass.
+            if tensor.is_cpu and tensor.numel():
+                tensor.flatten().view(torch.uint8)[::PAGE].amax()
+            placed[parameters[name][0]] = tensor
+    assign(module, placed)
+
+
+def check_fit(
+    shapes: dict[str, torch.Size],
+    tensors: Mapping[str, Tensor],
+    names: list[str],
+    source: Path,
+    files: Mapping[str, Path],
+) -> int:
+    """The size in bytes of all tensors `names`, if they are those of `shapes` (by their names).
+
+    Raises WeightsError that lists all missing, extra, mis-shaped and quantised tensors.
+    """
+    problems = [
+        f"missing {name} {tuple(shape)}" for name, shape in shapes.items() if name not in tensors
+    ]
+    size = 0
+    for name in names:
+        tensor = tensors[name]
+        size += tensor.nbytes
+        shape = tuple(tensor.shape)
+        file = Path(files.get(name, source)).name
+        if name not in shapes:
+            problems.append(f"extra {name} {shape} in {file}")
+        elif shape != shapes[name]:
+            problems.append(
+                f"{name} is {shape} in the file, {tuple(shapes[name])} by the config ({file})"
+            )
+        elif not tensor.is_floating_point():
+            problems.append(f"{name} is {tensor.dtype}: quantised weights are not read ({file})")
+
+    if problems:
+        shown = "\n  ".join(problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise WeightsError(f"{source}: tensors do not fit\n  {shown}{more}")
+    return size

@@ -1,0 +1,198 @@
+"""Loads and saves language models of the hub: LLaDA's (`GSAI-ML/LLaDA-*`) and Qwen3's (`dllm-hub/Qwen3-*-diffusion-*`).
+
+The autoregressive baseline has LLaDA's format, with a field of ours in its config.json: `"causal": true`.
+"""
+
+from pathlib import Path
+
+import torch
+
+from checkpoints.files import (
+    WeightsError,
+    read_checkpoint,
+    read_config,
+    read_json,
+    require,
+    save_tensors,
+    write_json,
+)
+from checkpoints.few_rows import use_few_rows
+from checkpoints.fill import (
+    Unfilled,
+    check_device,
+    fill,
+    make_config,
+    named,
+    our_fields,
+    their_name,
+)
+from checkpoints.key_tables import LM_FAMILIES, LM_TABLES
+from diffusion_lm import DiffusionLM, LMConfig
+
+
+def read_lm_config(path: str | Path) -> LMConfig:
+    """Shapes and special ids of a language model directory, without its weights."""
+    path = Path(path)
+    require(llm=path)
+    source = path / "config.json"
+    raw = read_config(path, tuple(LM_FAMILIES))
+    family = LM_FAMILIES[raw["model_type"]]
+    if family == "llada":
+        implied = implied_by_llada(raw)
+        ours = {}
+    else:
+        implied = implied_by_qwen3(raw, source)
+        ours = {"qk_norm": True} | qwen3_ids(raw, path)
+
+    # What the config does not state is implied.
+    complete = raw | {theirs: value for theirs, value in implied.items() if raw.get(theirs) is None}
+    _, table, fixed = LM_TABLES[family]
+    fields = ours | our_fields(complete, table, fixed, source) | {"family": family}
+    return make_config(LMConfig, fields, source)
+
+
+def implied_by_llada(raw: dict) -> dict:
+    """Fields that a LLaDA config implies where it does not state them."""
+    implied = {"weight_tying": False, "embedding_size": raw.get("vocab_size")}
+    implied["n_kv_heads"] = 1 if raw.get("multi_query_attention") else raw.get("n_heads")
+    if isinstance(raw.get("mlp_ratio"), int) and isinstance(raw.get("d_model"), int):
+        implied["mlp_hidden_size"] = raw["mlp_ratio"] * raw["d_model"]
+    return implied
+
+
+def implied_by_qwen3(raw: dict, source: Path) -> dict:
+    """The same for Qwen3. Raises WeightsError where the config scales its rotary positions."""
+    # transformers 5 writes rope_parameters, older versions rope_scaling.
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if (
+        not isinstance(rope, dict)
+        or rope.get("rope_type", rope.get("type", "default")) != "default"
+    ):
+        raise WeightsError(
+            f"{source}: scales its rotary positions ({rope}), which this code cannot run"
+        )
+    return {"rope_theta": rope.get("rope_theta"), "tie_word_embeddings": False}
+
+
+def qwen3_ids(raw: dict, path: Path) -> dict[str, int]:
+    """mask_id and end_id of a Qwen3 directory; -1 where unknown.
+
+    Qwen3's config may lack mask_token_id, and its eos (end of turn) is not the token that pads answers. Both are looked
+    up by name in tokenizer.json.
+    """
+    added = added_ids(path)
+    ends = [added.get("<|endoftext|>"), raw.get("pad_token_id"), raw.get("eos_token_id"), -1]
+    mask = raw.get("mask_token_id")
+    return {
+        "end_id": next(end for end in ends if isinstance(end, int)),
+        "mask_id": mask if type(mask) is int else added.get("<|mask|>", -1),
+    }
+
+
+def added_ids(path: Path) -> dict[str, int]:
+    """Ids by name of the tokens that were added to a tokenizer's vocabulary; empty without a `tokenizer.json`."""
+    if not (path / "tokenizer.json").is_file():
+        return {}
+    entries = read_json(path / "tokenizer.json").get("added_tokens")
+    entries = (
+        [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    )
+    return {
+        entry["content"]: entry["id"]
+        for entry in entries
+        if type(entry.get("id")) is int and "content" in entry
+    }
+
+
+def load_lm(
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    lm_class: type[DiffusionLM] = DiffusionLM,
+) -> DiffusionLM:
+    """The language model of a LLaDA or Qwen3 directory.
+
+    Args:
+        dtype: None keeps the file's; on the CPU the parameters are then the mapped file itself.
+        lm_class: a subclass of DiffusionLM loads the autoregressive baseline, and DiffusionLM any other.
+    Raises:
+        WeightsError: files are missing, damaged, of another architecture, or of the other kind.
+    """
+    path = Path(path)
+    config = read_lm_config(path)
+    check_kind(path, lm_class)
+
+    table, _, _ = LM_TABLES[config.family]
+    tensors = read_checkpoint(path)
+    embedding = their_name(table, "embedding.weight")
+    unembedding = their_name(table, "unembedding.weight")
+
+    # Some files hold a tied table twice.
+    dropped: tuple[str, ...] = ()
+    if config.tied and unembedding in tensors and embedding in tensors:
+        if not torch.equal(tensors[unembedding], tensors[embedding]):
+            raise WeightsError(
+                f"{tensors.files[unembedding]}: {unembedding} differs from {embedding}, but the config ties them"
+            )
+        dropped = (unembedding,)
+
+    chosen = tensors[embedding].dtype if dtype is None and embedding in tensors else dtype
+    check_device(device, chosen or torch.float32)
+    with torch.device("meta"), Unfilled():
+        lm = lm_class(config)
+    fill(lm, tensors, table, dropped, path, tensors.files, chosen, device)
+    return use_few_rows(lm).eval()
+
+
+def check_kind(path: Path, lm_class: type[DiffusionLM]) -> None:
+    """Raise WeightsError if the directory holds the autoregressive baseline and lm_class is no baseline, or vice versa."""
+    source = path / "config.json"
+    causal = bool(read_json(source).get("causal", False))
+    if causal and lm_class is DiffusionLM:
+        raise WeightsError(
+            f"{source}: an autoregressive LM (causal is true), which cannot fill in masks; "
+            "pass a diffusion LM as --llm. Only `python -m lab.baseline` uses this one"
+        )
+    if not causal and lm_class is not DiffusionLM:
+        raise WeightsError(
+            f"{source}: a diffusion LM (causal is not true), which cannot write token by token; "
+            "pass the autoregressive baseline that `python -m lab.baseline` makes"
+        )
+
+
+def save_lm(lm: DiffusionLM, path: str | Path, n_shards: int = 1, **config_fields) -> None:
+    """Write a language model as its family is on the hub: config.json, shards and their index.
+
+    Args:
+        config_fields: more fields of config.json; causal=True marks the autoregressive baseline.
+    Raises:
+        ValueError: LLaDA's format cannot describe this LM.
+    """
+    path = Path(path)
+    config = lm.config
+    if config.family == "llada":
+        if config.qk_norm or config.head_dim * config.n_heads != config.width:
+            raise ValueError(
+                "LLaDA's format has no norms on heads and no head width of its own; save it with family='qwen3'"
+            )
+
+    # Shards and their index.
+    table, config_table, _ = LM_TABLES[config.family]
+    tensors = named(lm, table)
+    names = sorted(tensors)
+    weight_map = {}
+    for i in range(n_shards):
+        shard = f"model-{i + 1:05d}-of-{n_shards:05d}.safetensors"
+        save_tensors(path / shard, {name: tensors[name] for name in names[i::n_shards]})
+        weight_map |= dict.fromkeys(names[i::n_shards], shard)
+    write_json(path / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+
+    raw = {theirs: getattr(config, ours) for ours, theirs in config_table.items()}
+    raw |= {
+        "model_type": "llada" if config.family == "llada" else "a2d-qwen3",
+        "vocab_size": config.vocab,
+        "mask_token_id": config.mask_id,
+        "eos_token_id": config.end_id,
+        "pad_token_id": config.end_id,
+    }
+    write_json(path / "config.json", raw | config_fields)
