@@ -20,15 +20,9 @@ from torch import Tensor
 from encoder import SAMPLE_RATE
 
 MANIFEST_FIELDS = (
-    "audio_id",
-    "audio_filepath",
-    "input",
-    "transcription",
-    "target",
-    "dataset",
-    "duration",
-    "seed_transcript",
-)
+    "audio_id", "audio_filepath", "input", "transcription",
+    "target", "dataset", "duration", "seed_transcript",
+)  # fmt: skip
 SYSTEM = "You are a helpful voice assistant."
 TRANSCRIBE = "Please transcribe the speech."  # stage 1's instruction, where a corpus brings none
 TEXT_END = "<|endoftext|>"  # ends an answer and pads it, in every family of LMs

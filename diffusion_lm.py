@@ -57,31 +57,21 @@ class LMConfig:
             raise ValueError(f"{self.n_heads} heads do not divide into {self.n_kv_heads} groups")
 
 
+# fmt: off
 SIZES = {
     "llada-8b": LMConfig(),
     "llada-1.5": LMConfig(),
     "qwen3-0.6b": LMConfig(
-        width=1024,
-        n_layers=28,
-        n_heads=16,
-        n_kv_heads=8,
-        head_dim=128,
-        qk_norm=True,
-        ffn=3072,
-        vocab=151_936,
-        max_length=40_960,
-        rope_theta=1e6,
-        norm_eps=1e-6,
-        mask_id=151_669,
-        end_id=151_643,
-        tied=True,
-        family="qwen3",
+        width=1024, n_layers=28, n_heads=16, n_kv_heads=8, head_dim=128, qk_norm=True, ffn=3072,
+        vocab=151_936, max_length=40_960, rope_theta=1e6, norm_eps=1e-6, mask_id=151_669,
+        end_id=151_643, tied=True, family="qwen3",
     ),
     # The toy's vocabulary and special ids come from its tokenizer (toy/pretrain_lm.py).
     "toy": LMConfig(
-        width=128, n_layers=4, n_heads=4, ffn=352, vocab=0, max_length=256, mask_id=-1, end_id=-1
+        width=128, n_layers=4, n_heads=4, ffn=352, vocab=0, max_length=256, mask_id=-1, end_id=-1,
     ),
 }
+# fmt: on
 
 
 class RMSNorm(nn.Module):

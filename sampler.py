@@ -8,18 +8,17 @@ current block proposes its most probable token, and a *rule* decides which propo
     factor     the longest prefix, sorted by confidence, in which the n-th has a confidence of at
                least 1 - factor / (n + 1) (the same section, version 3 of the paper)
 
-A *cache* decides what a step computes. The first step of a block is always a full pass over prompt
-and answer; later steps compute (Fast-dLLM, section 3.2, figure 2):
+A *cache* decides what a step computes (Fast-dLLM, section 3.2, figure 2). The first step of a block
+is always a full pass over prompt and answer; later steps compute
 
     none       everything: exact
     prefix     the current block and what follows it; keys and values before it are kept
     dual       the current block only; keys and values on both sides of it are kept
 
-Three functions, from plain to fast: `generate_plain` is the published procedure, `generate` has all
-rules and caches for a batch of prompts, `answer` answers questions about clips with it.
+From plain to fast: `generate_plain` is the published procedure, `generate` has every rule and cache
+for a batch of prompts, `answer` answers questions about clips with it.
 
-    python sampler.py CLIP "QUESTION"                     answers, showing each denoising step
-    python sampler.py CLIP "QUESTION" --trace out.html    also writes a page with a row a step
+    python sampler.py CLIP "QUESTION" [--trace out.html]      (evaluation/ask.py)
 
 Shapes: B batch, P prompt positions, G answer tokens, L = P + G, N block length, V vocabulary,
 D width; R rows of the batch in a call, C conditions (1, or 2 with guidance), M positions that pass
@@ -38,9 +37,7 @@ from torch import Tensor
 from data import Prompt, decode_answer
 from diffa import Spliced, splice
 from diffusion_lm import DiffusionLM, KeyValues
-from speed.compiled import compiled, static_cache
 
-BUCKET = 64  # compiled calls pad prompts to a multiple of this, so that few shapes are compiled
 CHOICES = {
     "rule": ("count", "threshold", "factor"),
     "remasking": ("low_confidence", "random"),
@@ -50,10 +47,7 @@ CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How an answer is filled in.
-
-    Raises ValueError: a setting that is impossible; the message says what would work.
-    """
+    """How an answer is filled in. Raises ValueError: an impossible setting, and what works."""
 
     length: int = 16  # tokens of the answer
     block_length: int | None = None  # blocks are filled left to right; None: one block
@@ -66,29 +60,10 @@ class SamplerConfig:
     cfg_scale: float = 0.0  # classifier-free guidance; 0: none
     seed: int = 0  # of temperature and random remasking
     cache: str = "none"
-    compile: bool = False  # torch.compile: slow at first; on a GPU, CUDA graphs are replayed
+    compile: bool = False  # slow at first (speed/compiled.py)
     stop_at_end: bool = True  # an item is done once its end token is committed with all before it
 
     def __post_init__(self):
-        if self.length < 1:
-            raise ValueError(f"length {self.length} holds no answer; use 1 or more")
-        for name in ("block_length", "steps"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, self.length)
-
-        if self.block_length < 1 or self.length % self.block_length:
-            divisors = [n for n in range(1, self.length + 1) if self.length % n == 0]
-            raise ValueError(
-                f"length {self.length} does not divide into blocks of {self.block_length}; "
-                f"use one of {divisors}"
-            )
-        n_blocks = self.length // self.block_length
-        if self.rule == "count" and not n_blocks <= self.steps <= self.length:
-            raise ValueError(
-                f"{self.steps} steps for {n_blocks} blocks and {self.length} tokens; "
-                f"use {n_blocks} to {self.length}"
-            )
-
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
@@ -96,6 +71,21 @@ class SamplerConfig:
             raise ValueError(f"threshold {self.threshold} is outside (0, 1]; 0.9 is usual")
         if self.temperature < 0 or self.cfg_scale < 0 or self.factor <= 0:
             raise ValueError("temperature and cfg_scale must be 0 or more, factor more than 0")
+        if self.length < 1:
+            raise ValueError(f"length {self.length} holds no answer; use 1 or more")
+
+        # Blocks must divide the answer, and steps must suffice for the blocks.
+        for name in ("block_length", "steps"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.length)
+        if self.block_length < 1 or self.length % self.block_length:
+            blocks = f"length {self.length} does not divide into blocks of {self.block_length}"
+            divisors = [n for n in range(1, self.length + 1) if self.length % n == 0]
+            raise ValueError(f"{blocks}; use one of {divisors}")
+        n_blocks = self.length // self.block_length
+        if self.rule == "count" and not n_blocks <= self.steps <= self.length:
+            steps = f"{self.steps} steps for {n_blocks} blocks and {self.length} tokens"
+            raise ValueError(f"{steps}; use {n_blocks} to {self.length}")
 
 
 @dataclass(kw_only=True)
@@ -120,44 +110,46 @@ def split_evenly(total: int, parts: int) -> list[int]:
 def generate_plain(
     lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, max_steps: int | None = None
 ) -> Generation:
-    """LLaDA's sampler as DIFFA publishes it: the count rule, no cache, one item.
+    """LLaDA's sampler as DIFFA publishes it, for one item: the count rule, no cache.
 
-    Every step runs the whole sequence and takes a softmax of every position. The tests compare
-    `generate` with it; the benchmark measures against it, stopping after `max_steps`.
+    The oracle of the tests, and the yardstick of the benchmark, which stops it at `max_steps`.
     """
     started = time.perf_counter()
     P = prompt.embeddings.shape[1]
     n_blocks = config.length // config.block_length
-    x = torch.full((1, config.length), lm.config.mask_id, device=prompt.embeddings.device)
+    is_masked = torch.arange(P + config.length, device=prompt.mask.device)[None] >= P  # (1, L)
+    x = torch.full_like(is_masked, lm.config.mask_id, dtype=torch.long)  # only the answer is read
     calls = 0
 
     for block, n_steps in enumerate(split_evenly(config.steps, n_blocks)):
-        block_end = (block + 1) * config.block_length
+        block_end = P + (block + 1) * config.block_length
         for n_commit in split_evenly(config.block_length, n_steps):
             if calls == max_steps:
                 break
 
-            # One pass over prompt and answer. Quirk of the release: audio turns all into bfloat16.
-            embeddings = torch.cat([prompt.embeddings, lm.embed(x)], dim=1)  # (1, L, D)
+            # One pass over prompt and answer. Quirk of the release: beside audio, in bfloat16.
+            embeddings = torch.cat([prompt.embeddings, lm.embed(x[:, P:])], dim=1)  # (1, L, D)
             if not prompt.is_text.all():
                 embeddings = embeddings.bfloat16().to(embeddings.dtype)
-            logits = lm.head(lm(embeddings))[:, P:]  # (1, G, V)
+            logits = lm.head(lm(embeddings))  # (1, L, V)
 
             # Each position proposes a token; its confidence is the token's probability.
-            proposed = logits.argmax(dim=-1)  # (1, G)
+            proposed = logits.argmax(dim=-1)  # (1, L)
             probabilities = F.softmax(logits.double(), dim=-1)
-            confidence = probabilities.gather(-1, proposed[..., None])[..., 0]
+            confidence = probabilities.gather(-1, proposed[..., None])[..., 0]  # (1, L)
 
-            # Only masks up to the end of the block compete; the most confident are committed.
+            # Masks up to the end of the block compete, and the most confident are committed.
+            confidence[~is_masked] = -torch.inf
             confidence[:, block_end:] = -torch.inf
-            confidence[x != lm.config.mask_id] = -torch.inf
             best = confidence[0].topk(n_commit).indices
             x[0, best] = proposed[0, best]
+            is_masked[0, best] = False
             calls += 1
+
     return Generation(
-        ids=x,
+        ids=x[:, P:],
         calls=torch.tensor([calls]),
-        text_tokens=tokens_before_end(x, lm.config.end_id),
+        text_tokens=tokens_before_end(x[:, P:], lm.config.end_id),
         seconds=time.perf_counter() - started,
     )
 
@@ -171,15 +163,11 @@ def tokens_before_end(ids: Tensor, end_id: int) -> Tensor:
 
 
 def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The most probable token at each position, and its confidence.
+    """Tokens (B, N) that logits (B, N, V) make most probable, and their confidence (B, N).
 
     The confidence is the softmax probability, exp(logit - logsumexp) in float32, without a softmax
-    tensor. [MASK] counts in the sum, but is never proposed.
-
-    Args:
-        logits: (B, N, V). gumbel: (B, N, V) float64 noise that is added before the maximum.
-    Returns:
-        tokens and confidence (B, N).
+    tensor. [MASK] counts in the sum but is never proposed. gumbel: (B, N, V) float64 noise that is
+    added before the maximum.
     """
     logits = logits.float()
     total = logits.logsumexp(dim=-1)  # (B, N)
@@ -197,10 +185,9 @@ def commit(confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor) -> T
     """Which proposals stay, (B, N) bool: at least one in each row with a mask, only at masks.
 
     Args:
-        confidence: (B, N). is_masked: (B, N), true where a mask waits.
-        rule: count, threshold or factor. limit: its number, (): tokens of this step, the threshold
-            or the factor. A tensor, because torch.compile would bake a Python float into the graph
-            and recompile for every new value.
+        confidence: (B, N). is_masked: (B, N), true where a mask waits. limit: (), the rule's
+            number: tokens of this step, the threshold or the factor. A tensor, because
+            torch.compile would bake a Python float into the graph and recompile for a new value.
     """
     confidence = confidence.masked_fill(~is_masked, -torch.inf)
 
@@ -246,10 +233,8 @@ def refine(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One call of the model and what it commits; pure but for the cache, so that it compiles whole.
 
-    Args:
-        block_ids: (R, N) tokens at the output rows, masks among them.
-    Returns:
-        the ids with what was committed, the confidence, and which were committed: (R, N) each.
+    block_ids: (R, N) tokens at the output rows, masks among them. Returns them with what was
+    committed, the confidence, and which were committed: (R, N) each.
     """
     hidden = lm(call.x, call.real, call.cache, call.indices, call.output_rows)  # (C R, N, D)
     logits = lm.head(hidden)  # (C R, N, V)
@@ -275,15 +260,11 @@ def check_prompt(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> Non
     longest = int(prompt.mask.sum(dim=1).max()) if prompt.mask.numel() else 0
     room = lm.config.max_length - longest
     if config.length > room:
-        raise ValueError(
-            f"prompt of {longest} positions and answer of {config.length} exceed the LM's context "
-            f"of {lm.config.max_length}; ask a shorter question, or for an answer of at most "
-            f"{max(room, 0)}"
-        )
+        both = f"prompt of {longest} positions and answer of {config.length}"
+        advice = f"ask a shorter question, or for an answer of at most {max(room, 0)}"
+        raise ValueError(f"{both} exceed the LM's context of {lm.config.max_length}; {advice}")
     if config.cfg_scale > 0 and not (prompt.is_text & prompt.mask).any(dim=1).all():
-        raise ValueError(
-            "guidance compares with a prompt without text, and a prompt has none; use cfg_scale 0"
-        )
+        raise ValueError("guidance masks the prompt's text, and a prompt has none; use cfg_scale 0")
 
 
 def round_rows(x: Tensor, is_rounded: Tensor) -> Tensor:
@@ -297,63 +278,54 @@ class Canvas:
     def __init__(self, lm: DiffusionLM, prompt: Spliced, config: SamplerConfig):
         self.lm = lm
         self.config = config
-        embeddings, mask, is_text = prompt.embeddings, prompt.mask, prompt.is_text
-        if config.compile:
-            pad = -embeddings.shape[1] % BUCKET
-            embeddings = F.pad(embeddings, (0, 0, pad, 0))
-            mask = F.pad(mask, (pad, 0))
-            is_text = F.pad(is_text, (pad, 0))
-        device = embeddings.device
-        B, P, _ = embeddings.shape
-
-        # Guidance adds a second condition, the prompt without its text. Quirk of the release: its
-        # audio stays, so the answer is led away from what the LM would say about the clip unasked.
-        conditions = embeddings[None]  # (C, B, P, D)
-        self.cfg_scale = None
-        if config.cfg_scale > 0:
-            self.cfg_scale = torch.tensor(config.cfg_scale, device=device)
-            blank = lm.embed(torch.tensor(lm.config.mask_id, device=device))  # (D,)
-            conditions = torch.stack(
-                [embeddings, torch.where(is_text[..., None], blank, embeddings)]
-            )
-
-        # Quirk of the release: beside audio, every embedding passes through bfloat16, whatever the
-        # LM's dtype. Its generated ids depend on it. Prompts of text alone are not rounded.
-        self.is_rounded = (mask & ~is_text).any(dim=1)  # (B,)
-        self.prompt = round_rows(conditions, self.is_rounded)  # (C, B, P, D)
-        self.real = F.pad(mask, (0, config.length), value=True)  # (B, L)
-
-        self.ids = torch.full((B, config.length), lm.config.mask_id, device=device)
+        B, P, _ = prompt.embeddings.shape
+        device = prompt.embeddings.device
+        self.ids = torch.full((B, config.length), lm.config.mask_id, device=device)  # (B, G)
         self.confidence = torch.zeros(B, config.length, device=device)  # of committed tokens
         self.calls = torch.zeros(B, dtype=torch.long, device=device)
         self.ended = torch.zeros(B, dtype=torch.bool, device=device)
         self.generator = torch.Generator().manual_seed(config.seed)
 
-        # The cache holds keys and values of every condition, item and position.
+        # Guidance adds a second condition, in which masks stand for the prompt's text. Quirk of the
+        # release: the audio stays, so it leads away from what the LM says of the clip unasked.
+        conditions = prompt.embeddings[None]  # (C, B, P, D)
+        self.cfg_scale = None
+        if config.cfg_scale > 0:
+            self.cfg_scale = torch.tensor(config.cfg_scale, device=device)
+            blank = lm.embed(torch.tensor(lm.config.mask_id, device=device))  # (D,)
+            without_text = torch.where(prompt.is_text[..., None], blank, prompt.embeddings)
+            conditions = torch.stack([prompt.embeddings, without_text])
+
+        # Quirk of the release: beside audio, every embedding passes through bfloat16, whatever the
+        # LM's dtype. Its generated ids depend on it. Prompts of text alone are not rounded.
+        self.is_rounded = (prompt.mask & ~prompt.is_text).any(dim=1)  # (B,)
+        self.prompt = round_rows(conditions, self.is_rounded)  # (C, B, P, D)
+        self.real = F.pad(prompt.mask, (0, config.length), value=True)  # (B, L)
+
+        # Keys and values of every condition, item and position.
         self.cache = None
         if config.cache != "none":
-            shape = (len(conditions) * B, P + config.length)
-            self.cache = static_cache(lm, *shape) if config.compile else lm.new_cache(*shape)
+            self.cache = self.new_cache(len(conditions) * B, P + config.length)
+
+    def new_cache(self, rows: int, L: int) -> KeyValues:
+        return self.lm.new_cache(rows, L)
+
+    def cache_of(self, rows: int) -> KeyValues:
+        """The cache of a call with this many rows."""
+        return [(k[:rows], v[:rows]) for k, v in self.cache]
 
     def masks(self, rows: Tensor | slice, block: slice) -> Tensor:
-        """Where masks stand in a block of these rows, (R, N)."""
+        """Where masks stand in the block, (R, N)."""
         return self.ids[rows, block] == self.lm.config.mask_id
 
-    def rows_and_columns(self, waiting: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-        """Rows (R,) of the batch and columns (N,) of the answers that a full call predicts.
-
-        Items that are done and positions that are filled cost nothing; compiled calls take them
-        all the same, since their shapes must not change.
-        """
-        if self.config.compile:
-            waiting = torch.ones_like(waiting)
-        rows = waiting.nonzero()[:, 0]
-        return rows, self.columns(rows, block)
+    def rows(self, waiting: Tensor) -> Tensor:
+        """Rows (R,) of the batch that a full call computes: items that are done cost nothing."""
+        return waiting.nonzero()[:, 0]
 
     def columns(self, rows: Tensor, block: slice) -> Tensor:
         """Columns (N,) of the answers that a call predicts: those of the block with a mask."""
         columns = torch.arange(block.start, block.stop, device=self.ids.device)
-        return columns if self.config.compile else columns[self.masks(rows, block).any(dim=0)]
+        return columns[self.masks(rows, block).any(dim=0)]
 
     def full_call(self, rows: Tensor, columns: Tensor) -> Call:
         """A pass over prompt and answer for these rows; it fills their cache."""
@@ -361,10 +333,7 @@ class Canvas:
         answers = round_rows(self.lm.embed(self.ids[rows]), self.is_rounded[rows])  # (R, G, D)
         prompts = self.prompt[:, rows].flatten(0, 1)  # (C R, P, D)
         x = torch.cat([prompts, answers.repeat(C, 1, 1)], dim=1)  # (C R, L, D)
-
-        cache = self.cache
-        if cache is not None and not self.config.compile:
-            cache = [(k[: len(x)], v[: len(x)]) for k, v in cache]
+        cache = self.cache_of(len(x)) if self.cache else None
         indices = torch.arange(x.shape[1], device=x.device)
         return Call(x, self.real[rows].repeat(C, 1), cache, indices, P + columns)
 
@@ -376,16 +345,15 @@ class Canvas:
         """
         C, _, P, _ = self.prompt.shape
         stop = block.stop if self.config.cache == "dual" else self.config.length
-        span = slice(block.start, stop)
-        x = round_rows(self.lm.embed(self.ids[rows, span]), self.is_rounded[rows])  # (R, M, D)
-        indices = torch.arange(P + span.start, P + span.stop, device=x.device)  # (M,)
-        return Call(x.repeat(C, 1, 1), full.real, full.cache, indices, columns - span.start)
+        ids = self.ids[rows, block.start : stop]
+        x = round_rows(self.lm.embed(ids), self.is_rounded[rows])  # (R, M, D)
+        indices = torch.arange(P + block.start, P + stop, device=x.device)  # (M,)
+        return Call(x.repeat(C, 1, 1), full.real, full.cache, indices, columns - block.start)
 
     def choice(self, limit: Tensor, inside: tuple[Tensor, Tensor]) -> Choice:
-        """The rule of a step with its random numbers.
+        """The rule of a step with its random numbers, at rows and columns `inside` the block.
 
-        They are drawn on the CPU for the whole block of every item, and the rows and columns
-        `inside` the block that the call predicts are taken of them.
+        They are drawn on the CPU for the whole block of every item, whatever is computed of it.
         """
         gumbel = None
         chance = None
@@ -426,23 +394,23 @@ def generate(
 ) -> Generation:
     """Fill in the answers to a batch of spliced prompts.
 
-    Args:
-        on_step: called after each step with ids (B, G) and the confidence (B, G) that each token
-            had when it was committed. Later steps change both: copy what is kept.
-    Raises:
-        ValueError: prompt and answer exceed the LM's context, or guidance finds no text.
+    on_step: called after each step with ids (B, G) and the confidence (B, G) that each token had
+    when it was committed. Later steps change both: copy what is kept. Raises ValueError: see
+    `check_prompt`.
     """
     started = time.perf_counter()
     check_prompt(lm, prompt, config)
-    canvas = Canvas(lm, prompt, config)
-    device = canvas.ids.device
+    canvas, step = Canvas(lm, prompt, config), refine
+    if config.compile:
+        from speed.compiled import compile_step
+
+        canvas, step = compile_step(lm, prompt, config)
     N = config.block_length
-    step = compiled(refine, device.type) if config.compile else refine
 
     for number, n_steps in enumerate(split_evenly(config.steps, config.length // N)):
         block = slice(number * N, (number + 1) * N)
-        limits = torch.tensor(step_limits(config, n_steps), dtype=torch.float32, device=device)
-        for turn, limit in enumerate(limits):
+        limits = torch.tensor(step_limits(config, n_steps), dtype=torch.float32)
+        for turn, limit in enumerate(limits.to(canvas.ids.device)):
             # Which items still wait in this block? Fast-dLLM always makes a second call in a block,
             # even if the first filled it. We do the same so that call counts match.
             waiting = canvas.masks(slice(None), block).any(dim=1)  # (B,)
@@ -453,7 +421,8 @@ def generate(
 
             # A block's first call runs over everything, later ones over what is not cached.
             if turn == 0 or config.cache == "none":
-                rows, columns = canvas.rows_and_columns(waiting, block)  # (R,), (N,)
+                rows = canvas.rows(waiting)  # (R,)
+                columns = canvas.columns(rows, block)  # (N,)
                 call = full = canvas.full_call(rows, columns)
             else:
                 columns = canvas.columns(rows, block)

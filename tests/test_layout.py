@@ -17,8 +17,8 @@ ALLOWED = {
     "diffusion_lm": [],
     "data": ["encoder"],
     "diffa": ["encoder", "adapters", "diffusion_lm", "data"],
-    "speed": ["diffusion_lm"],
-    "sampler": ["diffa", "diffusion_lm", "data", "speed"],
+    "sampler": ["diffa", "diffusion_lm", "data"],
+    "speed": LOWER_SIX,
     "checkpoints": [*LOWER_SIX, "speed"],
     "training": [*LOWER_SIX, "checkpoints"],
     "train_asr": [*LOWER_SIX, "checkpoints", "training"],
@@ -27,8 +27,8 @@ ALLOWED = {
 ALLOWED["corpora"] = ALLOWED["evaluation"] = [*METHOD, "speed", "checkpoints", "training"]
 ALLOWED["toy"] = [*ALLOWED["corpora"], "corpora", "evaluation"]
 ALLOWED["lab"] = [*ALLOWED["toy"], "toy"]
-# Commands of the method's files may import these inside a function.
-INSIDE_FUNCTIONS = {"checkpoints", "evaluation", "training"}
+# The method's files may import these inside a function: a command, a loader, compiled calls.
+INSIDE_FUNCTIONS = {"speed", "checkpoints", "evaluation"}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] in {*ALLOWED, *(f"{name}.py" for name in METHOD)})
 
 

@@ -8,6 +8,7 @@ import torch
 from checkpoints.model import save_trained
 
 import sampler
+from speed import compiled
 from data import build_prompt, build_text_prompt, decode_answer, read_audio
 from diffa import DIFFA, Spliced, splice
 from diffusion_lm import DiffusionLM, LMConfig
@@ -254,7 +255,7 @@ def compilations(monkeypatch):
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = 256
     counting = torch.compile(sampler.refine, fullgraph=True, dynamic=False, backend=lambda graph, _: (graphs.append(1), graph.forward)[1])
-    monkeypatch.setattr(sampler, "compiled", lambda function, device: counting)
+    monkeypatch.setattr(compiled, "compiled_refine", lambda device: counting)
     return graphs
 
 
