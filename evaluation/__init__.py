@@ -1,5 +1,6 @@
 """Scores of a trained model: exams, word error rates, figures of results.
 
+ask.py          the command of sampler.py: a question about an audio file
 exams.py        the command that takes MMSU, MMAU and VoiceBench, and scores files of predictions
 exam_rules.py   what each exam asks, with which sampler, and how a reply is marked
 exam_files.py   published items and predictions on disk: read, checked, resumed, written

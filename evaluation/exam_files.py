@@ -26,7 +26,7 @@ def parse_items(path: Path, content: bytes, exam: Exam, answered: bool) -> list[
     problems = []
     ids = set()
     for i, item in enumerate(items):
-        problem = item_problem(item, exam, answered)
+        problem = question_problem(item, exam, answered)
         if not problem and item[exam.id_field] in ids:
             problem = f"a second item with this {exam.id_field}"
         if not problem:
@@ -40,7 +40,7 @@ def parse_items(path: Path, content: bytes, exam: Exam, answered: bool) -> list[
     # A file of which nothing fits may be another exam's.
     if len(problems) == len(items):
         for other in EXAMS.values():
-            if other.name != exam.name and not item_problem(items[0], other, answered):
+            if other.name != exam.name and not question_problem(items[0], other, answered):
                 problems.append(f"this looks like a file of {other.name}")
                 break
     if problems:
@@ -72,7 +72,7 @@ def parse_json(path: Path, content: bytes) -> list:
     return values
 
 
-def item_problem(item: object, exam: Exam, answered: bool) -> str:
+def question_problem(item: object, exam: Exam, answered: bool) -> str:
     """Why an item cannot be used, "" when it can. answered: it must hold a reply."""
     if not isinstance(item, dict):
         return "not an object"

@@ -1,7 +1,7 @@
 """What each exam asks, with which sampler, and how a reply is marked.
 
 MMSU (arXiv 2506.04779), MMAU (arXiv 2410.19168) and VoiceBench (arXiv 2410.17196). DIFFA's scores
-are in its tables 2, 3 and 4. Prompts and fields for replies follow our memory of the exams
+are in its tables 2, 3 and 4. Prompts and fields for replies follow our memory of the exams'
 own scripts: check them before you quote a score.
 """
 

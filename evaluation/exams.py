@@ -23,15 +23,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from checkpoints.command_line import add_model_arguments, model_options, one_line_errors
 from checkpoints.files import read_json, write_json
 from checkpoints.model import load_diffa
-from data import AudioError, build_prompt, pad_waveforms, read_audio
+from data import AudioError, build_prompt, read_audio
 from diffa import DIFFA
 from encoder import SAMPLE_RATE
+from evaluation.ask import hear_clips
 from evaluation.exam_files import load_items, resume_predictions, write_predictions
 from evaluation.exam_rules import EXAMS, SUBSETS, Exam, ExamError, find_exam
 from evaluation.exam_scores import score_lines
@@ -95,15 +96,10 @@ def answer_items(
         if not all(items[i][exam.id_field] in done for i in indices):
             pending += indices
 
-    def hear(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    def hear(rows: slice) -> tuple[Tensor, Tensor]:
         paths = [clips[i].path for i in pending[rows]]
-        waveforms, n_samples = pad_waveforms(
-            [read_audio(path) for path in paths],
-            model.encoder.config.n_samples,
-            [str(path) for path in paths],
-            cut=True,
-        )
-        return model.hear(*model.encode(waveforms.to(model.device), n_samples.to(model.device)))
+        waveforms = [read_audio(path) for path in paths]
+        return hear_clips(model, waveforms, [str(path) for path in paths], cut=True)
 
     prompts = [build_prompt(model.tokenizer, exam.prompt(items[i])) for i in pending]
     replies = answer(model.lm, model.tokenizer, prompts, hear, exam.sampler, batch=batch)
