@@ -12,11 +12,13 @@ def count_marks(exam: Exam, rows: list[dict]) -> dict:
     Returns: {"all": (true, items), "unreadable": n}, and for each of the exam's group fields
     {value: (true, items)}.
     """
+    # The reply stands in the first of the exam's reply fields that the row has.
     marks = []
     for row in rows:
         reply = next(row[field] for field in exam.reply_fields if field in row)
         marks.append(exam.mark(row, reply))
 
+    # An unreadable reply counts as wrong.
     counts = {"all": (sum(map(bool, marks)), len(rows)), "unreadable": marks.count(None)}
     for field in exam.group_fields:
         n_items = Counter(row[field] for row in rows)

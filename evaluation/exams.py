@@ -125,11 +125,12 @@ def answer_items(
 
 
 def check_made_by(out: Path, made_by: dict[str, str]) -> None:
-    """Raises ExamError: the predictions in `out` were begun with another model."""
+    """Raise ExamError when the predictions in `out` were begun with another model."""
     record = Path(f"{out}.made_by")
     if not record.is_file():
         return
 
+    # Each setting that differs is named.
     before = read_json(record)
     changes = []
     for name, value in made_by.items():
@@ -176,6 +177,7 @@ def take_exam(
     if done:
         check_made_by(out, made_by)
 
+    # A complete exam needs neither clips nor a model.
     if len(done) < len(items):
         clips = find_clips(items, exam, audio)
         model = load_model()
@@ -198,38 +200,48 @@ def take_exam(
     return rows
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, dest="command")
+
     for name in EXAMS:
         command = commands.add_parser(name, help="take the exam and score it")
-        command.add_argument("exam", type=Path, help="the published file of items")
+        command.add_argument("questions", type=Path, help="the published file of items")
         command.add_argument("--audio", type=Path, required=True, help="folder of the clips")
         command.add_argument("--out", type=Path, required=True, help="file of predictions")
         command.add_argument("--batch", type=int, default=8, help="items at once (default 8)")
         add_model_arguments(command, "runs/toy/stage2")
     commands.choices["voicebench"].add_argument("--subset", required=True, help=", ".join(SUBSETS))
-    scorer = commands.add_parser("score", help="score a file of predictions")
-    scorer.add_argument("of", choices=EXAMS)
-    scorer.add_argument("file", type=Path, help="by this command, or another in the same format")
-    scorer.add_argument("--subset", help="of voicebench")
-    args = parser.parse_args()
 
+    command = commands.add_parser("score", help="score a file of predictions")
+    command.add_argument("exam", choices=EXAMS)
+    command.add_argument("file", type=Path, help="by this command, or another in the same format")
+    command.add_argument("--subset", help="of voicebench")
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    subset = getattr(args, "subset", None)
     with one_line_errors("python -m evaluation.exams"):
+        # Predictions are read, or made first.
         if args.command == "score":
-            exam = find_exam(args.of, args.subset)
+            exam = find_exam(args.exam, subset)
             file = args.file
             rows = load_items(file, exam, answered=True)
         else:
-            exam = find_exam(args.command, getattr(args, "subset", None))
+            exam = find_exam(args.command, subset)
             file = args.out
+
+            # The model is loaded only when an item is left to answer.
             weights = (args.whisper, args.llm, args.adapters)
             settings = ("whisper", "llm", "adapters", "dtype", "audio_context", "random_weights")
             rows = take_exam(
                 exam,
-                questions=args.exam,
+                questions=args.questions,
                 audio=args.audio,
                 out=args.out,
                 batch=args.batch,

@@ -5,7 +5,11 @@ from pathlib import Path
 
 from checkpoints.files import whole_file
 
-STYLE = "body{font:16px sans-serif} td{padding:4px 8px;min-width:1em} th{color:#888}"
+HEAD = """<!doctype html><meta charset=utf-8>
+<style>body{font:16px sans-serif} td{padding:4px 8px;min-width:1em} th{color:#888}</style>
+<h1>%s</h1><p>One row a step. The greener a token, the more confident the model.</p>
+"""
+CELL = '<td style="background:rgba(40,160,90,{1:.2f})" title="{1:.3f}">{0}</td>'
 
 
 def write_trace(path: Path, question: str, rows: list[tuple[list[str], list[float]]]) -> None:
@@ -15,18 +19,11 @@ def write_trace(path: Path, question: str, rows: list[tuple[list[str], list[floa
         path: the page. question: its heading.
         rows: for each step, the G texts of the answer's tokens and their G confidences in [0, 1].
     """
-    # A token stands on green, which is as opaque as the token is confident.
     lines = []
     for step, (texts, confidences) in enumerate(rows, start=1):
-        line = f"<tr><th>{step}</th>"
-        for text, confidence in zip(texts, confidences, strict=True):
-            color = f"rgba(40,160,90,{confidence:.2f})"
-            title = f"{confidence:.3f}"
-            line += f'<td style="background:{color}" title="{title}">{html.escape(text)}</td>'
-        lines.append(line + "</tr>")
+        cells = [CELL.format(html.escape(text), p) for text, p in zip(texts, confidences)]
+        lines.append(f"<tr><th>{step}</th>{''.join(cells)}</tr>\n")
 
-    heading = f"<h1>{html.escape(question)}</h1>"
-    legend = "<p>One row a step. The greener a token, the more confident the model.</p>"
-    page = f"<!doctype html><meta charset=utf-8><style>{STYLE}</style>{heading}{legend}"
     with whole_file(path) as temporary:
-        temporary.write_text(f"{page}<table>{''.join(lines)}</table>\n", encoding="utf-8")
+        page = f"{HEAD % html.escape(question)}<table>\n{''.join(lines)}</table>\n"
+        temporary.write_text(page, encoding="utf-8")
