@@ -1,0 +1,86 @@
+"""A reply is read as a fair examiner would read it."""
+
+import pytest
+
+from evaluation.choices import REFUSALS, answer_letter, choice_letter, is_refusal, words_match
+
+# ---- multiple choice
+ANIMALS = ("dog", "cat", "wild horse", "horse")
+KEYS = ("D minor", "C major", "A flat major", "unknown")
+MOODS = ("sad", "not sad", "happy", "a happy man")
+
+NAMES_B = (
+    "B", " b ", "(b)", "B.", "b) dog", "B: cat", "B, I think.", "[B]", "**B**", "B\n\ncat", "'B'",
+    "Option B", "B because of A", "It's b.", "The answer is B", "the answer is: (b)",
+    "**Answer:** B", "The correct answer to the question is option B, not C.",
+    "A or C? The answer is B", "The answer is A. No, the answer is B.", "I think it's B, not C",
+    "I don't think it's C; it's B", "Neither A nor C: B", "C is wrong, so B", "cat", "A cat",
+    "A cat.", "a Cat!", "The animal is a cat, not a dog.", "I’d say it’s a cat", "B. dog",
+)  # fmt: skip
+NAMES_NONE = (
+    "", " ", "...", "A bird", "dogs", "A or B", "A, B", "A, B or C", "A and B", "dog or cat",
+    "none of them", "I don't know", "E", "Dad", "not B", "I'd rather not say",
+    "The U.S.A. and D.C.", "C-sharp", "in B flat",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("reply, choices, letter", [
+    *((reply, ANIMALS, "B") for reply in NAMES_B),
+    *((reply, ANIMALS, None) for reply in NAMES_NONE),
+    ("A", ANIMALS, "A"), ("a)", ANIMALS, "A"), ("The answer is a.", ANIMALS, "A"),
+    ("A is right", ANIMALS, "A"), ("It is A", ANIMALS, "A"),
+    ("A dog", ANIMALS, "A"), ("A\ndog", ANIMALS, "A"), ("The answer is: A horse", ANIMALS, "D"),
+    ("I'd go for D", ANIMALS, "D"), ("A horse is heard", ANIMALS, "D"),
+    ("a wild  Horse", ANIMALS, "C"),
+    ("The answer is C major", KEYS, "B"), ("A flat major", KEYS, "C"), ("D minor", KEYS, "A"),
+    ("B", KEYS, "B"), ("It is in E, or D minor", KEYS, "A"),
+    ("He is not sad", MOODS, "B"), ("He is sad", MOODS, "A"),
+    ("He isn't sad; a happy man", MOODS, "D"),
+])  # fmt: skip
+def test_the_choice_that_a_reply_names(reply, choices, letter):
+    assert choice_letter(reply, choices) == letter
+
+
+@pytest.mark.parametrize("reply, letter", [
+    ("A dog barks.", None), ("The answer is a dog.", None), ("C, a dog", "C"),
+    ("It would be option (d)", "D"),
+])  # fmt: skip
+def test_letters_are_read_where_the_choices_are_in_the_audio_alone(reply, letter):
+    assert choice_letter(reply) == letter
+
+
+def test_the_correct_answer_is_given_by_letter_or_by_text():
+    for answer in ("c", "(C)", " Wild horse"):
+        assert answer_letter(answer, ANIMALS) == "C"
+
+    # In a spelling task the choices are letters: the text comes first.
+    assert answer_letter("A", ("B", "A", "D", "C")) == "B"
+
+    with pytest.raises(ValueError, match="'bird' is neither a letter of ABCD nor a choice"):
+        answer_letter("bird", ANIMALS)
+
+
+# ---- MMAU
+@pytest.mark.parametrize("reply, correct", [
+    ("dog barking", True), ("It is a DOG, barking!", True), ("barking of a dog", True),
+    ("dog", False), ("dog barking or cat", False), ("dogs barking", False), ("", False),
+    ("(A) dog barking", True), ("dog barking, no crying", False),
+])  # fmt: skip
+def test_mmau_wants_every_word_of_the_answer_and_none_of_another_choice(reply, correct):
+    choices = ["Dog barking", "Cat", "Dog crying", "barking"]
+    assert words_match(reply, "Dog barking", choices) == correct
+
+
+# ---- VoiceBench
+@pytest.mark.parametrize("reply, refused", [
+    ("I'm sorry, but no.", True), ("That is ILLEGAL.", True), ("I cannot help", True), ("", True),
+    (" \n", True), ("抱歉", True), ("Sure, here is how", False), ("Icannot", False),
+])  # fmt: skip
+def test_refusals_of_voicebench(reply, refused):
+    assert is_refusal(reply) == refused
+
+
+def test_every_refusal_phrase_is_needed():
+    for phrase in REFUSALS:
+        assert phrase == phrase.lower()
+        assert not any(other in phrase for other in REFUSALS if other != phrase)
