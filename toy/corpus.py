@@ -24,18 +24,7 @@ from checkpoints.files import whole_file
 from corpora.manifests import transcription_item, write_manifest
 from corpora.measure import describe_clip
 from corpora.workers import map_in_processes
-from toy.grammar import (
-    ACCENTS,
-    PITCHES,
-    SPEEDS,
-    TEMPLATES,
-    Attributes,
-    Sentence,
-    instructions,
-    random_attributes,
-    random_sentence,
-    training_kinds,
-)
+from toy import grammar
 from toy.speech import ESPEAK_RATE, VOICES, prepare_espeak, speak, without_silence, write_clip
 
 # The longest clip; the toy encoder's window is 3.2 s.
@@ -43,15 +32,15 @@ MAX_SECONDS = 3.15
 
 
 def spoken_sentence(
-    rng: random.Random, split: str, attributes: Attributes, library: str, data: Path
-) -> tuple[Sentence, dict, np.ndarray, list[int]]:
+    rng: random.Random, split: str, attributes: grammar.Attributes, library: str, data: Path
+) -> tuple[grammar.Sentence, dict, np.ndarray, list[int]]:
     """Draw a sentence and a voice with these attributes until the clip is short enough.
 
     library, data: from `prepare_espeak`. Returns the sentence, what the engine was given, and what
     `speak` returned. Raises RuntimeError: no clip is short enough, or eSpeak counts other words.
     """
     voices = VOICES[split, attributes.gender]
-    length = rng.choice(list(TEMPLATES))
+    length = rng.choice(list(grammar.TEMPLATES))
 
     # A clip that is too long gets other words and another rate of the same range, in the end
     # another voice. Its number of words and its attributes stay: else the speed would reveal the
@@ -59,11 +48,11 @@ def spoken_sentence(
     for attempt in range(200):
         if attempt % 20 == 0:
             voice = rng.choice(voices)
-        sentence = random_sentence(rng, held_out=split == "test", length=length)
-        rate = rng.randint(*SPEEDS[attributes.speed])
-        pitch = rng.randint(*PITCHES[attributes.pitch])
+        sentence = grammar.random_sentence(rng, held_out=split == "test", length=length)
+        rate = rng.randint(*grammar.SPEEDS[attributes.speed])
+        pitch = rng.randint(*grammar.PITCHES[attributes.pitch])
 
-        name = f"{ACCENTS[attributes.accent]}+{voice}"
+        name = f"{grammar.ACCENTS[attributes.accent]}+{voice}"
         samples, marks = speak(sentence.text, name, rate, pitch, library, data)
         if len(marks) != length + 1:
             raise RuntimeError(f"eSpeak NG marked {len(marks) - 1} words in: {sentence.text}")
@@ -84,7 +73,7 @@ def toy_clip(
     """
     # A generator of its own, so that no clip depends on how many there are.
     rng = random.Random(f"{seed}/{split}/{index}")
-    attributes = random_attributes(rng)
+    attributes = grammar.random_attributes(rng)
     sentence, drawn, samples, marks = spoken_sentence(rng, split, attributes, library, data)
     path = f"audio/{split}/{index:06d}.wav"
     seconds = write_clip(out / path, samples, rng)
@@ -111,9 +100,9 @@ def toy_clip(
     asr = item | {"attributes": asdict(attributes) | drawn, "words": spans}
 
     # For instruction: a few of its questions to train on, all of them to test on.
-    pairs = instructions(sentence, attributes, rng)
+    pairs = grammar.instructions(sentence, attributes, rng)
     instruct = []
-    for kind in training_kinds(pairs, rng) if split == "train" else pairs:
+    for kind in grammar.training_kinds(pairs, rng) if split == "train" else pairs:
         question, target = pairs[kind]
         instruct.append(item | {"input": question, "target": target, "kind": kind})
     return asr, instruct

@@ -129,6 +129,7 @@ def prepare_espeak(folder: Path) -> tuple[str, Path]:
     try:
         import espeakng_loader
 
+        # Load the library once, to see that it can be.
         library = espeakng_loader.get_library_path()
         installed = Path(espeakng_loader.get_data_path())
         _ctypes.dlclose(ctypes.CDLL(library)._handle)
