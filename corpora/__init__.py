@@ -1,0 +1,8 @@
+"""Manifests of public corpora, and stage 2's targets from what is known of each clip.
+
+manifests.py   the command that turns a corpus's folder into manifests; writes manifests
+readers.py     one function a corpus: its recordings, and what it says of them
+measure.py     what the signal says: pitch, volume, speaking speed; the seed transcript
+workers.py     work on many clips in a pool of processes
+targets.py     the command that turns seed transcripts into answers to train on
+"""

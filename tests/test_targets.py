@@ -1,35 +1,51 @@
 """Targets from seed transcripts, in the paper's three ways, and what is dropped on the way."""
 
+import functools
 import json
 import sys
 
 import pytest
 
+from checkpoints.tokenizer import TURN_END
 from corpora import targets
-from data import load_manifest
-from checkpoints.tokenizer import TEXT_END, TURN_END
+from data import TEXT_END, load_manifest
 from diffa import DIFFA
-from sampler import SamplerConfig
+from sampler import SamplerConfig, answer, generate
 
 ANSWER = "A woman says that two red birds sing."
 
 
 @pytest.fixture
 def manifest(tone, tmp_path):
-    item = {"input": "", "transcription": "", "target": "", "dataset": "tones", "duration": 0.5, "audio_filepath": tone().name}
-    items = [item | {"audio_id": f"clip{i}", "seed_transcript": f"[00:00:00 - 00:00:01] two birds (Age: {i})"} for i in range(6)]
+    item = {
+        "input": "",
+        "transcription": "",
+        "target": "",
+        "dataset": "tones",
+        "duration": 0.5,
+        "audio_filepath": tone().name,
+    }
+    items = [
+        item
+        | {"audio_id": f"clip{i}", "seed_transcript": f"[00:00:00 - 00:00:01] two birds (Age: {i})"}
+        for i in range(6)
+    ]
     (tmp_path / "m.json").write_text(json.dumps(items))
     return tmp_path / "m.json"
 
 
 def command(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["targets.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["targets", *map(str, arguments)])
     targets.main()
 
 
 def answers_file(tmp_path, answers):
     path = tmp_path / "answers.jsonl"
-    path.write_text("".join(json.dumps({"id": f"clip{i}", "answer": answer}) + "\n" for i, answer in answers.items()))
+    path.write_text(
+        "".join(
+            json.dumps({"id": f"clip{i}", "answer": answer}) + "\n" for i, answer in answers.items()
+        )
+    )
     return path
 
 
@@ -42,32 +58,61 @@ def answers_file(tmp_path, answers):
     ("A man says that he is tired. Later the man says that he is well.", ""),
 ])  # fmt: skip
 def test_filters(answer, problem):
-    assert targets.wrong_with(answer) == problem
+    assert targets.target_problem(answer) == problem
 
 
 def test_a_model_s_own_end_decides_whether_an_answer_is_cut_off():
-    assert targets.wrong_with("two red birds", cut_off=False) == "" and targets.wrong_with(ANSWER, cut_off=True) == "truncated"
+    assert (
+        targets.target_problem("two red birds", cut_off=False) == ""
+        and targets.target_problem(ANSWER, cut_off=True) == "truncated"
+    )
 
 
 def test_prompts_hold_the_seed_transcript_and_the_question(manifest, tmp_path, monkeypatch):
     command(monkeypatch, "prompts", manifest, "--out", tmp_path / "p.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"clip{i}" for i in range(6)]
-    assert "two birds (Age: 3)" in rows[3]["prompt"] and rows[3]["prompt"].endswith(targets.QUESTION)
+    assert "two birds (Age: 3)" in rows[3]["prompt"] and rows[3]["prompt"].endswith(
+        targets.QUESTION
+    )
 
 
-def test_external_answers_become_targets_and_the_rest_is_counted(manifest, tmp_path, monkeypatch, capsys):
+def test_external_answers_become_targets_and_the_rest_is_counted(
+    manifest, tmp_path, monkeypatch, capsys
+):
     bad = {1: "", 2: "A woman says", 3: "no no no no no."}
-    command(monkeypatch, "external", manifest, "--answers", answers_file(tmp_path, {0: f" {ANSWER}\n", 5: ANSWER, **bad}), "--out", tmp_path / "t.json")
+    command(
+        monkeypatch,
+        "external",
+        manifest,
+        "--answers",
+        answers_file(tmp_path, {0: f" {ANSWER}\n", 5: ANSWER, **bad}),
+        "--out",
+        tmp_path / "t.json",
+    )
     items = load_manifest(tmp_path / "t.json")
-    assert [(i["audio_id"], i["input"], i["target"]) for i in items] == [(n, targets.QUESTION, ANSWER) for n in ("clip0", "clip5")]
-    said = capsys.readouterr().out
-    assert "2 items" in said and all(f"1 {why}" in said for why in ("empty", "truncated", "repeating", "without an answer"))
+    assert [(i["audio_id"], i["input"], i["target"]) for i in items] == [
+        (n, targets.QUESTION, ANSWER) for n in ("clip0", "clip5")
+    ]
+    printed = capsys.readouterr().out
+    assert "2 items" in printed and all(
+        f"1 {why}" in printed for why in ("empty", "truncated", "repeating", "without an answer")
+    )
 
 
 def test_when_no_answer_can_be_used_nothing_is_written(manifest, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="no item has a usable answer; dropped: 1 empty, 5 without an answer"):
-        command(monkeypatch, "external", manifest, "--answers", answers_file(tmp_path, {0: ""}), "--out", tmp_path / "t.json")
+    with pytest.raises(
+        SystemExit, match="no item has a usable answer; dropped: 1 empty, 5 without an answer"
+    ):
+        command(
+            monkeypatch,
+            "external",
+            manifest,
+            "--answers",
+            answers_file(tmp_path, {0: ""}),
+            "--out",
+            tmp_path / "t.json",
+        )
     assert not (tmp_path / "t.json").exists()
 
 
@@ -75,36 +120,71 @@ def test_when_no_answer_can_be_used_nothing_is_written(manifest, tmp_path, monke
 def test_a_bad_line_of_answers_is_named(manifest, tmp_path, monkeypatch, line):
     (tmp_path / "a.jsonl").write_text(f'{{"id": "clip1", "answer": "Yes."}}\n\n{line}\n')
     with pytest.raises(SystemExit, match="a.jsonl: line 3 is not"):
-        command(monkeypatch, "external", manifest, "--answers", tmp_path / "a.jsonl", "--out", tmp_path / "t.json")
+        command(
+            monkeypatch,
+            "external",
+            manifest,
+            "--answers",
+            tmp_path / "a.jsonl",
+            "--out",
+            tmp_path / "t.json",
+        )
 
 
 @pytest.mark.parametrize("way", ["self", "rewrite"])
-def test_the_lm_answers_each_item_through_the_sampler(manifest, tmp_path, monkeypatch, toy_dirs, way, capsys):
-    asked, generate, tokenizer = [], targets.generate, DIFFA.from_pretrained(**toy_dirs).tokenizer
+def test_the_lm_answers_each_item_through_the_sampler(
+    manifest, tmp_path, monkeypatch, toy_dirs, way, capsys
+):
+    asked = []
+    tokenizer = DIFFA.from_pretrained(**toy_dirs).tokenizer
 
-    def spy(lm, prompt, config):
+    def decode(lm, prompt, config, on_step=None):
         asked.append(prompt)
-        out = generate(lm, prompt, config)
+        out = generate(lm, prompt, config, on_step)
         out.ids = out.ids.clone()
         for marker in (TEXT_END, TURN_END):
             out.ids[out.ids == tokenizer.id(marker)] = tokenizer.encode("birds")[-1]
         out.ids[0, -1] = lm.config.end_id  # as if the LM had ended the first answer, and only that
         return out
 
-    monkeypatch.setattr(targets, "generate", spy)
-    monkeypatch.setattr(targets, "ASK", "{seed} {question}"), monkeypatch.setattr(targets, "REWRITE", "{seed} {question} {answer}")
-    given = ["--answers", answers_file(tmp_path, {i: ANSWER for i in range(5)})] if way == "rewrite" else []
-    options = ["--llm", toy_dirs["llm"], "--length", 6, "--batch", 2, "--dtype", "float32", "--device", "cpu", "--question", "Who?"]
+    monkeypatch.setattr(targets, "answer", functools.partial(answer, decode=decode))
+    (
+        monkeypatch.setattr(targets, "ASK", "{seed} {question}"),
+        monkeypatch.setattr(targets, "REWRITE", "{seed} {question} {answer}"),
+    )
+    given = (
+        ["--answers", answers_file(tmp_path, {i: ANSWER for i in range(5)})]
+        if way == "rewrite"
+        else []
+    )
+    options = [
+        "--llm",
+        toy_dirs["llm"],
+        "--length",
+        6,
+        "--batch",
+        2,
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+        "--question",
+        "Who?",
+    ]
     command(monkeypatch, way, manifest, *given, *options, "--out", tmp_path / "t.json")
     items = load_manifest(tmp_path / "t.json")
-    assert [i["audio_id"] for i in items] == ["clip0", "clip2", "clip4"]  # the first of each batch; the others were cut off
+    assert [i["audio_id"] for i in items] == [
+        "clip0",
+        "clip2",
+        "clip4",
+    ]  # the first of each batch; the others were cut off
     assert all(item["target"] and item["input"] == "Who?" for item in items) and len(asked) == 3
     assert ("1 without an answer" in capsys.readouterr().out) == (way == "rewrite")
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(toy):
     config = SamplerConfig(length=6, block_length=6, steps=6)
-    texts = ["two birds", "What is said? two red birds sing", "sing"]
-    together = list(targets.ask(toy.lm, toy.tokenizer, texts, config, batch=3))
-    alone = list(targets.ask(toy.lm, toy.tokenizer, texts, config, batch=1))
+    texts = {"a": "two birds", "b": "What is said? two red birds sing", "c": "sing"}
+    together = targets.lm_answers(toy.lm, toy.tokenizer, texts, config, batch=3)
+    alone = targets.lm_answers(toy.lm, toy.tokenizer, texts, config, batch=1)
     assert together == alone

@@ -1,0 +1,204 @@
+"""Public corpora as they lie on disk once unpacked: one function a corpus.
+
+Each takes the corpus's folder, ROOT, and yields a `Clip` for every recording that it finds there.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+GENDERS = {"M": "male", "F": "female"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A recording and what the corpus says of it; words and values of attributes are "" if unknown.
+
+    speaker: who must not be in both training and test. attributes: such as {"Gender": "female"}.
+    """
+
+    id: str
+    path: Path
+    speaker: str
+    words: str
+    attributes: dict[str, str]
+
+
+class CorpusError(ValueError):
+    """A folder that is not laid out as the corpus is; the message says what was looked for."""
+
+
+def need(path: Path) -> Path:
+    """The path, if it exists. Raises CorpusError."""
+    if not path.exists():
+        raise CorpusError(
+            f"{path} is not there: ROOT should be the folder that the corpus unpacks to; "
+            "the command's --help shows its layout"
+        )
+    return path
+
+
+def librispeech(root: Path, subset: str) -> Iterator[Clip]:
+    """ROOT/LibriSpeech/{SPEAKERS.TXT, SUBSET/SPEAKER/CHAPTER/{S-C.trans.txt, S-C-0000.flac}}."""
+    home = need(root / "LibriSpeech")
+
+    # Rows such as "14 | F | dev-clean | 25.03 | NAME"; comments begin with a semicolon.
+    genders = {}
+    for line in need(home / "SPEAKERS.TXT").read_text().splitlines():
+        if "|" in line and not line.startswith(";"):
+            speaker, gender, *_ = line.split("|")
+            genders[speaker.strip()] = GENDERS[gender.strip()]
+
+    for transcripts in sorted(need(home / subset).glob("*/*/*.trans.txt")):
+        speaker = transcripts.parts[-3]
+        for line in transcripts.read_text().splitlines():
+            name, words = line.split(maxsplit=1)
+            yield Clip(
+                id=name,
+                path=transcripts.parent / f"{name}.flac",
+                speaker=speaker,
+                words=words.lower(),
+                attributes={"Gender": genders[speaker]},
+            )
+
+
+def download_librispeech(root: Path, subset: str) -> None:
+    """Fetch a subset into ROOT/LibriSpeech with torchaudio's class, which verifies the checksum."""
+    from torchaudio.datasets import LIBRISPEECH
+
+    root.mkdir(parents=True, exist_ok=True)
+    LIBRISPEECH(root, url=subset, download=True)
+
+
+def vctk(root: Path) -> Iterator[Clip]:
+    """ROOT/{speaker-info.txt, txt/p225/p225_1.txt, wav48_silence_trimmed/p225/p225_1_mic1.flac}.
+
+    Release 0.80 has wav48/p225/p225_1.wav instead.
+    """
+    # Rows such as "p225  23  F  English  Southern  England". Release 0.80 writes 225.
+    speakers = {}
+    for line in need(root / "speaker-info.txt").read_text().splitlines()[1:]:
+        name, age, gender, accent, *_ = [*line.split(), "", "", "", ""]
+        speakers[f"p{name}" if name.isdecimal() else name] = {
+            "Gender": GENDERS.get(gender, ""),
+            "Age": age,
+            "Accent": re.sub(r"(?<=[a-z])(?=[A-Z])", " ", accent),
+        }
+
+    for text in sorted(need(root / "txt").glob("*/*.txt")):
+        speaker = text.parent.name
+        audio = root / "wav48_silence_trimmed" / speaker / f"{text.stem}_mic1.flac"
+        if not audio.is_file():
+            audio = root / "wav48" / speaker / f"{text.stem}.wav"
+
+        # A few texts were never recorded.
+        if audio.is_file():
+            yield Clip(
+                id=text.stem,
+                path=audio,
+                speaker=speaker,
+                words=" ".join(text.read_text().split()),
+                attributes=speakers.get(speaker, {}),
+            )
+
+
+def accentdb(root: Path) -> Iterator[Clip]:
+    """ROOT/data/ACCENT/SPEAKER/*.wav; it comes without words."""
+    for audio in sorted(need(root / "data").glob("*/*/*.wav")):
+        accent = audio.parts[-3]
+        speaker = f"{accent}-{audio.parts[-2]}"
+        yield Clip(
+            id=f"{speaker}-{audio.stem}",
+            path=audio,
+            speaker=speaker,
+            words="",
+            attributes={"Accent": accent.replace("_", " ")},
+        )
+
+
+# "oth" and "xxx", on which the raters did not agree, are not among them.
+IEMOCAP_EMOTIONS = {
+    "ang": "angry", "hap": "happy", "sad": "sad", "neu": "neutral", "fru": "frustrated",
+    "exc": "excited", "fea": "fearful", "sur": "surprised", "dis": "disgusted",
+}  # fmt: skip
+
+
+def iemocap(root: Path) -> Iterator[Clip]:
+    """ROOT/SessionN/{sentences/wav/NAME/ID.wav, dialog/{EmoEvaluation,transcriptions}/NAME.txt}.
+
+    A clip has no emotion where the raters did not agree.
+    """
+    need(root / "Session1")
+    for rated in sorted(root.glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")):
+        session = rated.parents[2]
+        transcripts = need(session / "dialog" / "transcriptions" / rated.name)
+
+        # Lines such as "Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me."
+        spoken = transcripts.read_text(errors="replace")
+        words = dict(re.findall(r"^(Ses\S+) \[[\d.\s-]+\]: *(.*)$", spoken, re.MULTILINE))
+
+        # Lines such as "[6.2901 - 8.2357] Ses01F_impro01_F000 neu [2.5, 2.5, 2.5]", with tabs. The
+        # turn, F000, says which of the session's two speakers it is.
+        turn = r"^\[[\d.]+ - [\d.]+\]\t(\S+)\t(\w+)\t"
+        for name, emotion in re.findall(turn, rated.read_text(), re.MULTILINE):
+            gender = name.split("_")[-1][0]
+            yield Clip(
+                id=name,
+                path=session / "sentences" / "wav" / rated.stem / f"{name}.wav",
+                speaker=f"{session.name}{gender}",
+                words=words.get(name, "").strip(),
+                attributes={
+                    "Gender": GENDERS[gender],
+                    "Emotion": IEMOCAP_EMOTIONS.get(emotion, ""),
+                },
+            )
+
+
+def dailytalk(root: Path) -> Iterator[Clip]:
+    """ROOT/{metadata.json, data/DIALOG/TURN_SPEAKER_dDIALOG.wav}.
+
+    All dialogues have the same two speakers, so it is dialogues that are held out.
+    """
+    dialogs = json.loads(need(root / "metadata.json").read_text())
+    for dialog in sorted(dialogs, key=int):
+        for number in sorted(dialogs[dialog], key=int):
+            turn = dialogs[dialog][number]
+            name = f"{number}_{turn['speaker']}_d{dialog}"
+            emotion = "neutral" if turn["emotion"] == "no emotion" else turn["emotion"]
+            yield Clip(
+                id=name,
+                path=root / "data" / dialog / f"{name}.wav",
+                speaker=f"dialog {dialog}",
+                words=turn["text"].strip(),
+                attributes={"Emotion": emotion, "Intent": turn["act"]},
+            )
+
+
+def voxceleb1(root: Path) -> Iterator[Clip]:
+    """ROOT/{vox1_meta.csv, [dev/ or test/]wav/idNNNNN/VIDEO/00001.wav}; it comes without words."""
+    speakers = {}
+    with open(need(root / "vox1_meta.csv"), newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            speakers[row["VoxCeleb1 ID"]] = {
+                "Gender": GENDERS[row["Gender"].upper()],
+                "Nationality": row["Nationality"],
+            }
+
+    for audio in sorted(root.glob("**/wav/id*/*/*.wav")):
+        speaker, video = audio.parts[-3:-1]
+        yield Clip(
+            id=f"{speaker}-{video}-{audio.stem}",
+            path=audio,
+            speaker=speaker,
+            words="",
+            attributes=speakers.get(speaker, {}),
+        )
+
+
+READERS = {
+    reader.__name__: reader
+    for reader in (librispeech, vctk, accentdb, iemocap, dailytalk, voxceleb1)
+}

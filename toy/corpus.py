@@ -1,0 +1,170 @@
+"""The toy corpus, made from nothing: eSpeak NG (speech.py) speaks a small grammar (grammar.py).
+
+    python -m toy.corpus --out runs/toy/corpus --seed 0 --train 6000 --test 400
+
+It has many voices, accents, speeds and pitches. Training and test share neither a sentence nor a
+voice.
+
+Writes OUT/audio/{train,test}/*.wav (16 kHz) and four manifests: asr_{train,test}.json (transcribe
+the clip) and instruct_{train,test}.json (answer a question about it).
+"""
+
+import argparse
+import functools
+import json
+import random
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from checkpoints.command_line import one_line_errors
+from checkpoints.files import whole_file
+from corpora.manifests import transcription_item, write_manifest
+from corpora.measure import describe_clip
+from corpora.workers import map_in_processes
+from toy import grammar
+from toy.speech import ESPEAK_RATE, VOICES, prepare_espeak, speak, without_silence, write_clip
+
+# The longest clip; the toy encoder's window is 3.2 s.
+MAX_SECONDS = 3.15
+
+
+def spoken_sentence(
+    rng: random.Random, split: str, attributes: grammar.Attributes, library: str, data: Path
+) -> tuple[grammar.Sentence, dict, np.ndarray, list[int]]:
+    """Draw a sentence and a voice with these attributes until the clip is short enough.
+
+    library, data: from `prepare_espeak`. Returns the sentence, what the engine was given, and what
+    `speak` returned. Raises RuntimeError: no clip is short enough, or eSpeak counts other words.
+    """
+    voices = VOICES[split, attributes.gender]
+    length = rng.choice(list(grammar.TEMPLATES))
+
+    # A clip that is too long gets other words and another rate of the same range, in the end
+    # another voice. Its number of words and its attributes stay: else the speed would reveal the
+    # count.
+    for attempt in range(200):
+        if attempt % 20 == 0:
+            voice = rng.choice(voices)
+        sentence = grammar.random_sentence(rng, held_out=split == "test", length=length)
+        rate = rng.randint(*grammar.SPEEDS[attributes.speed])
+        pitch = rng.randint(*grammar.PITCHES[attributes.pitch])
+
+        name = f"{grammar.ACCENTS[attributes.accent]}+{voice}"
+        samples, marks = speak(sentence.text, name, rate, pitch, library, data)
+        if len(marks) != length + 1:
+            raise RuntimeError(f"eSpeak NG marked {len(marks) - 1} words in: {sentence.text}")
+
+        samples = without_silence(samples)
+        if len(samples) <= MAX_SECONDS * ESPEAK_RATE:
+            drawn = {"voice": voice, "rate": rate, "pitch_parameter": pitch}
+            return sentence, drawn, samples, marks
+    raise RuntimeError(f"no {attributes.gender} voice can say {length} words in {MAX_SECONDS} s")
+
+
+def toy_clip(
+    index: int, split: str, out: Path, seed: int, library: str, data: Path
+) -> tuple[dict, list[dict]]:
+    """Draw, speak and write clip number `index` of a split.
+
+    Returns its item for the asr manifest and its items for the instruct manifest.
+    """
+    # A generator of its own, so that no clip depends on how many there are.
+    rng = random.Random(f"{seed}/{split}/{index}")
+    attributes = grammar.random_attributes(rng)
+    sentence, drawn, samples, marks = spoken_sentence(rng, split, attributes, library, data)
+    path = f"audio/{split}/{index:06d}.wav"
+    seconds = write_clip(out / path, samples, rng)
+
+    # What all items of the clip have in common.
+    facts = {
+        "Gender": attributes.gender,
+        "Accent": attributes.accent,
+        "Speaking speed": attributes.speed,
+        "Pitch": attributes.pitch,
+    }
+    item = transcription_item(
+        audio_id=f"toy-{split}-{index:06d}",
+        path=path,
+        words=sentence.text,
+        dataset="toy",
+        seconds=seconds,
+        seed=describe_clip(sentence.text, facts, int(seconds) + 1),
+    )
+
+    # For recognition: how the clip was spoken, and when each word begins and ends.
+    times = [round(min(mark / ESPEAK_RATE, seconds), 3) for mark in marks]
+    spans = list(zip(sentence.text.split(), times, times[1:]))
+    asr = item | {"attributes": asdict(attributes) | drawn, "words": spans}
+
+    # For instruction: a few of its questions to train on, all of them to test on.
+    pairs = grammar.instructions(sentence, attributes, rng)
+    instruct = []
+    for kind in grammar.training_kinds(pairs, rng) if split == "train" else pairs:
+        question, target = pairs[kind]
+        instruct.append(item | {"input": question, "target": target, "kind": kind})
+    return asr, instruct
+
+
+def make_toy(out: Path, seed: int = 0, train: int = 6000, test: int = 400) -> bool:
+    """Make the toy corpus in a folder: the same seed gives the same files, bit for bit.
+
+    Args:
+        train, test: number of clips.
+    Returns:
+        False if the finished corpus is there already.
+    Raises:
+        FileExistsError: the folder holds another corpus, which is left alone.
+    """
+    arguments = {"corpus": "toy", "seed": seed, "train": train, "test": test}
+    record = out / "corpus.json"
+    if record.exists():
+        found = record.read_text()
+        if json.loads(found) != arguments:
+            raise FileExistsError(
+                f"{out} holds another corpus, {found.strip()}. Choose another --out."
+            )
+        print(f"{out} holds this corpus already.")
+        return False
+
+    manifests = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        library, data = prepare_espeak(Path(temporary))
+        for split, count in (("train", train), ("test", test)):
+            (out / "audio" / split).mkdir(parents=True, exist_ok=True)
+            clip = functools.partial(
+                toy_clip, split=split, out=out, seed=seed, library=library, data=data
+            )
+            clips = map_in_processes(clip, range(count), f"speaking {split}")
+            manifests[f"asr_{split}.json"] = [asr for asr, _ in clips]
+            manifests[f"instruct_{split}.json"] = [item for _, items in clips for item in items]
+
+    # The manifests come after all the audio, so that a killed run leaves no half corpus.
+    for name, items in manifests.items():
+        write_manifest(out / name, items)
+
+    # Last comes the record, which says that all the rest is complete.
+    with whole_file(record) as temporary:
+        temporary.write_text(json.dumps(arguments) + "\n")
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    option = parser.add_argument
+    option("--out", type=Path, required=True, help="folder of the corpus")
+    option("--seed", type=int, default=0, help="same seed, same files (default 0)")
+    option("--train", type=int, default=6000, help="training clips (default 6000)")
+    option("--test", type=int, default=400, help="test clips (default 400)")
+    args = parser.parse_args()
+
+    with one_line_errors("python -m toy.corpus"):
+        make_toy(args.out, args.seed, args.train, args.test)
+
+
+if __name__ == "__main__":
+    main()
