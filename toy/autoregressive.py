@@ -108,14 +108,11 @@ def next_token_stage_loss(
         prompt = splice(model.lm, part.prompts, audio, audio_mask)  # (b, P, D)
 
         # A clip that could not be read has no loss.
-        readable = part.readable[:, None].expand_as(part.answer_ids)  # (b, G)
+        answer_ids = part.take(batch.answer_ids)  # (b, G)
+        readable = part.readable[:, None].expand_as(answer_ids)  # (b, G)
+        n_tokens = batch.answer_ids.numel()
         yield next_token_loss(
-            model.lm,
-            prompt.embeddings,
-            prompt.mask,
-            part.answer_ids,
-            batch.answer_ids.numel(),
-            readable,
+            model.lm, prompt.embeddings, prompt.mask, answer_ids, n_tokens, readable
         )
 
 

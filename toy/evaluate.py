@@ -49,10 +49,8 @@ def answers_to(
         return model.hear(*states(items[rows]))
 
     decode = greedy if isinstance(model.lm, CausalLM) else generate
-    with torch.inference_mode():
-        return list(
-            answer(model.lm, model.tokenizer, prompts, audio, config, batch=BATCH, decode=decode)
-        )
+    answers = answer(model.lm, model.tokenizer, prompts, audio, config, batch=BATCH, decode=decode)
+    return list(answers)
 
 
 def sampler_settings() -> dict[str, SamplerConfig]:

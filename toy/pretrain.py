@@ -21,7 +21,7 @@ from checkpoints.command_line import one_line_errors
 from checkpoints.files import write_json
 from toy.imitation import train_tokenizer
 from toy.pretrain_encoder import pretrain_encoder
-from toy.pretrain_lm import GATE, GrammarText, lacking, phases, pretrain_lm
+from toy.pretrain_lm import GATE, GrammarText, phases, pretrain_lm, short_of
 
 NAME = "python -m toy.pretrain"
 
@@ -45,10 +45,10 @@ def make(which: str, corpus: Path, out: Path, seed: int, device: str, threads: i
         write_json(out / f"{which}.json", result)
         tqdm.write(json.dumps({name: v for name, v in result.items() if name != "losses"}))
 
-        missed = lacking(GATE, result) if which == "lm" else {}
+        missed = short_of(GATE, result) if which == "lm" else ""
         if missed:
             raise ValueError(
-                f"the LM is not fit for the adapters: {', '.join(missed.values())}; "
+                f"the LM is not fit for the adapters: {missed}; "
                 "train it longer (DIFFUSION in toy/pretrain_lm.py)"
             )
 

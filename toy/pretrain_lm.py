@@ -148,6 +148,11 @@ def lacking(bar: dict, result: dict) -> dict[str, str]:
     return missed
 
 
+def short_of(bar: dict, result: dict) -> str:
+    """The same in words; empty when the result passes."""
+    return ", ".join(lacking(bar, result).values())
+
+
 # ---- training
 def lm_config(tokenizer: Tokenizer) -> LMConfig:
     """The toy's shapes with a tokenizer's vocabulary and special ids."""
@@ -196,9 +201,9 @@ def next_token_text_loss(
     lm: CausalLM,
     text: TextSource,
     config: TrainConfig,
-    wanted: Sequence[str],
     step: int,
     generator: torch.Generator,
+    wanted: Sequence[str] = (),
     blurred: bool = False,
 ) -> Tensor:
     """Next-token loss of a phase's step, on clean embeddings or on blurred ones; a scalar."""
@@ -216,9 +221,9 @@ def masked_text_loss(
     lm: DiffusionLM,
     text: TextSource,
     config: TrainConfig,
-    wanted: Sequence[str],
     step: int,
     generator: torch.Generator,
+    wanted: Sequence[str] = (),
 ) -> Tensor:
     """Masked-diffusion loss of a phase's step, on blurred embeddings; a scalar."""
     prompts, answers = draw_batch(lm, text, config, wanted, step)
@@ -253,7 +258,7 @@ def pretrain_lm(
     first, second, *extra = training
 
     def train(lm, loss, config, wanted, name, what) -> list[float]:
-        loss_of_step = functools.partial(loss, lm, text, config, wanted)
+        loss_of_step = functools.partial(loss, lm, text, config, wanted=wanted)
         path = out / "checkpoints" / f"{name}.pt"
         parameters = dict(lm.named_parameters())
         return fit(parameters, loss_of_step, config, path, f"{title}, {what}", identity=identity)
