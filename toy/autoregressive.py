@@ -1,137 +1,190 @@
-"""The autoregressive twin: the same transformer sees only what came before, and writes one token after the other.
+"""The autoregressive baseline: the same transformer, but a position attends only to those before.
 
-To tell what diffusion is worth to a model that listens, the paper gives LLaMA-3.1 the same adapters and data as LLaDA
-(28.40 against 51.71 on MMAU, 38.40 against 54.72 on MMSU). Those two LMs also differ in what they had read; the twin does
-not. It starts from the same random weights as the run's diffusion LM and learns from the same batches, for as many steps,
-but each token from those before it. Only the learning rate takes a way of its own: one cosine over all steps, where the
-diffusion LM has one for each of its phases.
+What is diffusion worth to a model that listens? The paper gives LLaMA-3.1 the same adapters and
+data as LLaDA, but those two LMs have also read different text. The baseline has not: it starts from
+the random weights of the run's diffusion LM and trains on the same batches for as many steps, with
+the loss of next tokens (`python -m lab.baseline`).
 
-Its answers are greedy. Keys and values of what was read are kept, which is exact here, since nothing that comes later
-changes them: a call reads one position, as in any autoregressive model whose speed is to be compared.
+Its answers are greedy. A cache of keys and values is exact here, since later tokens change nothing
+before them: after the prompt, each call reads one position.
 
-    python -m toy.autoregressive --run runs/toy                  after `toy/pretrain.py lm`; writes runs/toy/twin and twin.json
-    python train_asr.py --llm runs/toy/twin --out runs/toy/twin_stage1             both stages take it as they take the other
-    python train_instruct.py --llm runs/toy/twin --adapters runs/toy/twin_stage1 --out runs/toy/twin_stage2
-
-Shapes: B batch, R rows of it that are still being written, P prompt positions, G answer tokens, M positions of a call.
+Shapes: B batch, R rows still without an end token, P prompt positions, G answer tokens, M positions
+of a call, L positions so far, D width.
 """
 
-import argparse
-import bisect
-import functools
-import itertools
-import json
 import time
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from checkpoints import weights
-from diffa import Spliced
-from diffusion_lm import DiffusionLM, next_token_loss
-from toy.grammar import ANSWER_LENGTH as G
-from toy.imitation import GAP, as_heard
-from toy.pretrain import GATE, MIXED, batch_of, examine, new_lm, phases, short_of
+from diffa import DIFFA, Spliced, splice
+from diffusion_lm import DiffusionLM, token_losses
 from sampler import Generation, SamplerConfig, check_prompt
-from checkpoints.tokenizer import load_tokenizer
-from training.loop import fit
+
+
+class CausalLM(DiffusionLM):
+    """The transformer of DiffusionLM, with logits at position i that predict token i + 1."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids (B, L) -> embeddings (B, L, D). Raises ValueError: an id is [MASK]."""
+        if (ids == self.config.mask_id).any():
+            raise ValueError(
+                "this LM is causal and was not trained to fill in masks; its loss is "
+                "next_token_loss, and autoregressive.greedy answers with it"
+            )
+        return super().embed(ids)
+
+    def attention_mask(self, mask: Tensor | None, indices: Tensor, n_keys: int) -> Tensor:
+        """What the queries at indices (M,) may attend to: themselves and real positions before.
+
+        Args:
+            mask: (B, L), true where a position is real; None when all are. n_keys: L.
+        Returns:
+            (M, L), or (B, 1, M, L) with a mask; true where a query may attend.
+        """
+        keys = torch.arange(n_keys, device=indices.device)  # (L,)
+        before = keys <= indices[:, None]  # (M, L)
+        if mask is None:
+            return before
+
+        # A padded query attends to itself; its softmax over no keys at all would be NaN.
+        itself = keys == indices[:, None]  # (M, L)
+        return (before & mask[:, None, None, :]) | itself
+
+
+def refuse_bidirectional(lm: DiffusionLM) -> None:
+    """Raise ValueError that says what to use instead, when the LM is not causal."""
+    if not isinstance(lm, CausalLM):
+        raise ValueError(
+            "this LM sees in both directions and was not trained to predict the next token; its "
+            "loss is diffusion_loss, and sampler.generate answers with it"
+        )
+
+
+def next_token_loss(
+    lm: CausalLM,
+    prompt: Tensor,
+    prompt_mask: Tensor | None,
+    answer_ids: Tensor,
+    n_tokens: int,
+    counted: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of each answer token given all tokens before it.
+
+    Args:
+        prompt, prompt_mask, answer_ids, n_tokens: as in diffusion_loss.
+        counted: (B, G), true at the tokens that have a loss; None: all.
+    Returns:
+        a scalar.
+    Raises:
+        ValueError: the LM is not causal, so it would read each token off the answer itself.
+    """
+    refuse_bidirectional(lm)
+    if counted is None:
+        counted = torch.ones_like(answer_ids, dtype=torch.bool)
+
+    # 1. Sequence: the prompt, then the answer.
+    x = torch.cat([prompt, lm.embed(answer_ids)], dim=1)  # (B, P + G, D)
+    if prompt_mask is not None:
+        real = torch.ones_like(answer_ids, dtype=torch.bool)
+        prompt_mask = torch.cat([prompt_mask, real], dim=1)  # (B, P + G)
+
+    # 2. One pass; the hidden state of the position before a token predicts it.
+    P = prompt.shape[1]
+    rows = torch.arange(P - 1, x.shape[1] - 1, device=x.device)  # (G,)
+    hidden = lm(x, prompt_mask, output_rows=rows)  # (B, G, D)
+
+    # 3. Cross-entropy, divided by the answer tokens of the whole batch.
+    return token_losses(lm, hidden[counted], answer_ids[counted]).sum() / n_tokens
+
+
+def next_token_stage_loss(
+    model: DIFFA, batch, generator: torch.Generator, recipe
+) -> Iterator[Tensor]:
+    """A stage's loss on a CausalLM: losses of a step's parts, which add up to that of its batch."""
+    for part in batch.parts():
+        audio, audio_mask = part.hear()  # (b, A, D), (b, A)
+        prompt = splice(model.lm, part.prompts, audio, audio_mask)  # (b, P, D)
+
+        # A clip that could not be read has no loss.
+        answer_ids = part.take(batch.answer_ids)  # (b, G)
+        readable = part.readable[:, None].expand_as(answer_ids)  # (b, G)
+        n_tokens = batch.answer_ids.numel()
+        yield next_token_loss(
+            model.lm, prompt.embeddings, prompt.mask, answer_ids, n_tokens, readable
+        )
 
 
 @torch.no_grad()
-def greedy(lm: DiffusionLM, prompt: Spliced, length: int) -> Generation:
-    """Write answers to a batch of spliced prompts, always the likeliest next token, until an item's end token.
+def greedy(
+    lm: CausalLM,
+    prompt: Spliced,
+    config: SamplerConfig,
+    on_step: Callable[[Tensor, Tensor], None] | None = None,
+) -> Generation:
+    """Answer a batch of spliced prompts, one most likely token a call, until their end tokens.
 
     Args:
-        prompt: left-padded, as DIFFA.splice makes it; embeddings (B, P, D). length: G, tokens of an answer at most.
+        prompt: left-padded, as `splice` makes it; embeddings (B, P, D).
+        config: its length G is the most tokens of an answer; nothing else of it applies.
+        on_step: called after each token with ids (B, G) and the confidence (B, G) of each.
     Returns:
-        ids (B, G), filled with the end token after the first one; `steps` (B,): calls of the model until it was written.
-        The first call reads the prompt, each other one token.
+        as sampler.generate: ids (B, G), filled with the end token after the first one; calls (B,)
+        of the model until that one. The first call reads the prompt, each other one token.
     Raises:
-        ValueError: the LM is not causal, a prompt is empty, or prompt and answer exceed the LM's context.
+        ValueError: the LM is not causal, a prompt is empty, or prompt and answer exceed the
+            LM's context.
     """
     started = time.perf_counter()
-    if not lm.config.causal:
-        raise ValueError("this LM sees in both directions and was not trained to go on with a text; sampler.generate answers with it")
-    check_prompt(lm, prompt, SamplerConfig(length, length, length))
-    (B, P, _), device, end_id = prompt.embeddings.shape, prompt.embeddings.device, lm.config.end_id
+    refuse_bidirectional(lm)
+    check_prompt(lm, prompt, config)
+    B, P, _ = prompt.embeddings.shape
     if P == 0 or not prompt.mask[:, -1].all():
-        raise ValueError("a prompt has nothing at its end to go on from; is it empty, or padded on the right?")
-    real = torch.cat([prompt.mask, prompt.mask.new_ones(B, length)], dim=1)  # (B, P + G)
-    places = torch.arange(P + length, device=device)
-    ids, calls = torch.full((B, length), end_id, device=device), torch.zeros(B, dtype=torch.long, device=device)
-    rows, cache = torch.arange(B, device=device), lm.new_cache(B, P + length)
+        raise ValueError(
+            "a prompt has nothing at its end to continue; is it empty, or padded on the right?"
+        )
+
+    # State: the answers so far, and keys and values of what the model has read.
+    G = config.length
+    end_id = lm.config.end_id
+    device = prompt.embeddings.device
+    real = torch.cat([prompt.mask, prompt.mask.new_ones(B, G)], dim=1)  # (B, P + G)
+    ids = torch.full((B, G), end_id, device=device)
+    confidence = torch.zeros(B, G, device=device)
+    calls = torch.zeros(B, dtype=torch.long, device=device)
+    cache = lm.new_cache(B, P + G)
+    rows = torch.arange(B, device=device)  # (R,) items without an end token yet
     x = prompt.embeddings  # (R, M, D): what the model has not read yet
-    for n in range(length):
-        M, L = x.shape[1], P + n  # positions of this call, and of all so far
-        filled = [(k[:, :, :L], v[:, :, :L]) for k, v in cache]  # (R, K, L, C) each, written to in place
-        hidden = lm(x, real[rows, :L], filled, places[L - M : L], wanted=places[M - 1 : M])  # (R, 1, D)
-        token = lm.head(hidden[:, 0]).argmax(dim=-1)  # (R,)
+
+    for n in range(G):
+        # 1. One pass over the new positions; attention reads the cache up to the last of them.
+        M = x.shape[1]
+        L = P + n
+        filled = [(keys[:, :, :L], values[:, :, :L]) for keys, values in cache]
+        indices = torch.arange(L - M, L, device=device)  # (M,)
+        last = torch.tensor([M - 1], device=device)
+        hidden = lm(x, real[rows, :L], filled, indices, output_rows=last)  # (R, 1, D)
+
+        # 2. The most likely next token.
+        logits = lm.head(hidden[:, 0])  # (R, V)
+        token = logits.argmax(dim=-1)  # (R,)
         ids[rows, n] = token
         calls[rows] += 1
-        going = token != end_id  # (R,)
-        if not going.any():
+        if on_step:
+            confidence[rows, n] = logits.float().softmax(dim=-1).amax(dim=-1)
+            on_step(ids, confidence)
+
+        # 3. Items with an end token leave the batch and cost nothing more.
+        open_rows = token != end_id  # (R,)
+        if not open_rows.any():
             break
-        if not going.all():  # what is done costs nothing
-            rows, token, cache = rows[going], token[going], [(k[going], v[going]) for k, v in cache]
-        x = lm.embed(token[:, None])  # (R, 1, D)
-    return Generation(ids, calls, ((ids == end_id).cumsum(dim=1) == 0).sum(dim=1), time.perf_counter() - started)
+        if not open_rows.all():
+            rows = rows[open_rows]
+            token = token[open_rows]
+            cache = [(keys[open_rows], values[open_rows]) for keys, values in cache]
+        x = lm.embedding(token[:, None])  # (R, 1, D); even [MASK], if the LM predicts it
 
-
-def pretrain_twin(run: Path, seed: int, device: str) -> dict:
-    """Train and save `run/twin` on what `run/llada` was trained on; returns the same figures as pretrain.pretrain_lm.
-
-    Args:
-        seed: the one that the run's LM was made with, or the text is another.
-    Raises:
-        ValueError: the run has no diffusion LM, or one that went through other phases than pretrain.py now has.
-    """
-    if not (run / "lm.json").is_file():
-        raise ValueError(f"{run / 'lm.json'}: no such file; it tells the twin's steps. Run python -m toy.pretrain lm --out {run}")
-    told, known = weights.read_json(run / "lm.json"), phases(seed)
-    steps, asked = told["steps"], [[], [], *told["asked"]]  # asked: the kinds of question that each phase had more of
-    ends = list(itertools.accumulate(training.steps for training in known))
-    if steps not in ends:
-        raise ValueError(f"{run / 'lm.json'}: its LM took {steps} steps, but phases of pretrain.py end after {ends}; make that LM anew")
-    config = replace(weights.read_lm_config(run / "llada"), causal=True)
-    tokenizer = load_tokenizer(run / "llada", config)
-    lm, gap = new_lm(config, seed, device), tokenizer.id(GAP)
-
-    def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
-        number = bisect.bisect_right(ends, step)  # the phase that the diffusion LM was in
-        training = known[number]
-        step -= ends[number] - training.steps
-        prompts, answers = batch_of(lm, tokenizer, step, training, asked[number], device)
-        embeddings = as_heard(lm, prompts, gap, MIXED, generator) if number else lm.embed(prompts.ids)  # (B, P, D)
-        return next_token_loss(lm, embeddings, prompts.mask, answers, answers.numel())
-
-    training = replace(known[1], steps=steps, seed=seed)  # the diffusion phase's recipe
-    losses = fit(dict(lm.named_parameters()), loss_of_step, training, run / "checkpoints" / "twin.pt", "twin")
-    result = examine(lm, tokenizer, seed, device, functools.partial(greedy, length=G))
-    weights.save_llada(lm, run / "twin")
-    (run / "twin" / "tokenizer.model").write_bytes((run / "llada" / "tokenizer.model").read_bytes())
-    return result | {"steps": len(losses), "asked": told["asked"], "losses": losses}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the autoregressive twin of a run's language model.")
-    parser.add_argument("--run", type=Path, default=Path("runs/toy"))
-    parser.add_argument("--seed", type=int, default=0, help="the run's")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
-    started = time.perf_counter()
-    try:
-        result = pretrain_twin(args.run, args.seed, args.device)
-    except ValueError as error:
-        raise SystemExit(f"autoregressive.py: {error}") from None
-    result["minutes"] = (time.perf_counter() - started) / 60
-    weights.write_json(args.run / "twin.json", result)
-    tqdm.write(json.dumps({k: v for k, v in result.items() if k != "losses"}))
-    if short := short_of(GATE, result):  # not refused: how well it reads is one of the things compared
-        tqdm.write(f"warning: below what a diffusion LM needs to be trained on: {short}")
-
-
-if __name__ == "__main__":
-    main()
+    text_tokens = ((ids == end_id).cumsum(dim=1) == 0).sum(dim=1)  # (B,)
+    seconds = time.perf_counter() - started
+    return Generation(ids=ids, calls=calls, text_tokens=text_tokens, seconds=seconds)
