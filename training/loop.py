@@ -1,16 +1,13 @@
-"""The training loop: steps, schedule, clipping, checkpoints, exact resume, validation, progress.
+"""The training loop: steps, clipping, checkpoints, exact resume, validation, progress.
 
-All randomness of step k comes from (seed, k) alone: the items, the noise, the dropout. So a run that is killed goes on
-from its newest checkpoint to the same result, on any number of processes, and a checkpoint need only hold weights,
-optimizer and step: no random states, no place in the data.
+All randomness of a step (items, noise, dropout) follows from (seed, step) alone. So a run that was
+killed resumes from its newest checkpoint to the same result, on any number of processes. A
+checkpoint needs no random states and no position in the data.
 """
 
-import json
 import math
-import os
 import signal
 import time
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,146 +16,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training import processes as ranks
-from training.muon import Muon
+from training import processes
+from training.flops import Work
+from training.optimizers import MAY_CHANGE_ON_RESUME, TrainConfig, learning_rate, make_optimizers
+from training.run_files import (
+    Metrics,
+    checkpoints,
+    load_newest,
+    name_on_disk,
+    refuse_another_run,
+    save_checkpoint,
+)
 
 LOG_EVERY = 10  # steps that one record of the metrics covers
-OPTIMIZERS = ("adamw", "muon")
-TABLES = ("embedding", "unembedding", "words", "heads")  # a row for each word or label: AdamW's, as Muon's authors have it
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What a run does. Learning rate warms up linearly, then falls by `schedule` to zero."""
-
-    steps: int
-    batch: int
-    lr: float
-    warmup: int
-    schedule: str = "cosine"  # or "linear"
-    weight_decay: float = 0.05
-    clip: float = 1.0
-    seed: int = 0
-    optimizer: str = "adamw"  # or "muon", for the matrices
-    inherited: float = 1.0  # times the learning rate, for parts that an earlier run has trained
-    save_every: int = 200  # steps between checkpoints
-    validate_every: int = 0  # steps between validations; 0: none but at the end
-    keep: int = 2  # newest checkpoints that stay on disk
-
-
-HABITS = ("save_every", "validate_every", "keep")  # may change when a run goes on: they do not touch its result
-
-
-@dataclass
-class Work:
-    """What has been done so far, added up by whoever computes the loss; rates are made of its differences."""
-
-    audio: float = 0.0  # seconds of sound
-    tokens: int = 0  # positions that the LM read
-    flops: float = 0.0  # multiplications and additions of the LM, without those made twice to save memory
-    waited: float = 0.0  # seconds that the loop stood still for data
-    peak: float = math.inf  # FLOP/s that the device can do
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of a step, counted from 0."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return config.lr * ((1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done)
-
-
-def make_optimizers(parameters: dict[str, nn.Parameter], config: TrainConfig, inherited: tuple[str, ...] = ()) -> list[torch.optim.Optimizer]:
-    """AdamW for everything; or Muon for matrices and convolutions, AdamW for the rest. Raises ValueError: another name.
-
-    Each group's "share" is what it takes of the learning rate: 1, or config.inherited for parts (first words of names) among `inherited`.
-    """
-    if config.optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer {config.optimizer!r}: there are {' and '.join(OPTIMIZERS)}")
-    matrices, rest = {}, {}  # parameters by their share
-    for name, p in parameters.items():
-        part = name.split(".")[0]
-        is_matrix = p.ndim > 1 and name.endswith(".weight") and part not in TABLES
-        share = config.inherited if part in inherited else 1.0
-        (matrices if is_matrix and config.optimizer == "muon" else rest).setdefault(share, []).append(p)
-    matrices, rest = ([{"params": mine, "share": share} for share, mine in group.items()] for group in (matrices, rest))
-    made: list[torch.optim.Optimizer] = [Muon(matrices, config.lr, config.weight_decay)] if matrices else []
-    return made + ([torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))] if rest else [])
-
-
-# ---- checkpoints: run.pt stands for run-00000400.pt, run-00000200.pt, ...
-def checkpoints(path: Path) -> list[Path]:
-    """Those of a run, newest first."""
-    return sorted(path.parent.glob(f"{path.stem}-{'[0-9]' * 8}{path.suffix}"), reverse=True)
-
-
-def save_atomically(value: dict, path: Path) -> None:
-    """torch.save under another name first: a kill or a full disk in the middle leaves older files whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())  # on the disk before the name is: a power cut would else leave an empty file
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path}: cannot be saved ({error})") from error
-
-
-def load_newest(path: Path) -> dict | None:
-    """The newest checkpoint that is whole, damaged ones passed over with a warning; None when there is none at all."""
-    found = checkpoints(path)
-    for file in found:
-        try:
-            with zipfile.ZipFile(file) as whole:
-                if broken := whole.testzip():  # torch.load does not compare checksums
-                    raise ValueError(f"{broken} does not match its checksum")
-            return torch.load(file, weights_only=True, map_location="cpu")
-        except Exception as error:  # damage shows in many ways
-            if ranks.rank() == 0:
-                tqdm.write(f"warning: {file} is damaged ({error}); trying the one before it")
-    if found:
-        raise ValueError(f"{path.parent}: every checkpoint is damaged; remove {', '.join(f.name for f in found)} to start again")
-    return None
-
-
-def refuse_another_run(saved: dict, mine: dict, path: Path) -> None:
-    """Raise ValueError that says what differs, when a checkpoint comes from other settings, model, corpus or shapes."""
-    differ = [
-        f"{name} was {saved.get(name)!r}, now is {mine.get(name)!r}"
-        for name in sorted(saved.keys() | mine.keys())
-        if saved.get(name) != mine.get(name)
-    ]
-    if differ:
-        raise ValueError(
-            f"{path.parent}: its checkpoint {path.stem} was made by a run with other settings; "
-            "remove it or use another directory\n  " + "\n  ".join(differ)
-        )
-
-
-# ---- metrics: a JSON object a line
-def read_metrics(path: Path, steps: int | None = None) -> list[dict]:
-    """Records of a run, up to `steps` when given; a line cut short by a kill is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return [r for r in records if steps is None or r["step"] <= steps]
-
-
-def rates(work: Work, before: Work, seconds: float) -> dict:
-    """Speed over the last seconds, of all processes together."""
-    n, seconds = ranks.world(), max(seconds, 1e-9)
-    return {
-        "audio_hours_an_hour": n * (work.audio - before.audio) / seconds,
-        "tokens_a_second": n * (work.tokens - before.tokens) / seconds,
-        "share_of_peak": (work.flops - before.flops) / seconds / work.peak,
-        "share_waiting": (work.waited - before.waited) / seconds,
-    }
+SHOWN = 50  # steps whose mean loss the progress bar shows
 
 
 def fit(
@@ -167,150 +38,268 @@ def fit(
     config: TrainConfig,
     checkpoint: Path,
     title: str,
-    *,
-    identity: dict | None = None,
-    names_of_step: Callable[[int], list[str]] | None = None,
-    validate: Callable[[], dict] | None = None,
-    keep_best: Callable[[], None] | None = None,
-    metrics: Path | None = None,
-    work: Work | None = None,
-    inherited: tuple[str, ...] = (),
+    **options,
 ) -> list[float]:
-    """Train until `config.steps`, from the newest checkpoint if there is one.
+    """Train; arguments, result and errors are those of Trainer and its `run`."""
+    return Trainer(parameters, loss_of_step, config, checkpoint, title, **options).run()
 
-    Args:
-        parameters: by name; what trains. loss_of_step: (step, generator seeded for it) -> scalar loss, or the parts
-            whose sum it is, yielded one by one: each is differentiated before the next is asked for (accumulation).
-        checkpoint: written as NAME-STEP.pt every `save_every` steps, before each validation, on Ctrl-C, at the end.
-        title: of the progress bar. identity: what else must be the same when the run goes on: model, corpus.
-        names_of_step: what a step's items are called, for the error when its loss is not finite.
-        validate: -> {"loss": ..., ...}; keep_best: called after the best validation so far. metrics: a JSONL file.
-        work: where loss_of_step adds up what it does. inherited: parts that learn at config.inherited times the rate.
-    Returns:
-        the loss of every step from 0.
-    Raises:
-        SystemExit: on Ctrl-C after saving, when the loss is not finite, when the disk is full;
-        ValueError: a checkpoint of another run.
-    """
-    main = ranks.rank() == 0
-    device = next(iter(parameters.values())).device
-    optimizers = make_optimizers(parameters, config, inherited)
-    losses: list[float] = []
-    mine = {k: v for k, v in asdict(config).items() if k not in HABITS} | (identity or {})
-    mine |= {f"shape of {name}": list(p.shape) for name, p in parameters.items()}
-    if saved := load_newest(checkpoint):
-        refuse_another_run(saved["run"], mine, checkpoint)
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(saved["parameters"][name])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        losses = saved["losses"]
-        if main and len(losses) < config.steps:
-            tqdm.write(f"{title}: going on from step {len(losses)} of {checkpoint}")
-    records = read_metrics(metrics, len(losses)) if metrics else []
-    ranks.wait()  # all have read before one writes
-    if metrics and main:  # what came after the checkpoint is going to be done again
-        metrics.parent.mkdir(parents=True, exist_ok=True)
-        metrics.with_suffix(".tmp").write_text("".join(json.dumps(r) + "\n" for r in records))
-        metrics.with_suffix(".tmp").replace(metrics)
 
-    def leave(message: str) -> None:
-        raise SystemExit(message if main else 1)
+class StopSignals:
+    """Within it, the first Ctrl-C or SIGTERM only sets `received`; a second one stops at once."""
 
-    def save() -> None:
-        if not main:
-            return
-        state = {"run": mine, "parameters": {n: p.detach() for n, p in parameters.items()}}
-        path = checkpoint.with_name(f"{checkpoint.stem}-{len(losses):08d}{checkpoint.suffix}")
-        try:
-            save_atomically(state | {"optimizers": [o.state_dict() for o in optimizers], "losses": losses}, path)
-        except OSError as error:
-            older = checkpoints(checkpoint)
-            leave(f"{title}: {error}; {older[0] if older else 'no checkpoint'} is intact; make room, then run the same command")
-        for old in checkpoints(checkpoint)[max(config.keep, 1) :]:
-            old.unlink()
+    def __enter__(self):
+        self.received = False
+        self.handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        for number in self.handlers:
+            signal.signal(number, self.on_signal)
+        return self
 
-    def record(**values) -> None:
-        records.append({"step": len(losses), **values})
-        if metrics and main:
-            with open(metrics, "a") as file:
-                file.write(json.dumps(records[-1]) + "\n")
+    def on_signal(self, number: int, frame: object) -> None:
+        self.received = True
+        signal.signal(number, self.handlers[number])
 
-    def due() -> bool:
-        """True at the end and every `validate_every` steps."""
-        at = len(losses)
-        return at == config.steps or bool(at and config.validate_every and at % config.validate_every == 0)
-
-    def check() -> None:
-        """Validate, when it is time to and has not been done: also after a kill between a checkpoint and its validation."""
-        at = len(losses)
-        if validate is None or not due() or any("validation" in r and r["step"] == at for r in records):
-            return
-        best = min((r["validation"]["loss"] for r in records if "validation" in r), default=math.inf)
-        result = validate()
-        if result["loss"] < best and keep_best and main:
-            keep_best()
-        record(validation=result)
-        if main:
-            tqdm.write(f"{title}: step {at}: " + ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items()))
-
-    stop: list[int] = []  # Ctrl-C waits for the end of its step, so that no step is done by half; a second one does not wait
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_signal(number: int, frame: object) -> None:
-        stop.append(number)
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, on_signal)
-    bar = tqdm(total=config.steps, initial=len(losses), desc=title, unit="step", disable=not main)
-    try:
-        check()
-        then, since, done = time.perf_counter(), len(losses), replace(work) if work else None
-        for step in range(len(losses), config.steps):
-            seed = (config.seed << 32) + step
-            torch.manual_seed(seed)  # dropout
-            parts = loss_of_step(step, torch.Generator().manual_seed(seed))
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            value = torch.zeros((), dtype=torch.float64, device=device)
-            for part in [parts] if isinstance(parts, Tensor) else parts:
-                (part * ranks.world()).backward()  # of gradients DistributedDataParallel takes the mean, of losses we take the sum
-                value = value + part.detach().double()
-            loss, stopping = ranks.total([value.item(), float(len(stop))], device)
-            norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip).item()
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                save()
-                wrong = f"loss is {loss}" if not math.isfinite(loss) else f"gradient is {norm}"
-                names = f"; its items: {', '.join(names_of_step(step))}" if names_of_step else ""
-                leave(f"{title}: {wrong} at step {step}; the weights before it are in {checkpoint.parent}{names}")
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["share"] * learning_rate(step, config)
-                optimizer.step()
-            losses.append(loss)
-            bar.update()
-            if len(losses) % LOG_EVERY == 0:
-                now = time.perf_counter()
-                speed = rates(work, done, now - then) if work else {}
-                record(loss=sum(losses[-LOG_EVERY:]) / LOG_EVERY, lr=learning_rate(step, config), gradient_norm=norm,
-                       seconds_a_step=(now - then) / (len(losses) - since), **speed)  # fmt: skip
-                shown = {"loss": f"{sum(losses[-50:]) / len(losses[-50:]):.3f}", "lr": f"{learning_rate(step, config):.1e}", "norm": f"{norm:.2f}"}
-                if work:
-                    shown |= {"audio": f"{speed['audio_hours_an_hour']:.0f} h/h", "tok/s": f"{speed['tokens_a_second']:.0f}",
-                              "peak": f"{speed['share_of_peak']:.0%}", "waits": f"{speed['share_waiting']:.0%}"}  # fmt: skip
-                bar.set_postfix(shown, refresh=False)
-            if stopping:
-                save()
-                leave(f"\n{title}: stopped at step {len(losses)}; run the same command to go on")
-            if len(losses) % config.save_every == 0 or due():
-                save()  # before the validation: what has been learned must not hang on it
-            check()
-            if len(losses) % LOG_EVERY == 0:
-                then, since, done = time.perf_counter(), len(losses), replace(work) if work else None
-    finally:
-        for number, handler in before.items():
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
-    bar.close()
-    return losses
+
+
+class Stopwatch:
+    """Time and work since it was started."""
+
+    def __init__(self, step: int, work: Work | None):
+        self.step = step
+        self.work = work
+        self.before = replace(work) if work else None
+        self.started = time.perf_counter()
+
+    def speeds(self, step: int) -> dict:
+        """Seconds of a step; with `work`, the speed of all processes together too."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        speeds = {"seconds_a_step": seconds / (step - self.step)}
+        if not self.work:
+            return speeds
+
+        n = processes.world()
+        done, before = self.work, self.before
+        return speeds | {
+            "audio_hours_an_hour": n * (done.audio - before.audio) / seconds,
+            "tokens_a_second": n * (done.tokens - before.tokens) / seconds,
+            "share_of_peak": (done.flops - before.flops) / seconds / done.peak,
+            "share_waiting": (done.waited - before.waited) / seconds,
+        }
+
+
+@dataclass
+class Trainer:
+    """A run of training, up to config.steps."""
+
+    parameters: dict[str, nn.Parameter]  # what trains, by name
+    # From a step and a generator seeded for it: the loss, or the parts whose sum it is. Each part is
+    # differentiated before the next one is computed (gradient accumulation).
+    loss_of_step: Callable[[int, torch.Generator], Tensor | Iterable[Tensor]]
+    config: TrainConfig
+    checkpoint: Path  # NAME.pt: written as NAME-STEP.pt
+    title: str  # of the progress bar
+    identity: dict | None = None  # what must be the same on resume, beside config: model, corpus
+    names_of_step: Callable[[int], list[str]] | None = None  # of a step's items, for errors
+    validate: Callable[[], dict] | None = None  # -> {"loss": ..., ...}
+    keep_best: Callable[[], None] | None = None  # called after the best validation so far
+    metrics: Path | None = None  # JSONL file
+    work: Work | None = None  # where loss_of_step adds up what it does
+    lr_scale_parts: tuple[str, ...] = ()  # parts that learn at config.pretrained_lr_scale
+
+    def run(self) -> list[float]:
+        """Train from the newest checkpoint, if there is one.
+
+        A checkpoint is written every `save_every` steps, before each validation, when the run is
+        stopped, and at the end.
+
+        Returns:
+            the loss of every step.
+        Raises:
+            SystemExit: stopped by a signal, the loss is not finite, or the disk is full; the
+                message says what is saved.
+            ValueError: the checkpoints are of another run, or all damaged.
+        """
+        self.is_main = processes.rank() == 0
+        self.device = next(iter(self.parameters.values())).device
+        self.optimizers = make_optimizers(self.parameters, self.config, self.lr_scale_parts)
+        self.losses: list[float] = []
+        self.resume()
+        self.records = Metrics(self.metrics, len(self.losses))
+
+        steps = range(len(self.losses), self.config.steps)
+        bar = tqdm(
+            total=self.config.steps,
+            initial=len(self.losses),
+            desc=self.title,
+            unit="step",
+            disable=not self.is_main,
+        )
+        with StopSignals() as stop, bar:
+            self.validate_if_due()  # a kill may have come between a checkpoint and its validation
+            self.stopwatch = Stopwatch(len(self.losses), self.work)
+            for step in steps:
+                must_stop = self.step(step, stop)
+                bar.update()
+                self.after_step(bar, must_stop)
+        return self.losses
+
+    # Steps
+
+    def step(self, step: int, stop: StopSignals) -> bool:
+        """Update the parameters once. Returns whether any process was asked to stop."""
+        seed = (self.config.seed << 32) + step
+        torch.manual_seed(seed)  # dropout
+        parts = self.loss_of_step(step, torch.Generator().manual_seed(seed))
+
+        # Loss and gradient, summed over the parts of the batch and over the processes.
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        value = self.backward([parts] if isinstance(parts, Tensor) else parts)
+        loss, n_stopped = processes.total([value, float(stop.received)], self.device)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip).item()
+        self.refuse_not_finite(step, loss, norm)
+
+        lr = learning_rate(step, self.config)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr_scale"] * lr
+            optimizer.step()
+
+        self.losses.append(loss)
+        self.norm = norm
+        return n_stopped > 0
+
+    def backward(self, parts: Iterable[Tensor]) -> float:
+        """Differentiate the local parts of a batch, one by one. Returns the sum of their losses."""
+        value = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in parts:
+            # DistributedDataParallel takes the mean of gradients, but losses are summed.
+            (part * processes.world()).backward()
+            value = value + part.detach().double()
+        return value.item()
+
+    def refuse_not_finite(self, step: int, loss: float, norm: float) -> None:
+        """Save and exit before a loss or gradient that is not finite reaches the weights."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        self.save()
+        wrong = f"gradient is {norm}" if math.isfinite(loss) else f"loss is {loss}"
+        names = f"; its items: {', '.join(self.names_of_step(step))}" if self.names_of_step else ""
+        self.exit(
+            f"{self.title}: {wrong} at step {step}; the weights before it are in "
+            f"{self.checkpoint.parent}{names}"
+        )
+
+    def after_step(self, bar: tqdm, must_stop: bool) -> None:
+        """Report, save and validate, where it is time to."""
+        n = len(self.losses)
+        if n % LOG_EVERY == 0:
+            self.report(bar)
+
+        if must_stop:
+            self.save()
+            self.exit(f"\n{self.title}: stopped at step {n}; run the same command to resume")
+
+        # Saved before the validation, so that an error there costs no training.
+        if n % self.config.save_every == 0 or self.is_validation_due():
+            self.save()
+        self.validate_if_due()
+
+        if n % LOG_EVERY == 0:
+            self.stopwatch = Stopwatch(n, self.work)
+
+    def report(self, bar: tqdm) -> None:
+        """Record the last LOG_EVERY steps, and show them beside the progress bar."""
+        n = len(self.losses)
+        lr = learning_rate(n - 1, self.config)
+        loss = sum(self.losses[-LOG_EVERY:]) / LOG_EVERY
+        speeds = self.stopwatch.speeds(n)
+        self.records.add(step=n, loss=loss, lr=lr, gradient_norm=self.norm, **speeds)
+
+        last = self.losses[-SHOWN:]
+        shown = {
+            "loss": f"{sum(last) / len(last):.3f}",
+            "lr": f"{lr:.1e}",
+            "norm": f"{self.norm:.2f}",
+        }
+        if self.work:
+            shown["audio"] = f"{speeds['audio_hours_an_hour']:.0f} h/h"
+            shown["tok/s"] = f"{speeds['tokens_a_second']:.0f}"
+            shown["peak"] = f"{speeds['share_of_peak']:.0%}"
+            shown["waits"] = f"{speeds['share_waiting']:.0%}"
+        bar.set_postfix(shown, refresh=False)
+
+    # Validation
+
+    def is_validation_due(self) -> bool:
+        """True at the end, and every `validate_every` steps."""
+        n, every = len(self.losses), self.config.validate_every
+        return n == self.config.steps or (n > 0 and every > 0 and n % every == 0)
+
+    def validate_if_due(self) -> None:
+        """Validate, if it is time to and no record of this step's validation exists."""
+        n = len(self.losses)
+        earlier = self.records.validations()
+        if self.validate is None or not self.is_validation_due() or n in earlier:
+            return
+
+        result = self.validate()
+        best = min((other["loss"] for other in earlier.values()), default=math.inf)
+        if result["loss"] < best and self.keep_best and self.is_main:
+            self.keep_best()
+        self.records.add(step=n, validation=result)
+
+        if self.is_main:
+            shown = [
+                f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items()
+            ]
+            tqdm.write(f"{self.title}: step {n}: {', '.join(shown)}")
+
+    # Checkpoints
+
+    def identity_of_run(self) -> dict:
+        """What must be the same for a checkpoint to be of this run."""
+        settings = {k: v for k, v in asdict(self.config).items() if k not in MAY_CHANGE_ON_RESUME}
+        shapes = {f"shape of {name_on_disk(n)}": list(p.shape) for n, p in self.parameters.items()}
+        return settings | (self.identity or {}) | shapes
+
+    def resume(self) -> None:
+        """Load the newest checkpoint, if there is one."""
+        saved = load_newest(self.checkpoint)
+        if not saved:
+            return
+        refuse_another_run(saved["run"], self.identity_of_run(), self.checkpoint)
+
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(saved["parameters"][name_on_disk(name)])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.losses = saved["losses"]
+
+        if self.is_main and len(self.losses) < self.config.steps:
+            tqdm.write(f"{self.title}: resumes from step {len(self.losses)} of {self.checkpoint}")
+
+    def save(self) -> None:
+        """Write a checkpoint of now; exit if that fails."""
+        if not self.is_main:
+            return
+        state = {
+            "run": self.identity_of_run(),
+            "parameters": {name_on_disk(n): p.detach() for n, p in self.parameters.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "losses": self.losses,
+        }
+        try:
+            save_checkpoint(state, self.checkpoint, len(self.losses), self.config.keep)
+        except OSError as error:
+            intact = (checkpoints(self.checkpoint) or ["no checkpoint"])[0]
+            self.exit(
+                f"{self.title}: {error}; {intact} is intact; make room, then run the same command"
+            )
+
+    def exit(self, message: str) -> None:
+        """End this process; only the first one prints the message."""
+        raise SystemExit(message if self.is_main else 1)

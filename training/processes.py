@@ -1,10 +1,10 @@
-"""Many processes, one training. torchrun starts the processes; this file says who each one is and what all of them share.
+"""Many processes, one training: who each process is, and what all of them share.
 
     torchrun --nproc-per-node 4 train_asr.py ...        four GPUs: each takes a quarter of every batch
 
-Every process holds the adapters and works on its own part of the batch; gradients are summed while they are computed
-(DistributedDataParallel). The frozen LM is held by each process, or cut in slices (`shard`) where a card cannot hold it.
-Without torchrun there is one process, and nothing here does anything.
+Every process holds the adapters and computes its own part of the batch; gradients are summed over
+the processes (DistributedDataParallel). Each process holds the whole frozen LM, or a slice of it
+(`shard`) where a card cannot hold it. Without torchrun there is one process, and nothing is shared.
 """
 
 import os
@@ -12,6 +12,7 @@ import os
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def start(device: str) -> str:
@@ -21,6 +22,7 @@ def start(device: str) -> str:
     if not device.startswith("cuda"):
         dist.init_process_group("gloo")
         return device
+
     device = f"cuda:{os.environ['LOCAL_RANK']}"
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", device_id=torch.device(device))
@@ -28,19 +30,19 @@ def start(device: str) -> str:
 
 
 def finish() -> None:
-    """Take leave of the others, once all are done."""
+    """Leave the other processes, once all are done."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """This process's number; number 0 writes and speaks for all."""
+    """This process's number. Number 0 alone prints and writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -54,18 +56,18 @@ def total(values: list[float], device: str | torch.device = "cpu") -> list[float
 
 
 def wait() -> None:
-    """Until every process is here."""
+    """Wait until every process has come to this line."""
     if world() > 1:
         dist.barrier()
 
 
 class Hearing(nn.Module):
-    """The trained half of a DIFFA as the one module that DistributedDataParallel wants: only what trains is inside."""
+    """The trained parts of a DIFFA alone, as the one module that DistributedDataParallel wraps."""
 
     def __init__(self, model):
         super().__init__()
         self.hear = model.hear
-        for name, part in model.trainable().items():
+        for name, part in model.trained_parts().items():
             setattr(self, name, part)
 
     def forward(self, states: list[Tensor], frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,18 +75,16 @@ class Hearing(nn.Module):
 
 
 def replicate(model) -> nn.Module:
-    """What to call instead of model.hear, so that gradients come out as their mean over the processes."""
+    """What to call in place of model.hear: its gradients become their mean over the processes."""
     hearing = Hearing(model)
-    if world() == 1:
-        return hearing
-    return nn.parallel.DistributedDataParallel(hearing)
+    return hearing if world() == 1 else DistributedDataParallel(hearing)
 
 
 def shard(lm: nn.Module, device: str) -> None:
-    """Cut the frozen LM in slices, one a process (FSDP2): each block is gathered when its turn comes, then let go.
+    """Cut the frozen LM in slices, one for each process (FSDP2).
 
-    Load it on the CPU first: its weights move to `device` block by block. Embedding table, unembedding and last norm
-    form the outermost slice; `embed` and `head` are called from outside, and gather it as `forward` does.
+    A block is gathered when its turn comes and freed after it. Load the LM on the CPU first: its
+    weights move to `device` block by block.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -92,6 +92,9 @@ def shard(lm: nn.Module, device: str) -> None:
     mesh = init_device_mesh(torch.device(device).type, (world(),))
     for block in lm.blocks:
         fully_shard(block, mesh=mesh)
+
+    # Embedding, unembedding and last norm form the outermost slice. `embed` and `head` are called
+    # from outside, and must gather it as `forward` does.
     fully_shard(lm, mesh=mesh)
     for method in ("embed", "head"):
         register_fsdp_forward_method(lm, method)

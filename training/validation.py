@@ -1,7 +1,9 @@
-"""How well does it do on clips that it does not train on? Asked every so many steps while it trains.
+"""The loss on clips that do not train, measured now and then while a run trains.
 
-The loss is taken at fixed noise levels under fixed noise, so that curves of different runs can be laid over each other
-(a causal LM has its next-token loss instead); and one clip is answered in words, since a loss does not say what goes wrong.
+The noise levels and the noise are fixed, so that curves of different runs can be compared. One clip
+is answered in words, because a loss does not say what goes wrong.
+
+Shapes: B batch, N items, G answer tokens.
 """
 
 import contextlib
@@ -10,58 +12,85 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from toy.autoregressive import greedy
-from training.clips import StateCache, needed_states
-from checkpoints.tokenizer import build_prompt, decode_answer
-from diffusion_lm import diffusion_loss, next_token_loss, noise
-from sampler import SamplerConfig, generate
+from data import decode_answer
+from diffa import splice
+from diffusion_lm import diffusion_loss, noise
+from sampler import SamplerConfig, answer
+from training.examples import Examples
+from training.states import StateCache
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)  # noise levels t
 SEED = 20_250
 
 
-def make_validation(model, items: list[dict], answer_ids: Tensor, batch: int, autocast=contextlib.nullcontext) -> Callable[[], dict]:
-    """A function without arguments that measures the model now, on items with answers (N, G).
+class Validation:
+    """Measures a DIFFA on held-out items; call it for the figures of the model as it is now.
 
-    It returns {"loss": the mean over LEVELS, "loss at 0.25": ..., "meant": ..., "said": ...}; of a causal LM the one loss
-    without levels. The clips are encoded once, here, and kept in memory. Every process measures all of it, since the slices
-    of a sharded LM need all processes.
+    Every process measures all of it, because the slices of a sharded LM need all processes.
     """
-    heard = StateCache(model, items, used=needed_states(model))
-    prompts = [build_prompt(model.tokenizer, item["input"]) for item in items]
-    lm, (N, G) = model.lm, answer_ids.shape
-    # Drawn for all at once: the same noise at every validation, in every run, and on any number of processes.
-    generator = torch.Generator().manual_seed(SEED)
-    noisy_ids = {level: noise(answer_ids, torch.full((N,), level), lm.config.mask_id, generator) for level in LEVELS}  # (N, G) each
 
-    def splice(rows: slice):
-        with autocast():
-            audio = model.hear(*heard(items[rows]))
-        return model.splice(prompts[rows], *audio)
+    def __init__(
+        self,
+        model,
+        examples: Examples,
+        batch: int,
+        autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ):
+        """model: a DIFFA. examples: N; their clips are encoded here, once. batch: clips at a time."""
+        self.model = model
+        self.examples = examples
+        self.batch = batch
+        self.autocast = autocast
+        self.cache = StateCache(model, examples.items, used=model.read_states)
+
+        # Drawn once for all items: the same noise at every validation, in every run, and on any
+        # number of processes.
+        generator = torch.Generator().manual_seed(SEED)
+        self.noisy_ids = {}  # of each level, (N, G)
+        for level in LEVELS:
+            t = torch.full((len(examples.items),), level)
+            mask_id = model.lm.config.mask_id
+            self.noisy_ids[level] = noise(examples.answer_ids, t, mask_id, generator)
+
+    def hear(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Audio embeddings (B, A, D) and mask (B, A) of some of the items."""
+        with self.autocast():
+            return self.model.hear(*self.cache(self.examples.items[rows]))
 
     @torch.no_grad()
-    def validate() -> dict:
-        training = [part for part in model.modules() if part.training]
-        model.eval()
-        losses = dict.fromkeys(["next token"] if lm.config.causal else LEVELS, 0.0)
-        for start in range(0, len(items), batch):
-            rows = slice(start, start + batch)
-            prompt, meant = splice(rows), answer_ids[rows].to(model.prompts.device)
-            if lm.config.causal:
-                losses["next token"] += next_token_loss(lm, prompt.embeddings, prompt.mask, meant, answer_ids.numel()).item()
-                continue
-            for level in LEVELS:
-                t, noisy = torch.full((len(meant),), level), noisy_ids[level][rows].to(meant.device)
-                losses[level] += diffusion_loss(lm, prompt.embeddings, prompt.mask, meant, noisy, t, answer_ids.numel()).item()
-        first = splice(slice(0, 1))
-        said = greedy(lm, first, G) if lm.config.causal else generate(lm, first, SamplerConfig(G, G, G, "threshold"))
+    def __call__(self) -> dict:
+        """{"loss": the mean over LEVELS, "loss at 0.25": ..., "target": ..., "prediction": ...}."""
+        training = [part for part in self.model.modules() if part.training]
+        self.model.eval()
+
+        losses = dict.fromkeys(LEVELS, 0.0)
+        for start in range(0, len(self.examples.items), self.batch):
+            self.add_losses(slice(start, start + self.batch), losses)
+
+        config = SamplerConfig(length=self.examples.answer_ids.shape[1], rule="threshold")
+        tokenizer = self.model.tokenizer
+        (first,) = answer(self.model.lm, tokenizer, self.examples.prompts[:1], self.hear, config)
+
         for part in training:
             part.training = True
         return {
             "loss": sum(losses.values()) / len(losses),
-            **{f"loss at {level}": losses[level] for level in LEVELS if level in losses},
-            "meant": decode_answer(model.tokenizer, answer_ids[0].tolist()),
-            "said": decode_answer(model.tokenizer, said.ids[0].tolist()),
+            **{f"loss at {level}": loss for level, loss in losses.items()},
+            "target": decode_answer(tokenizer, self.examples.answer_ids[0].tolist()),
+            "prediction": first.text,
         }
 
-    return validate
+    def add_losses(self, rows: slice, losses: dict[float, float]) -> None:
+        """Add the losses of some items, divided by all answer tokens, to those of each level."""
+        lm = self.model.lm
+        prompt = splice(lm, self.examples.prompts[rows], *self.hear(rows))
+        answer_ids = self.examples.answer_ids[rows].to(self.model.device)  # (B, G)
+
+        for level in LEVELS:
+            noisy_ids = self.noisy_ids[level][rows].to(self.model.device)  # (B, G)
+            t = torch.full((len(answer_ids),), level)
+            n_tokens = self.examples.answer_ids.numel()
+            loss = diffusion_loss(
+                lm, prompt.embeddings, prompt.mask, answer_ids, noisy_ids, t, n_tokens
+            )
+            losses[level] += loss.item()

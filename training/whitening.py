@@ -1,12 +1,12 @@
-"""A new acoustic adapter that starts by seeing the encoder's states whitened.
+"""A new acoustic adapter that starts by seeing the encoder's states whitened. Ours: `--whiten`.
 
-A real Whisper's tapped states are mostly the same for every clip: means twice the size of what varies, and of that the
-greater part is position and loudness, not voice. Behind the Q-Former's LayerNorms a voice is then a few percent of what
-the adapter begins with, and training waits for it. Whitening moves the states' mean to zero and gives each of their
-directions the same variance. It is linear, so it needs no layer of its own: the keys and values of the cross-attention
-start as themselves after it, and train on from there. What is saved has the paper's shapes and is read as ever.
+Most of a real Whisper's tapped states is the same for every clip: the mean is twice as large as
+what varies, and most of what varies is position and loudness, not voice. After the Q-Former's
+LayerNorms, a voice is then a few percent of the adapter's input, and training starts slowly.
 
-Ours, not the paper's: `--whiten`.
+Whitening moves the mean of the states to zero and gives each of their directions the same variance.
+It is linear, so it needs no layer: it is multiplied into the keys and values of the cross-attention,
+which then train as usual. Saved adapters keep the paper's shapes.
 
 Shapes: B clips, T encoder frames, D encoder width.
 """
@@ -17,36 +17,51 @@ import torch
 from torch import Tensor
 
 from adapters import AcousticAdapter
-from training.clips import pick, read_padded
+from training.order import pick
+from training.states import read_padded
 
-CLIPS = 256  # of the training clips, to measure the states on: some 40,000 frames of the toy's window for each tap
-AT_ONCE = 16  # clips through the encoder: all states of 16 clips of 30 s are 4 GB at large-v3
-LOUD = 4.0  # times the values: what a clip adds to the queries is then about a third of their size; with 0.1, 1 or 12 the loss falls later
-RIDGE = 0.01  # of the mean variance, added to each: directions that hardly vary are not blown up to noise
+CLIPS = 256  # that are measured: about 40,000 frames of the toy's window for each tap
+AT_ONCE = 16  # clips; all states of 16 clips of 30 s are 4 GB at large-v3
+# Factor of the values. A clip then adds about a third of the queries' size to them. With 0.1, 1
+# or 12 the loss falls later.
+LOUD = 4.0
+RIDGE = 0.01  # of the mean variance, added to each, so that constant directions do not become noise
 
 
 def mean_and_whitening(states: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Statistics of all rows of the states, tensors (..., D): their mean (D,) and the whitening (C + ridge)^(-1/2), (D, D).
+    """Statistics of all rows of the states (..., D), summed in float64.
 
-    (x - mean) @ whitening has, but for the ridge, the identity as covariance. Sums are made in float64. Raises ValueError: no states.
+    Returns:
+        the mean (D,) and the whitening (C + ridge)^(-1/2), (D, D), where C is the covariance. But
+        for the ridge, (x - mean) @ whitening has the identity as its covariance.
+    Raises:
+        ValueError: there are no states.
     """
-    n, total, products = 0, 0.0, 0.0
+    n = 0
+    total = 0.0
+    products = 0.0
     for state in states:
         rows = state.flatten(0, -2).double()  # (B T, D)
-        n, total, products = n + len(rows), total + rows.sum(dim=0), products + rows.T @ rows
+        n += len(rows)
+        total = total + rows.sum(dim=0)
+        products = products + rows.T @ rows
     if n == 0:
-        raise ValueError("none of the clips to measure the encoder's states on (--whiten) can be read")
+        raise ValueError("none of the clips that --whiten measures the encoder's states on is read")
+
     mean = total / n
-    variances, directions = torch.linalg.eigh(products / n - torch.outer(mean, mean))  # (D,), (D, D)
+    covariance = products / n - torch.outer(mean, mean)  # (D, D)
+    variances, directions = torch.linalg.eigh(covariance)  # (D,), (D, D)
     variances = variances.clamp(min=0) + RIDGE * variances.mean()
-    return mean.float(), ((directions * variances.rsqrt()) @ directions.T).float()
+    whitening = (directions * variances.rsqrt()) @ directions.T
+    return mean.float(), whitening.float()
 
 
 @torch.no_grad()
 def see_whitened(acoustic: AcousticAdapter, mean: Tensor, whitening: Tensor) -> None:
-    """Change every cross-attention's layer W x + b of keys into W whitening (x - mean) + b, that of values into LOUD times it.
+    """Let each cross-attention's keys and values, W x + b, be those of the whitened states.
 
-    mean (D,) and whitening (D, D) are mean_and_whitening's; the adapter is changed in place.
+    Keys become W whitening (x - mean) + b, values LOUD times that. The adapter is changed in place;
+    mean (D,) and whitening (D, D) are those of mean_and_whitening.
     """
     for block in acoustic.blocks:
         for layer, gain in ((block.cross_attn.key, 1.0), (block.cross_attn.value, LOUD)):
@@ -55,26 +70,31 @@ def see_whitened(acoustic: AcousticAdapter, mean: Tensor, whitening: Tensor) -> 
 
 
 def tapped_states(model, items: list[dict], seed: int) -> Iterable[Tensor]:
-    """States (B, T, D), one tap after the other, of CLIPS of the items at most, drawn by seed; clips that cannot be read are left out.
+    """States (B, T, D) of one tap after the other, of at most CLIPS items drawn by seed.
 
-    The whole window, the silence behind a clip too: so the adapter sees it.
+    Clips that cannot be read are left out. The silence after a clip is not: the adapter sees it.
     """
-    device, n = model.prompts.device, min(CLIPS, len(items))
-    chosen = [items[i]["audio_filepath"] for i in pick(0, len(items), n, seed)]
+    n = min(CLIPS, len(items))
+    paths = [items[i]["audio_filepath"] for i in pick(0, len(items), n, seed)]
+
     for start in range(0, n, AT_ONCE):
-        waveforms, n_samples, wrong = read_padded(chosen[start : start + AT_ONCE], model.encoder.config.n_samples)
-        good = torch.tensor([not why for why in wrong])
-        if good.any():
-            states, _ = model.encode(waveforms[good].to(device), n_samples[good].to(device))
+        chosen = paths[start : start + AT_ONCE]
+        waveforms, n_samples, errors = read_padded(chosen, model.encoder.config.n_samples)
+        readable = torch.tensor([not error for error in errors])
+        if readable.any():
+            states, _ = model.encode(
+                waveforms[readable].to(model.device), n_samples[readable].to(model.device)
+            )
             yield from (states[tap] for tap in model.config.taps)
 
 
 def whiten(model, items: list[dict], seed: int) -> None:
-    """Let a DIFFA's new acoustic adapter start on the whitened states of its training clips.
+    """Let a DIFFA's new acoustic adapter start on whitened states.
 
     Args:
-        model: its encoder is measured, its acoustic adapter changed. items: of a manifest. seed: the run's.
+        model: its encoder is measured, its acoustic adapter changed in place.
+        items: of the training manifest. seed: the run's; it chooses the clips that are measured.
     Raises:
-        ValueError: none of the clips that were drawn can be read.
+        ValueError: none of these clips can be read.
     """
     see_whitened(model.acoustic, *mean_and_whitening(tapped_states(model, items, seed)))
