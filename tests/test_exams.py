@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import edit_config
 
 from checkpoints.model import load_diffa, save_trained
-from conftest import edit_config
 from data import build_prompt, decode_answer, pad_waveforms, read_audio
 from diffa import splice
 from evaluation import exams
