@@ -40,14 +40,14 @@ from sampler import answer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class ExamClip:
     """A sound file of an exam, and its length in samples at 16 kHz."""
 
     path: Path
     n_samples: int
 
 
-def find_clips(items: list[dict], exam: Exam, folder: Path) -> list[Clip]:
+def find_clips(items: list[dict], exam: Exam, folder: Path) -> list[ExamClip]:
     """The clip of each item. Raises ExamError: files that are absent or unreadable, all of them."""
     # The path below the folder comes first, then the file name alone.
     paths = []
@@ -61,7 +61,7 @@ def find_clips(items: list[dict], exam: Exam, folder: Path) -> list[Clip]:
     problems = []
     for path in tqdm(dict.fromkeys(paths), "reading clips", leave=False):
         try:
-            clips[path] = Clip(path=path, n_samples=len(read_audio(path)))
+            clips[path] = ExamClip(path=path, n_samples=len(read_audio(path)))
         except AudioError as error:
             problems.append(str(error))
     if problems:
@@ -74,7 +74,7 @@ def answer_items(
     model: DIFFA,
     exam: Exam,
     items: list[dict],
-    clips: list[Clip],
+    clips: list[ExamClip],
     done: dict,
     lines: Path,
     batch: int,
