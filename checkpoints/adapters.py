@@ -1,12 +1,15 @@
-"""Loads and saves trained adapters: the release's `pytorch_model.bin`, or a directory of ours. They are always float32."""
+"""Loads and saves trained adapters: the release's `pytorch_model.bin`, or a directory of ours.
+
+They are always float32.
+"""
 
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from adapters import TAPS, AcousticAdapter, AdapterConfig, SemanticAdapter
+from adapters import TAPS, AdapterConfig
 from checkpoints.files import (
     Checkpoint,
     WeightsError,
@@ -17,23 +20,28 @@ from checkpoints.files import (
     write_json,
 )
 from checkpoints.fill import Unfilled, fill, named
-from checkpoints.key_tables import ACOUSTIC_KEYS, ADAPTERS_DROPPED, PROMPT_KEYS, SEMANTIC_KEYS
+from checkpoints.key_tables import ADAPTER_KEYS, ADAPTERS_DROPPED
+from diffa import Part, new_parts
 
-Part = nn.Parameter | nn.Module
-
-ADAPTER_FILES = (  # ours first, then the release's
+# Names of an adapters' file, ours first, and of the first tensors of each part in it.
+ADAPTER_FILES = (
     "adapters.safetensors",
     "pytorch_model.bin",
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "model.safetensors.index.json",
 )
+PROMPTS = "trainable_prompts.weight"
+CONV = "semantic_connector.conv.0.weight"
+LINEAR = "semantic_connector.linear_connector.2.weight"
+LAYER_WEIGHTS = "acoustic_connector.layer_weights"
+QFORMER = "acoustic_connector.qformer.layer."
 
 
 def find_adapters(path: Path) -> Path:
     """The file of adapters, or the index of its shards, for a file or a directory.
 
-    Raises WeightsError: nothing is there, or a directory holds several (they are listed).
+    Raises WeightsError: nothing is there, or the directory holds several (they are listed).
     """
     require(adapters=path)
     if not path.is_dir():
@@ -42,129 +50,109 @@ def find_adapters(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
 
+    # A single one in the folders below is accepted.
     below = sorted(file for name in ADAPTER_FILES for file in path.glob(f"**/{name}"))
     if len(below) > 1:
         listed = ", ".join(str(file) for file in below[:10])
         raise WeightsError(f"--adapters {path}: holds several adapters; pass one of {listed}")
     if not below:
         raise WeightsError(
-            f"{path}: holds neither adapters.safetensors nor pytorch_model.bin; is the download or training complete?"
+            f"{path}: holds neither adapters.safetensors nor pytorch_model.bin; "
+            "is the download or training complete?"
         )
     return below[0]
 
 
-def shapes_from_tensors(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """Fields of AdapterConfig that the tensors of every adapter file show."""
-    shapes = {
-        "encoder_width": tensors["semantic_connector.conv.0.weight"].shape[0],
-        "lm_width": tensors["semantic_connector.linear_connector.2.weight"].shape[0],
-    }
-    if "trainable_prompts.weight" in tensors:
-        shapes["n_prompts"] = tensors["trainable_prompts.weight"].shape[0]
-    return shapes
+def shapes_of_ours(info: dict) -> dict:
+    """Fields of AdapterConfig that the config.json of a directory of ours records."""
+    known = {field.name for field in fields(AdapterConfig)}
+    shapes = {name: value for name, value in info.get("adapters", {}).items() if name in known}
+    return shapes | {"taps": tuple(shapes["taps"])} if "taps" in shapes else shapes
 
 
-def shapes_of_release(
-    tensors: dict[str, Tensor], n_layers: int, taps: tuple[int, ...] | None
-) -> dict:
-    """The remaining fields for the release, which has no config. Raises ValueError: the number of taps differs."""
+def shapes_of_release(tensors: Checkpoint, n_layers: int, taps: tuple[int, ...] | None) -> dict:
+    """Fields of AdapterConfig that the tensors of a release show.
+
+    Raises ValueError: its number of taps is not that of an encoder of n_layers.
+    """
     taps = taps or TAPS.get(n_layers, ())
-    shapes: dict = {"taps": taps} if taps else {}
-    if "acoustic_connector.layer_weights" not in tensors:
-        return shapes
+    if LAYER_WEIGHTS not in tensors:
+        return {"taps": taps} if taps else {}
 
-    n_queries, n_taps = tensors["acoustic_connector.layer_weights"].shape
+    n_queries, n_taps = tensors[LAYER_WEIGHTS].shape
     if len(taps) != n_taps:
         raise ValueError(
-            f"taps {n_taps} hidden states, and of {n_layers} encoder layers {len(taps)} are tapped; "
-            "pass taps=, or another Whisper"
+            f"taps {n_taps} hidden states, and of {n_layers} encoder layers {len(taps)} are "
+            "tapped; pass taps=, or another Whisper"
         )
-    blocks = [
-        int(name.split(".")[3])
-        for name in tensors
-        if name.startswith("acoustic_connector.qformer.layer.")
-    ]
-    shapes |= {"n_queries": n_queries, "qformer_layers": max(blocks, default=-1) + 1}
-    inner = tensors.get("acoustic_connector.qformer.layer.0.intermediate.dense.weight")
+    blocks = [int(name.split(".")[3]) for name in tensors if name.startswith(QFORMER)]
+    shapes = {"taps": taps, "n_queries": n_queries, "qformer_layers": max(blocks, default=-1) + 1}
+    inner = tensors.get(f"{QFORMER}0.intermediate.dense.weight")
     return shapes if inner is None else shapes | {"ffn": inner.shape[0]}
 
 
-def shapes_of_ours(info: dict) -> dict:
-    """The remaining fields for a directory of ours, from its config.json."""
-    known = {field.name for field in fields(AdapterConfig)}
-    shapes = {name: value for name, value in info.get("adapters", {}).items() if name in known}
-    return shapes | ({"taps": tuple(shapes["taps"])} if "taps" in shapes else {})
+def one_module(parts: dict[str, Part]) -> nn.Module:
+    """A module whose children are the parts."""
+    module = nn.Module()
+    for name, part in parts.items():
+        setattr(module, name, part)
+    return module
 
 
 def load_adapters(
     path: str | Path, n_heads: int, n_layers: int = 12, taps: tuple[int, ...] | None = None
 ) -> tuple[AdapterConfig, dict[str, Part], dict]:
-    """Trained adapters: a directory of ours, or the release's `pytorch_model.bin` (or a directory that holds it).
+    """Trained adapters from a file of the release, a directory of ours, or one that holds either.
 
     Args:
         n_heads: of the Q-Former, which no tensor shows; the release takes the encoder's number.
         n_layers: of the encoder, which determines the tapped layers of a release (TAPS).
         taps: the tapped layers instead.
     Returns:
-        config, the parts among "prompts", "semantic" and "acoustic" that the file has (each complete), and the
-        directory's config.json ({} for the release).
+        config; the parts that the file has, among "prompts", "semantic" and "acoustic", each of
+        them complete; and the directory's config.json ({} for the release).
     Raises:
         WeightsError: the file is missing, damaged, or not that of adapters.
     """
     file = find_adapters(Path(path))
     info = read_json(file.parent / "config.json") if file.name == "adapters.safetensors" else {}
-    found = read_shards(file) if file.suffix == ".json" else Checkpoint(file)
-    tensors = {name: found[name] for name in found if not name.startswith(ADAPTERS_DROPPED)}
-
-    # Shapes: from the tensors where they show them.
-    for needed in (
-        "semantic_connector.conv.0.weight",
-        "semantic_connector.linear_connector.2.weight",
-    ):
+    tensors = read_shards(file) if file.suffix == ".json" else Checkpoint(file)
+    for needed in (CONV, LINEAR):
         if needed not in tensors:
             raise WeightsError(f"{file}: missing {needed}; is this a DIFFA adapter file?")
+
+    # Shapes. What the tensors show counts most, then an explicit argument.
     try:
-        rest = shapes_of_ours(info) if info else shapes_of_release(tensors, n_layers, taps)
-        chosen = {"taps": tuple(taps)} if taps else {}
-        config = AdapterConfig(
-            **({"n_heads": n_heads} | rest | chosen | shapes_from_tensors(tensors))
-        )
+        shapes = {"n_heads": n_heads}
+        shapes |= shapes_of_ours(info) if info else shapes_of_release(tensors, n_layers, taps)
+        if taps:
+            shapes["taps"] = tuple(taps)
+        if PROMPTS in tensors:
+            shapes["n_prompts"] = tensors[PROMPTS].shape[0]
+        shapes["encoder_width"] = tensors[CONV].shape[0]
+        shapes["lm_width"] = tensors[LINEAR].shape[0]
+        config = AdapterConfig(**shapes)
     except (ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise WeightsError(f"{file}: not the shapes of adapters ({error})") from error
 
-    # Parts: each that has a tensor in the file must have all.
+    # A part of which the file has any tensor must be complete.
+    prefixes = {"prompts": "trainable", "semantic": "semantic", "acoustic": "acoustic"}
+    present = [
+        part for part, prefix in prefixes.items() if any(n.startswith(prefix) for n in tensors)
+    ]
     with torch.device("meta"), Unfilled():
-        prompts = nn.ParameterDict(
-            {"prompts": nn.Parameter(torch.empty(config.n_prompts, config.lm_width))}
-        )
-        modules = {
-            "trainable_prompts.": ("prompts", prompts, PROMPT_KEYS),
-            "semantic_connector.": ("semantic", SemanticAdapter(config), SEMANTIC_KEYS),
-            "acoustic_connector.": ("acoustic", AcousticAdapter(config), ACOUSTIC_KEYS),
-        }
-    parts: dict[str, Part] = {}
-    for prefix, (name, module, table) in modules.items():
-        own = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        if own:
-            fill(module, own, table, (), file, dtype=torch.float32)
-            parts[name] = prompts["prompts"] if name == "prompts" else module
-
-    extra = sorted(key for key in tensors if not key.startswith(tuple(modules)))
-    if extra:
-        raise WeightsError(f"{file}: extra tensors {', '.join(extra[:5])}")
-    return config, parts, info
+        module = one_module(new_parts(config, present))
+    fill(module, tensors, ADAPTER_KEYS, ADAPTERS_DROPPED, file, tensors.files, torch.float32)
+    return config, {name: getattr(module, name) for name in present}, info
 
 
 def save_adapters(
     path: str | Path, config: AdapterConfig, parts: dict[str, Part], info: dict
 ) -> None:
-    """Write trained parts: `adapters.safetensors` (under the release's names), and `config.json` with `info`."""
+    """Write trained parts to `adapters.safetensors` under the release's names.
+
+    info: more fields of config.json, beside the adapters' shapes.
+    """
     path = Path(path)
-    tensors = {}
-    if "prompts" in parts:
-        tensors["trainable_prompts.weight"] = parts["prompts"].detach().cpu().contiguous()
-    for name, table in (("semantic", SEMANTIC_KEYS), ("acoustic", ACOUSTIC_KEYS)):
-        if name in parts:
-            tensors |= named(parts[name], table)
-    save_tensors(path / "adapters.safetensors", tensors)
+    save_tensors(path / "adapters.safetensors", named(one_module(parts), ADAPTER_KEYS))
     write_json(path / "config.json", info | {"adapters": asdict(config)})

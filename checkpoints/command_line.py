@@ -43,7 +43,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
     parser.add_argument(
         "--random-weights",
         metavar="SIZE",
-        help="random weights for the frozen parts, such as small+llada-8b: to measure speed and memory",
+        help="random frozen parts, such as small+llada-8b: to measure speed and memory",
     )
 
 
@@ -64,7 +64,8 @@ def one_line_errors(name: str) -> Iterator[None]:
     Args:
         name: of the command, which begins the line: "sampler.py", "python -m lab.benchmark".
     Raises:
-        SystemExit: for ValueError (and so AudioError, ManifestError, WeightsError), OSError, and Ctrl-C.
+        SystemExit: for OSError, ValueError (such as AudioError, ManifestError and WeightsError)
+            and Ctrl-C.
     """
     try:
         yield

@@ -1,7 +1,7 @@
 """Checkpoint files on a disk: read without trust and without copies, written whole or not at all.
 
-Tensors are memory-mapped. Opening a file of 16 GB costs nothing until a tensor is used, and using it makes no second copy.
-Only tensors and plain values are ever unpickled (`weights_only=True`).
+Tensors are memory-mapped: opening a file of 16 GB costs nothing until a tensor is used, and using
+it makes no second copy. Only tensors and plain values are ever unpickled (`weights_only=True`).
 """
 
 import json
@@ -41,7 +41,7 @@ PUBLISHED = {
 
 
 class WeightsError(ValueError):
-    """A checkpoint that cannot be used. The message names files and tensors, and says what to do."""
+    """A checkpoint that cannot be used; the message names files and tensors."""
 
 
 # Files that are missing
@@ -123,12 +123,16 @@ def read_json(path: str | Path) -> dict:
 
 
 def read_config(path: Path, model_types: tuple[str, ...]) -> dict:
-    """The `config.json` of a directory. Raises WeightsError if its model_type is not among those expected."""
-    raw = read_json(path / "config.json")
+    """The `config.json` of a directory.
+
+    Raises WeightsError: it is missing, or its model_type is not one of model_types.
+    """
+    source = path / "config.json"
+    raw = read_json(source)
     if raw.get("model_type") not in model_types:
         expected = " or ".join(repr(name) for name in model_types)
         raise WeightsError(
-            f"{path / 'config.json'}: model_type is {raw.get('model_type')!r}, expected {expected}; "
+            f"{source}: model_type is {raw.get('model_type')!r}, expected {expected}; "
             "are --whisper and --llm swapped?"
         )
     return raw
@@ -166,7 +170,8 @@ def named_tensors(value: object, source: Path) -> dict[str, Tensor]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a `.safetensors` or pickle file by name, memory-mapped.
 
-    Raises WeightsError: the file is missing, a Git LFS pointer, cut short, too long, or holds something else.
+    Raises WeightsError: the file is missing, a Git LFS pointer, cut short, too long, or holds
+    something else.
     """
     if path.suffix != ".safetensors":
         return named_tensors(unpickle(path), path)
@@ -176,15 +181,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise WeightsError(
-            f"{path}: not a whole safetensors file, cut short or padded ({error}); download it again"
+            f"{path}: not a whole safetensors file, cut short or padded ({error}); "
+            "download it again"
         ) from error
 
 
 class Checkpoint(Mapping[str, Tensor]):
     """Tensors of one or more files by name, in the order of the files.
 
-    It holds one file at a time. Who copies the tensors in order, to a GPU or to another dtype, needs memory for the
-    copies and for one file, not for all files.
+    It holds one file at a time. Copying the tensors in order, to a GPU or to another dtype, takes
+    memory for the copies and for one file, not for all files.
 
     Attributes:
         files: the file of each tensor.
@@ -217,9 +223,10 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """All tensors of a hub directory: shards with an index first, then one safetensors file, then the same in pickles.
+    """All tensors of a hub directory: safetensors if there are any, else pickles; shards first.
 
-    Raises WeightsError: no weights, missing shards (all are listed), or an index that disagrees with its shards.
+    Raises WeightsError: no weights, missing shards (all are listed), or an index that disagrees
+    with its shards.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = path / f"{name}.index.json"
@@ -228,8 +235,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if (path / name).is_file():
             return Checkpoint(path / name)
     raise WeightsError(
-        f"{path}: holds neither model.safetensors nor pytorch_model.bin, whole or as shards with an index; "
-        "is the download complete?"
+        f"{path}: holds neither model.safetensors nor pytorch_model.bin, whole or as shards "
+        "with an index; is the download complete?"
     )
 
 
@@ -272,8 +279,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             temporary.write_text(...)
 
     Yields:
-        the temporary path to write to, in the same folder (made if missing). Its name ends in `.tmp`, so pass a format
-        to functions that infer it from the name. It is flushed to the disk and then renamed.
+        a temporary path in the same folder (made if missing). Its name ends in `.tmp`, so pass the
+        format to functions that would infer it from the name. What was written there is flushed to
+        the disk and then renamed.
     Raises:
         OSError: the file cannot be written; the message names it.
     """

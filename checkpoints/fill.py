@@ -1,7 +1,8 @@
-"""Fills a module from the tensors of a file: each tensor is used exactly once, is dropped on purpose, or is an error.
+"""Fills a module from the tensors of a file, by a key table.
 
-Modules are built on the meta device, where they take no memory. Their tensors are then assigned: mapped from the file,
-or moved to the device one at a time.
+Each tensor is used exactly once, dropped on purpose, or an error. Modules are built on the meta
+device, where they take no memory. Their tensors are then assigned: mapped from the file, or moved
+to the device one at a time.
 """
 
 import re
@@ -25,9 +26,9 @@ FIELD_TYPES = {
 
 
 class Unfilled(TorchFunctionMode):
-    """`with torch.device("meta"), Unfilled():` builds a module's shapes alone, without memory and random draws.
+    """`with torch.device("meta"), Unfilled():` builds a module's shapes, without random draws.
 
-    Even on the meta device a random draw makes PyTorch import modules for two seconds.
+    Even on the meta device a draw makes PyTorch import modules for two seconds.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -60,7 +61,8 @@ def our_fields(raw: dict, table: dict[str, str], fixed: dict[str, tuple], source
     """Our config fields from the raw ones of a file.
 
     Args:
-        table: our name -> their name. fixed: values that our modules can do, by their name. source: named in errors.
+        table: our names -> their names. fixed: by their name, the values that we support.
+        source: the file that errors name.
     Raises:
         WeightsError: fields are missing, or have values that our modules cannot do.
     """
@@ -129,7 +131,7 @@ def check_device(device: str | torch.device, dtype: torch.dtype) -> None:
 
 
 def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Make the tensors (by our names) the module's parameters, without a copy. Tied parameters stay tied."""
+    """Make the tensors, by our names, the module's parameters, without a copy; ties stay."""
     new: dict[int, nn.Parameter] = {}
     for name, old in list(module.named_parameters(remove_duplicate=False)):
         if id(old) not in new:
@@ -151,9 +153,9 @@ def fill(
     """Give every parameter of `module` its tensor, and every tensor its parameter.
 
     Args:
-        tensors: by their names. A `Checkpoint` holds one file at a time, so copies need no memory for all files.
+        tensors: by their names; copied in this order.
         table: a key table. dropped: prefixes of names to leave out.
-        source: the path that errors name. files: the file of each tensor, where it is not `source` itself.
+        source: the path that errors name. files: of each tensor, where it is not `source`.
         dtype: of the parameters; None keeps the file's.
     Raises:
         WeightsError: tensors do not fit (all are listed, with shapes and files), or memory is full.

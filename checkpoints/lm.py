@@ -1,6 +1,7 @@
-"""Loads and saves language models of the hub: LLaDA's (`GSAI-ML/LLaDA-*`) and Qwen3's (`dllm-hub/Qwen3-*-diffusion-*`).
+"""Loads and saves language models: LLaDA's (`GSAI-ML/LLaDA-*`) and Qwen3's (`dllm-hub/Qwen3-*`).
 
-The autoregressive baseline has LLaDA's format, with a field of ours in its config.json: `"causal": true`.
+The autoregressive baseline has the same formats. A field of ours in its config.json marks it:
+`"causal": true`.
 """
 
 from pathlib import Path
@@ -16,7 +17,6 @@ from checkpoints.files import (
     save_tensors,
     write_json,
 )
-from checkpoints.few_rows import use_few_rows
 from checkpoints.fill import (
     Unfilled,
     check_device,
@@ -28,6 +28,7 @@ from checkpoints.fill import (
 )
 from checkpoints.key_tables import LM_FAMILIES, LM_TABLES
 from diffusion_lm import DiffusionLM, LMConfig
+from speed.few_rows import use_few_rows
 
 
 def read_lm_config(path: str | Path) -> LMConfig:
@@ -37,22 +38,21 @@ def read_lm_config(path: str | Path) -> LMConfig:
     source = path / "config.json"
     raw = read_config(path, tuple(LM_FAMILIES))
     family = LM_FAMILIES[raw["model_type"]]
+    ours = {"family": family}
     if family == "llada":
         implied = implied_by_llada(raw)
-        ours = {}
     else:
         implied = implied_by_qwen3(raw, source)
-        ours = {"qk_norm": True} | qwen3_ids(raw, path)
+        ours |= {"qk_norm": True} | qwen3_ids(raw, path)
 
-    # What the config does not state is implied.
-    complete = raw | {theirs: value for theirs, value in implied.items() if raw.get(theirs) is None}
+    # A field that the config does not state has its implied value.
+    raw |= {theirs: value for theirs, value in implied.items() if raw.get(theirs) is None}
     _, table, fixed = LM_TABLES[family]
-    fields = ours | our_fields(complete, table, fixed, source) | {"family": family}
-    return make_config(LMConfig, fields, source)
+    return make_config(LMConfig, our_fields(raw, table, fixed, source) | ours, source)
 
 
 def implied_by_llada(raw: dict) -> dict:
-    """Fields that a LLaDA config implies where it does not state them."""
+    """Values of fields that a LLaDA config may leave out."""
     implied = {"weight_tying": False, "embedding_size": raw.get("vocab_size")}
     implied["n_kv_heads"] = 1 if raw.get("multi_query_attention") else raw.get("n_heads")
     if isinstance(raw.get("mlp_ratio"), int) and isinstance(raw.get("d_model"), int):
@@ -61,7 +61,7 @@ def implied_by_llada(raw: dict) -> dict:
 
 
 def implied_by_qwen3(raw: dict, source: Path) -> dict:
-    """The same for Qwen3. Raises WeightsError where the config scales its rotary positions."""
+    """The same for Qwen3. Raises WeightsError: the config stretches its rotary positions."""
     # transformers 5 writes rope_parameters, older versions rope_scaling.
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if (
@@ -69,7 +69,7 @@ def implied_by_qwen3(raw: dict, source: Path) -> dict:
         or rope.get("rope_type", rope.get("type", "default")) != "default"
     ):
         raise WeightsError(
-            f"{source}: scales its rotary positions ({rope}), which this code cannot run"
+            f"{source}: stretches its rotary positions ({rope}), which this code cannot run"
         )
     return {"rope_theta": rope.get("rope_theta"), "tie_word_embeddings": False}
 
@@ -77,11 +77,11 @@ def implied_by_qwen3(raw: dict, source: Path) -> dict:
 def qwen3_ids(raw: dict, path: Path) -> dict[str, int]:
     """mask_id and end_id of a Qwen3 directory; -1 where unknown.
 
-    Qwen3's config may lack mask_token_id, and its eos (end of turn) is not the token that pads answers. Both are looked
-    up by name in tokenizer.json.
+    Qwen3's config may lack mask_token_id, and its eos (end of turn) is not the token that pads
+    answers. Both are looked up by name in tokenizer.json.
     """
     added = added_ids(path)
-    ends = [added.get("<|endoftext|>"), raw.get("pad_token_id"), raw.get("eos_token_id"), -1]
+    ends = (added.get("<|endoftext|>"), raw.get("pad_token_id"), raw.get("eos_token_id"), -1)
     mask = raw.get("mask_token_id")
     return {
         "end_id": next(end for end in ends if isinstance(end, int)),
@@ -90,18 +90,15 @@ def qwen3_ids(raw: dict, path: Path) -> dict[str, int]:
 
 
 def added_ids(path: Path) -> dict[str, int]:
-    """Ids by name of the tokens that were added to a tokenizer's vocabulary; empty without a `tokenizer.json`."""
+    """Ids by name of tokens added to a tokenizer's vocabulary; empty without `tokenizer.json`."""
     if not (path / "tokenizer.json").is_file():
         return {}
     entries = read_json(path / "tokenizer.json").get("added_tokens")
-    entries = (
-        [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    )
-    return {
-        entry["content"]: entry["id"]
-        for entry in entries
-        if type(entry.get("id")) is int and "content" in entry
-    }
+    found = {}
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict) and type(entry.get("id")) is int and "content" in entry:
+            found[entry["content"]] = entry["id"]
+    return found
 
 
 def load_lm(
@@ -114,29 +111,31 @@ def load_lm(
 
     Args:
         dtype: None keeps the file's; on the CPU the parameters are then the mapped file itself.
-        lm_class: a subclass of DiffusionLM loads the autoregressive baseline, and DiffusionLM any other.
+        lm_class: DiffusionLM, or the subclass that is the autoregressive baseline.
     Raises:
-        WeightsError: files are missing, damaged, of another architecture, or of the other kind.
+        WeightsError: files are missing, damaged, or of another architecture; or the directory holds
+            the autoregressive baseline and lm_class is not it, or the other way round.
     """
     path = Path(path)
     config = read_lm_config(path)
     check_kind(path, lm_class)
-
-    table, _, _ = LM_TABLES[config.family]
     tensors = read_checkpoint(path)
+    table, _, _ = LM_TABLES[config.family]
     embedding = their_name(table, "embedding.weight")
     unembedding = their_name(table, "unembedding.weight")
 
     # Some files hold a tied table twice.
-    dropped: tuple[str, ...] = ()
+    dropped = ()
     if config.tied and unembedding in tensors and embedding in tensors:
         if not torch.equal(tensors[unembedding], tensors[embedding]):
             raise WeightsError(
-                f"{tensors.files[unembedding]}: {unembedding} differs from {embedding}, but the config ties them"
+                f"{tensors.files[unembedding]}: {unembedding} differs from {embedding}, "
+                "but the config ties them"
             )
         dropped = (unembedding,)
 
-    chosen = tensors[embedding].dtype if dtype is None and embedding in tensors else dtype
+    keep = dtype is None and embedding in tensors
+    chosen = tensors[embedding].dtype if keep else dtype
     check_device(device, chosen or torch.float32)
     with torch.device("meta"), Unfilled():
         lm = lm_class(config)
@@ -145,18 +144,18 @@ def load_lm(
 
 
 def check_kind(path: Path, lm_class: type[DiffusionLM]) -> None:
-    """Raise WeightsError if the directory holds the autoregressive baseline and lm_class is no baseline, or vice versa."""
+    """Raise WeightsError when the directory is not of the kind of lm_class: see load_lm."""
     source = path / "config.json"
-    causal = bool(read_json(source).get("causal", False))
+    causal = bool(read_json(source).get("causal"))
     if causal and lm_class is DiffusionLM:
         raise WeightsError(
-            f"{source}: an autoregressive LM (causal is true), which cannot fill in masks; "
-            "pass a diffusion LM as --llm. Only `python -m lab.baseline` uses this one"
+            f"{source}: causal is true, so this is an autoregressive baseline, which cannot fill "
+            "in masks; pass a diffusion LM. Only `python -m lab.baseline` uses this one"
         )
     if not causal and lm_class is not DiffusionLM:
         raise WeightsError(
-            f"{source}: a diffusion LM (causal is not true), which cannot write token by token; "
-            "pass the autoregressive baseline that `python -m lab.baseline` makes"
+            f"{source}: causal is not true, so this is a diffusion LM, which cannot write token by "
+            "token; pass the baseline that `python -m lab.baseline` makes"
         )
 
 
@@ -170,13 +169,14 @@ def save_lm(lm: DiffusionLM, path: str | Path, n_shards: int = 1, **config_field
     """
     path = Path(path)
     config = lm.config
-    if config.family == "llada":
-        if config.qk_norm or config.head_dim * config.n_heads != config.width:
-            raise ValueError(
-                "LLaDA's format has no norms on heads and no head width of its own; save it with family='qwen3'"
-            )
+    own_heads = config.qk_norm or config.head_dim * config.n_heads != config.width
+    if config.family == "llada" and own_heads:
+        raise ValueError(
+            "LLaDA's format has no norms on heads and no head width of its own; "
+            "save it with family='qwen3'"
+        )
 
-    # Shards and their index.
+    # Shards, each with every n-th tensor, and their index.
     table, config_table, _ = LM_TABLES[config.family]
     tensors = named(lm, table)
     names = sorted(tensors)
@@ -185,7 +185,8 @@ def save_lm(lm: DiffusionLM, path: str | Path, n_shards: int = 1, **config_field
         shard = f"model-{i + 1:05d}-of-{n_shards:05d}.safetensors"
         save_tensors(path / shard, {name: tensors[name] for name in names[i::n_shards]})
         weight_map |= dict.fromkeys(names[i::n_shards], shard)
-    write_json(path / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+    index = {"metadata": {}, "weight_map": weight_map}
+    write_json(path / "model.safetensors.index.json", index)
 
     raw = {theirs: getattr(config, ours) for ours, theirs in config_table.items()}
     raw |= {

@@ -1,39 +1,39 @@
 """Loads a whole DIFFA, saves its trained parts, and makes random weights of full shapes.
 
-Trained parts are always float32. The frozen parts may have any dtype that their device can run.
+Trained parts are always float32. Frozen parts may have any dtype that their device can run.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adapters import TAPS, AdapterConfig
-from checkpoints.adapters import Part, load_adapters, save_adapters
+from checkpoints.adapters import load_adapters, save_adapters
 from checkpoints.files import require
 from checkpoints.fill import Unfilled, assign, check_device
-from checkpoints.few_rows import use_few_rows
 from checkpoints.lm import load_lm, read_lm_config
 from checkpoints.tokenizer import ByteTokenizer, load_tokenizer
 from checkpoints.whisper import cut_window, load_whisper
-from diffa import AUDIO_PARTS, DIFFA, new_parts
+from diffa import AUDIO_PARTS, DIFFA, Part, new_parts
 from diffusion_lm import SIZES as LM_SIZES
 from diffusion_lm import DiffusionLM, LMConfig
 from encoder import FRAMES_PER_SECOND, EncoderConfig, WhisperEncoder, sinusoids
 from encoder import SIZES as ENCODER_SIZES
+from speed.few_rows import use_few_rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A DIFFA, and which of its trained parts are new."""
+    """A DIFFA, and which of its parts are newly drawn instead of read."""
 
     model: DIFFA
-    new: tuple[str, ...]  # parts that no adapters' file gave: random weights
+    new: tuple[str, ...]
 
 
 def load_diffa(whisper, llm, adapters=None, **options) -> DIFFA:
-    """A DIFFA from files. Arguments and errors: see `load_for_training`."""
+    """A DIFFA from files; arguments and errors as for load_for_training."""
     return load_for_training(whisper, llm, adapters, **options).model
 
 
@@ -50,65 +50,65 @@ def load_for_training(
     lm_class: type[DiffusionLM] = DiffusionLM,
     **shapes,
 ) -> Loaded:
-    """A DIFFA from files, with the names of its new parts.
+    """A DIFFA from files, and the names of its new parts.
 
-    Parts of the stage come from the adapters' file. Those that the file lacks are drawn from torch's global generator.
+    The stage's parts come from the adapters' file. Those that the file lacks are drawn from torch's
+    global generator.
 
     Args:
-        whisper: a directory of the hub, or OpenAI's `.pt`. llm: a LLaDA or Qwen3 directory, with its tokenizer.
-        adapters: a directory of ours, or the release's file. None: new adapters of the paper's shapes.
-        stage: a key of AUDIO_PARTS. None: what the adapters' directory records; else stage 2 if the adapters have an
-            acoustic part or weights are random; else stage 1.
+        whisper: a directory of the hub, or OpenAI's `.pt`.
+        llm: a LLaDA or Qwen3 directory, with its tokenizer.
+        adapters: a directory of ours, or the release's file; None: new ones of the paper's shapes.
+        stage: a key of AUDIO_PARTS. None: what the adapters' directory records; else stage 2 if the
+            adapters have an acoustic part or weights are random; else stage 1.
         dtype: of the frozen parts. None: the LM's as in its file, the encoder's float32.
-        audio_context: seconds of the encoder's window. None: what the adapters' directory records; else all of it.
-        random_weights: named sizes, such as "small+llada-8b". The three paths are then ignored.
-        lm_class: see load_lm.
-        shapes: fields of AdapterConfig for new adapters. With `adapters` only `taps`, which a release does not record.
+        audio_context: seconds of the encoder's window. None: what the adapters' directory records;
+            else the whole window.
+        random_weights: named sizes, such as "small+llada-8b"; the three paths are then ignored.
+        lm_class: as for load_lm.
+        shapes: fields of AdapterConfig for new adapters. With `adapters`, only `taps`, which the
+            release does not record.
     Raises:
-        WeightsError: files are missing, damaged, or of other shapes. ValueError: parts that do not fit each other.
+        WeightsError: files are missing, damaged, or of other shapes.
+        ValueError: the pieces do not fit each other.
     """
     # What is small comes first: a mistake shows before the LM is read.
     if random_weights:
         encoder, lm = random_pieces(random_weights, dtype, device, audio_context, lm_class)
         tokenizer = ByteTokenizer(lm.config)
-        config, found, info = read_or_shape(None, encoder.config, lm.config, shapes)
+        config, found, info = fitting_adapters(None, encoder.config, lm.config, shapes)
     else:
         require(whisper=whisper, llm=llm, adapters=adapters)
         encoder = load_whisper(whisper, dtype or torch.float32, device)
         lm_config = read_lm_config(llm)
         tokenizer = load_tokenizer(llm, lm_config)
-        config, found, info = read_or_shape(adapters, encoder.config, lm_config, shapes)
-        seconds = info.get("audio_context") if audio_context is None else audio_context
-        if seconds is not None:
-            encoder = cut_window(encoder, seconds)
+        config, found, info = fitting_adapters(adapters, encoder.config, lm_config, shapes)
+        recorded = info.get("audio_context")
+        encoder = cut_window(encoder, recorded if audio_context is None else audio_context)
         lm = load_lm(llm, dtype, device, lm_class)
 
-    # The parts of the stage. New ones are always drawn, so that later draws do not depend on what a file holds.
-    chosen = (
-        stage
-        or info.get("stage")
-        or ("stage2" if "acoustic" in found or random_weights else "stage1")
-    )
+    usual = "stage2" if "acoustic" in found or random_weights else "stage1"
+    chosen = stage or info.get("stage") or usual
     if chosen not in AUDIO_PARTS:
         raise ValueError(f"stage {chosen!r} is none of {', '.join(AUDIO_PARTS)}")
-    new = tuple(name for name in AUDIO_PARTS[chosen] if name not in found)
-    parts = new_parts(config, new) | {
-        name: found[name] for name in AUDIO_PARTS[chosen] if name in found
-    }
-    return Loaded(model=DIFFA(encoder, lm, tokenizer, config, parts).to(device), new=new)
+
+    # Drawn even if none is new: what is drawn next must not depend on the adapters' file.
+    names = AUDIO_PARTS[chosen]
+    new = tuple(name for name in names if name not in found)
+    parts = new_parts(config, new) | {name: found[name] for name in names if name in found}
+    model = DIFFA(encoder, lm, tokenizer, config, parts).to(device)
+    return Loaded(model=model, new=new)
 
 
-def read_or_shape(
+def fitting_adapters(
     path: str | Path | None, encoder: EncoderConfig, lm: LMConfig, shapes: dict
 ) -> tuple[AdapterConfig, dict[str, Part], dict]:
-    """The adapters in `path`, or the config of new ones that fit encoder and LM.
+    """The adapters in `path`, or without a path the config of new ones; see load_for_training.
 
-    Args:
-        path, shapes: as `adapters` and `shapes` of load_for_training.
     Returns:
-        config, parts and info, as load_adapters; parts and info are empty without a path.
+        config, parts and info as from load_adapters; without a path no parts and no info.
     Raises:
-        WeightsError: the file cannot be used. ValueError: the adapters do not fit encoder and LM.
+        WeightsError: the file cannot be used. ValueError: it does not fit encoder and LM.
     """
     widths = {"encoder_width": encoder.width, "lm_width": lm.width}
     if path is None:
@@ -116,25 +116,21 @@ def read_or_shape(
             raise ValueError(
                 f"no tapped layers are known for {encoder.n_layers} encoder layers; pass taps="
             )
-        defaults = {"n_heads": encoder.n_heads, "taps": TAPS.get(encoder.n_layers)}
-        config = AdapterConfig(**(widths | defaults | shapes))
-        parts: dict[str, Part] = {}
-        info: dict = {}
+        usual = {"n_heads": encoder.n_heads, "taps": TAPS.get(encoder.n_layers)}
+        config = AdapterConfig(**(widths | usual | shapes))
+        parts = {}
+        info = {}
     else:
-        fixed = sorted(shapes.keys() - {"taps"})
-        if fixed:
-            raise ValueError(
-                f"{', '.join(fixed)}: shapes of adapters that are read from {path} are known"
-            )
-        config, parts, info = load_adapters(
-            path, encoder.n_heads, encoder.n_layers, shapes.get("taps")
-        )
+        if other := sorted(shapes.keys() - {"taps"}):
+            raise ValueError(f"{', '.join(other)}: the shapes of adapters in {path} are known")
+        taps = shapes.get("taps")
+        config, parts, info = load_adapters(path, encoder.n_heads, encoder.n_layers, taps)
 
     for name, width in widths.items():
         if getattr(config, name) != width:
             raise ValueError(
-                f"{path}: adapters were made for {name} {getattr(config, name)}, this one has {width}; "
-                "take the models that they were trained with, or train new ones"
+                f"{path}: adapters were made for {name} {getattr(config, name)}, this one has "
+                f"{width}; take the models that they were trained with, or train new ones"
             )
     if max(config.taps) > encoder.n_layers:
         raise ValueError(
@@ -148,7 +144,8 @@ def save_trained(model: DIFFA, path: str | Path, whisper: str | Path, llm: str |
     """Write the trained parts of a model, and where its frozen parts come from.
 
     Args:
-        path: the directory. whisper, llm: recorded in its config.json, with the stage and the encoder's window.
+        path: the directory. whisper, llm: recorded in its config.json, as are the stage and the
+            encoder's window.
     """
     info = {
         "stage": model.stage,
@@ -166,7 +163,7 @@ def save_trained(model: DIFFA, path: str | Path, whisper: str | Path, llm: str |
 def randomize(model: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
     """Give a model from the meta device random weights: matrices N(0, 0.02), norms 1, biases 0."""
     check_device(device, dtype)
-    new: dict[str, Tensor] = {}
+    new = {}
     for name, parameter in model.named_parameters():
         tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
         if tensor.ndim > 1:
@@ -192,12 +189,13 @@ def random_pieces(
         dtype: None: float32 for the encoder and the toy LM, bfloat16 for other LMs.
         audio_context: seconds of the encoder's window, at most its own.
     Raises:
-        ValueError: a size without a name; the message lists all names. WeightsError: the device cannot be used.
+        ValueError: an unknown size; the message lists all. WeightsError: no such device.
     """
     whisper, _, llm = size.partition("+")
     if whisper not in ENCODER_SIZES or llm not in LM_SIZES:
         raise ValueError(
-            f"--random-weights {size}: give one of {', '.join(ENCODER_SIZES)}, a plus, and one of {', '.join(LM_SIZES)}"
+            f"--random-weights {size}: give one of {', '.join(ENCODER_SIZES)}, a plus, "
+            f"and one of {', '.join(LM_SIZES)}"
         )
 
     # The toy's vocabulary comes from its tokenizer. Here it has bytes and markers.
@@ -210,7 +208,7 @@ def random_pieces(
 
     encoder = randomize(encoder, dtype or torch.float32, device)
     encoder.positions.data.copy_(sinusoids(encoder.config.context, encoder.config.width))
-    if audio_context is not None:
-        encoder = cut_window(encoder, audio_context)
-    lm = randomize(lm, dtype or (torch.float32 if llm == "toy" else torch.bfloat16), device)
-    return encoder.eval(), use_few_rows(lm)
+    encoder = cut_window(encoder, audio_context).eval()
+
+    usual = torch.float32 if llm == "toy" else torch.bfloat16
+    return encoder, use_few_rows(randomize(lm, dtype or usual, device))

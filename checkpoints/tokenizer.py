@@ -1,4 +1,4 @@
-"""Text <-> ids: tokenizers behind one small interface, and the chat format of each family of language models.
+"""Text <-> ids: tokenizers behind one small interface, and the chat format of each family of LMs.
 
 Chat markers are always looked up by name in the tokenizer, never by number.
 """
@@ -53,7 +53,8 @@ CHATS = {
     "qwen3": ChatFormat(
         turn="<|im_start|>{role}\n{text}<|im_end|>\n",
         start="",
-        answer="<|im_start|>assistant\n<think>\n\n</think>\n\n",  # an empty thought: thinking is off
+        # An empty thought: thinking is off.
+        answer="<|im_start|>assistant\n<think>\n\n</think>\n\n",
         turn_end="<|im_end|>",
         mask="<|mask|>",
         published={
@@ -121,7 +122,7 @@ class JSONTokenizer(Tokenizer):
 
 
 class ByteTokenizer(Tokenizer):
-    """For random weights, which have no tokenizer: bytes are ids, and markers have the ids of the model."""
+    """For random weights, which have no tokenizer: bytes are ids, markers have the model's ids."""
 
     def __init__(self, lm_config: LMConfig):
         self.size = lm_config.vocab
@@ -163,8 +164,9 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
     """The tokenizer of an LM directory, checked against the LM's config.
 
     Raises:
-        ValueError: there is none, it is damaged, or it belongs to another model: it lacks a chat marker, has a marker
-            at another id than the model, or has more ids than the model has embeddings.
+        ValueError: there is none, it is damaged, or it belongs to another model: it lacks a chat
+            marker, has one at another id than the model, or has more ids than the model has
+            embeddings.
     """
     path = Path(path)
     kinds = {"tokenizer.json": JSONTokenizer, "tokenizer.model": SentencePieceTokenizer}
@@ -183,13 +185,14 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
 
     if tokenizer.size > lm_config.vocab:
         raise ValueError(
-            f"{path}: its tokenizer has {tokenizer.size} ids, the LM only {lm_config.vocab} embeddings"
+            f"{path}: its tokenizer has {tokenizer.size} ids, "
+            f"the LM only {lm_config.vocab} embeddings"
         )
     return tokenizer
 
 
 def check_markers(tokenizer: Tokenizer, lm_config: LMConfig, file: Path) -> None:
-    """Raise ValueError if a chat marker is missing, at another id than the model's, or beyond its embeddings."""
+    """Raise ValueError if a chat marker is missing or not where the LM has it; see load_tokenizer."""
     chat = tokenizer.chat
 
     # Of a published model the ids of all markers are known; of any other, the two in its config.
@@ -201,8 +204,8 @@ def check_markers(tokenizer: Tokenizer, lm_config: LMConfig, file: Path) -> None
         found = tokenizer.id(piece)
         if found is None:
             raise ValueError(
-                f"{file}: has no {piece}; it is the tokenizer of another model, or of one that is not a diffusion model; "
-                "download it with its weights"
+                f"{file}: has no {piece}; it is the tokenizer of another model, or of one that is "
+                "not a diffusion model; download it with its weights"
             )
         its_tokenizer = f"{file.parent}: its tokenizer has {piece} at {found}"
         if found != expected.get(piece, found):

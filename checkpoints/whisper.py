@@ -1,4 +1,4 @@
-"""Loads and saves Whisper encoders: a directory of the hub (`openai/whisper-*`), or OpenAI's own `.pt`."""
+"""Loads and saves Whisper encoders: directories of the hub (`openai/whisper-*`), OpenAI's `.pt`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,31 +17,36 @@ from checkpoints.files import (
     unpickle,
     write_json,
 )
-from checkpoints.fill import Unfilled, assign, check_device, fill, make_config, named, our_fields
+from checkpoints.fill import (
+    Unfilled,
+    assign,
+    check_device,
+    fill,
+    make_config,
+    named,
+    our_fields,
+)
 from encoder import FRAMES_PER_SECOND, EncoderConfig, WhisperEncoder
 
 
-def read_whisper_config(path: Path) -> EncoderConfig:
+def read_whisper_config(path: str | Path) -> EncoderConfig:
     """Shapes of the encoder in a directory of the hub."""
-    source = path / "config.json"
-    raw = read_config(path, ("whisper",))
-    return make_config(
-        EncoderConfig, our_fields(raw, keys.WHISPER_CONFIG, keys.WHISPER_FIXED, source), source
-    )
+    source = Path(path) / "config.json"
+    raw = read_config(Path(path), ("whisper",))
+    fields = our_fields(raw, keys.WHISPER_CONFIG, keys.WHISPER_FIXED, source)
+    return make_config(EncoderConfig, fields, source)
 
 
 def read_openai(path: Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
-    """Shapes and tensors of the encoder and decoder in a `.pt` file of OpenAI."""
+    """Shapes of the encoder in OpenAI's `.pt`, and all tensors of the file."""
     if path.suffix != ".pt":
         raise WeightsError(
-            f"--whisper {path}: pass the directory that holds it and its config.json, or OpenAI's own .pt file"
+            f"--whisper {path}: pass the directory that holds it and its config.json, "
+            "or OpenAI's own .pt file"
         )
     whole = unpickle(path)
-    if (
-        not isinstance(whole, dict)
-        or not isinstance(whole.get("dims"), dict)
-        or "model_state_dict" not in whole
-    ):
+    is_dict = isinstance(whole, dict) and isinstance(whole.get("dims"), dict)
+    if not is_dict or "model_state_dict" not in whole:
         raise WeightsError(
             f"{path}: not one of OpenAI's Whisper files, which hold dims and model_state_dict"
         )
@@ -61,7 +66,7 @@ def load_whisper(
     Args:
         path: a directory of the hub, or OpenAI's `.pt`.
         dtype: of the parameters; None keeps the file's.
-        audio_context: seconds of the window, at most the file's (30 s); see `cut_window`.
+        audio_context: seconds of the window, at most the file's (30 s); see cut_window.
     Raises:
         WeightsError: files are missing, damaged, or not a Whisper. ValueError: no such window.
     """
@@ -75,7 +80,7 @@ def load_whisper(
         dropped = keys.WHISPER_DROPPED
     else:
         config, tensors = read_openai(path)
-        files = None
+        files = {}
         table = keys.OPENAI_KEYS
         dropped = keys.OPENAI_DROPPED
 
@@ -83,28 +88,32 @@ def load_whisper(
     with torch.device("meta"), Unfilled():
         encoder = WhisperEncoder(config)
     fill(encoder, tensors, table, dropped, path, files, dtype, device)
-    return (encoder if audio_context is None else cut_window(encoder, audio_context)).eval()
+    return cut_window(encoder, audio_context).eval()
 
 
-def cut_window(encoder: WhisperEncoder, seconds: float) -> WhisperEncoder:
-    """The same encoder with a window of `seconds`: the positions after it are cut off, all other weights are shared.
+def cut_window(encoder: WhisperEncoder, seconds: float | None) -> WhisperEncoder:
+    """The same encoder, its window cut to `seconds`; None: as it is.
 
-    Whisper was trained on 30 s, filled up with silence. A short clip costs less in a window near its length, but its
-    hidden states differ somewhat.
+    All weights are shared but the positions, of which only the first are kept. Whisper was trained
+    on 30 s, filled up with silence. A short clip costs less in a window near its length, but its
+    hidden states differ a little.
 
     Raises ValueError: the window is empty, or longer than the encoder's.
     """
+    if seconds is None:
+        return encoder
     context = round(seconds * FRAMES_PER_SECOND)
     if not 0 < context <= encoder.config.context:
         longest = encoder.config.context / FRAMES_PER_SECOND
         raise ValueError(
-            f"a window of {seconds:g} s is requested; this encoder's has {longest:g} s, which can only be cut"
+            f"a window of {seconds:g} s is requested; this encoder's has {longest:g} s, "
+            "which can only be cut"
         )
 
     with torch.device("meta"), Unfilled():
         short = WhisperEncoder(replace(encoder.config, context=context))
-    tensors = {name: parameter.data for name, parameter in encoder.named_parameters()}
-    tensors["positions"] = tensors["positions"][:context].clone()
+    tensors = dict(encoder.named_parameters())
+    tensors["positions"] = encoder.positions[:context].clone()  # (T, D)
     assign(short, tensors)
     return short
 
@@ -114,4 +123,5 @@ def save_whisper(encoder: WhisperEncoder, path: str | Path) -> None:
     path = Path(path)
     save_tensors(path / "model.safetensors", named(encoder, keys.WHISPER_KEYS))
     raw = {theirs: getattr(encoder.config, ours) for ours, theirs in keys.WHISPER_CONFIG.items()}
-    write_json(path / "config.json", {"model_type": "whisper", "activation_function": "gelu"} | raw)
+    raw |= {"model_type": "whisper", "activation_function": "gelu"}
+    write_json(path / "config.json", raw)

@@ -4,11 +4,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoints import weights
+from checkpoints import files, fill
+from checkpoints.command_line import one_line_errors
+from checkpoints.fill import check_device
+from checkpoints.files import WeightsError, read_tensors, save_tensors, whole_file, write_json
+from checkpoints.lm import load_lm, save_lm
+from checkpoints.model import save_trained
+from checkpoints.whisper import load_whisper
 from conftest import QWEN3, SHAPES, edit_config, edit_tensors
+from data import AudioError, ManifestError
 from diffa import DIFFA
 from diffusion_lm import DiffusionLM
-from checkpoints.weights import WeightsError
 
 # Damaged files
 
@@ -19,14 +25,14 @@ def test_a_truncated_safetensors_file_is_named(dirs, share):
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(WeightsError, match="model.safetensors.*download it again"):
-        weights.load_whisper(dirs["whisper"])
+        load_whisper(dirs["whisper"])
 
 
 def test_a_padded_safetensors_file_is_named(dirs):
     with open(dirs["whisper"] / "model.safetensors", "ab") as file:
         file.write(b"\0" * 64)
     with pytest.raises(WeightsError, match="model.safetensors.*cut short or padded.*download it again"):
-        weights.load_whisper(dirs["whisper"])
+        load_whisper(dirs["whisper"])
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "pytorch_model.bin"])
@@ -35,7 +41,7 @@ def test_a_pointer_of_git_lfs_is_said_to_be_one(dirs, name):
         (dirs["whisper"] / "model.safetensors").unlink()
     (dirs["whisper"] / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 34\n")
     with pytest.raises(WeightsError, match=f"{name}: only a Git LFS pointer.*git lfs pull"):
-        weights.load_whisper(dirs["whisper"])
+        load_whisper(dirs["whisper"])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
@@ -44,7 +50,7 @@ def test_a_truncated_bin_file_is_named(toy_dirs, tmp_path, share):
     whole = (tmp_path / "x.bin").read_bytes()
     (tmp_path / "x.bin").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(WeightsError, match="x.bin"):
-        weights.read_tensors(tmp_path / "x.bin")
+        read_tensors(tmp_path / "x.bin")
 
 
 class Mischief:
@@ -62,7 +68,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, zipped):
     file, trace = tmp_path / "pytorch_model.bin", tmp_path / "was_run"
     torch.save({"weight": Mischief(trace)}, file, _use_new_zipfile_serialization=zipped)
     with pytest.raises(WeightsError, match="pytorch_model.bin"):
-        weights.read_tensors(file)
+        read_tensors(file)
     assert not trace.exists()
 
 
@@ -70,48 +76,48 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, zipped):
 def test_a_bin_file_of_anything_but_named_tensors_is_refused(tmp_path, value):
     torch.save(value, tmp_path / "x.bin")
     with pytest.raises(WeightsError, match="x.bin"):
-        weights.read_tensors(tmp_path / "x.bin")
+        read_tensors(tmp_path / "x.bin")
 
 
 def test_shards_that_are_absent_are_all_named(dirs):
-    weights.save_llada(weights.load_llada(dirs["llm"]), dirs["llm"], n_shards=3)
+    save_lm(load_lm(dirs["llm"]), dirs["llm"], n_shards=3)
     for i in (1, 3):
         (dirs["llm"] / f"model-0000{i}-of-00003.safetensors").unlink()
     with pytest.raises(WeightsError, match="model-00001-of-00003.safetensors, model-00003-of-00003.safetensors"):
-        weights.load_llada(dirs["llm"])
+        load_lm(dirs["llm"])
 
 
 def test_an_index_that_disagrees_with_its_shards_is_refused(dirs):
     edit_tensors(dirs["llm"], lambda t: t.pop("model.transformer.ln_f.weight"))
     with pytest.raises(WeightsError, match="disagree about model.transformer.ln_f.weight"):
-        weights.load_llada(dirs["llm"])
+        load_lm(dirs["llm"])
 
 
 def test_a_tensor_in_two_shards_is_refused(dirs):
-    weights.save_llada(weights.load_llada(dirs["llm"]), dirs["llm"], n_shards=2)
+    save_lm(load_lm(dirs["llm"]), dirs["llm"], n_shards=2)
     first, second = (dirs["llm"] / f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
     save_file(load_file(second) | dict([next(iter(load_file(first).items()))]), second)
-    with pytest.raises(WeightsError, match="already stood in model-00001-of-00002.safetensors"):
-        weights.load_llada(dirs["llm"])
+    with pytest.raises(WeightsError, match="is already in model-00001-of-00002.safetensors"):
+        load_lm(dirs["llm"])
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"x": 3}}'])
 def test_a_broken_index_is_named(dirs, text):
     (dirs["llm"] / "model.safetensors.index.json").write_text(text)
     with pytest.raises(WeightsError, match="model.safetensors.index.json"):
-        weights.load_llada(dirs["llm"])
+        load_lm(dirs["llm"])
 
 
 @pytest.mark.parametrize("value", [{"model": {}}, {"dims": 3, "model_state_dict": {}}, {"dims": {"n_mels": 80}, "model_state_dict": {}}, [1]])
 def test_a_pt_file_that_is_not_openai_s_is_refused(tmp_path, value):
     torch.save(value, tmp_path / "tiny.pt")
     with pytest.raises(WeightsError, match="tiny.pt"):
-        weights.load_whisper(tmp_path / "tiny.pt")
+        load_whisper(tmp_path / "tiny.pt")
 
 
 def test_a_weights_file_in_place_of_its_directory_is_refused(toy_dirs):
     with pytest.raises(WeightsError, match="model.safetensors: pass the directory"):
-        weights.load_whisper(toy_dirs["whisper"] / "model.safetensors")
+        load_whisper(toy_dirs["whisper"] / "model.safetensors")
 
 
 # Directories of the wrong kind
@@ -119,22 +125,22 @@ def test_a_weights_file_in_place_of_its_directory_is_refused(toy_dirs):
 
 def test_the_two_directories_swapped_are_refused(toy_dirs):
     with pytest.raises(WeightsError, match="model_type is 'llada', expected 'whisper'"):
-        weights.load_whisper(toy_dirs["llm"])
+        load_whisper(toy_dirs["llm"])
     with pytest.raises(WeightsError, match="model_type is 'whisper', expected 'llada'"):
-        weights.load_llada(toy_dirs["whisper"])
+        load_lm(toy_dirs["whisper"])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7"])
 def test_a_broken_config_is_named(dirs, text):
     (dirs["whisper"] / "config.json").write_text(text)
     with pytest.raises(WeightsError, match="config.json"):
-        weights.load_whisper(dirs["whisper"])
+        load_whisper(dirs["whisper"])
 
 
 def test_config_fields_that_lack_are_named(dirs):
     edit_config(dirs["whisper"], d_model=None, encoder_layers=None)
     with pytest.raises(WeightsError, match="config.json: lacks d_model, encoder_layers"):
-        weights.load_whisper(dirs["whisper"])
+        load_whisper(dirs["whisper"])
 
 
 @pytest.mark.parametrize("field, value", [
@@ -144,7 +150,7 @@ def test_config_fields_that_lack_are_named(dirs):
 def test_a_config_that_asks_for_what_we_cannot_do_is_refused(dirs, field, value):
     edit_config(dirs["whisper"], **{field: value})
     with pytest.raises(WeightsError, match=str(dirs["whisper"])):
-        weights.load_whisper(dirs["whisper"])
+        load_whisper(dirs["whisper"])
 
 
 @pytest.mark.parametrize("fields, said", [
@@ -153,14 +159,14 @@ def test_a_config_that_asks_for_what_we_cannot_do_is_refused(dirs, field, value)
 def test_an_lm_of_another_architecture_is_refused(dirs, fields, said):
     edit_config(dirs["llm"], **fields)
     with pytest.raises(WeightsError, match=f"config.json: .*{said}"):
-        weights.load_lm(dirs["llm"])
+        load_lm(dirs["llm"])
 
 
 def test_stretched_rotary_positions_are_refused(tmp_path):
-    weights.save_lm(DiffusionLM(QWEN3), tmp_path)
+    save_lm(DiffusionLM(QWEN3), tmp_path)
     edit_config(tmp_path, rope_scaling={"rope_type": "yarn", "factor": 4.0})
     with pytest.raises(WeightsError, match="rotary positions.*yarn"):
-        weights.load_lm(tmp_path)
+        load_lm(tmp_path)
 
 
 @pytest.mark.parametrize("piece, name, command", [
@@ -178,7 +184,7 @@ def test_stretched_rotary_positions_are_refused(tmp_path):
     ("adapters", "diffa", "hf download zhoujiaming777/DIFFA --local-dir "),
 ])  # fmt: skip
 def test_a_piece_that_is_not_there_comes_with_its_download_command(toy, toy_dirs, tmp_path, piece, name, command):
-    toy.save(tmp_path / "adapters", **toy_dirs)
+    save_trained(toy, tmp_path / "adapters", **toy_dirs)
     paths = {**toy_dirs, "adapters": tmp_path / "adapters", piece: tmp_path / name}
     with pytest.raises(WeightsError, match="no such directory") as error:
         DIFFA.from_pretrained(**paths)
@@ -193,10 +199,10 @@ def test_all_pieces_that_are_not_there_are_named_at_once():
 
 def test_a_directory_that_is_absent_or_empty_is_named(dirs, tmp_path):
     with pytest.raises(WeightsError, match="nowhere: no such directory"):
-        weights.load_whisper(tmp_path / "nowhere")
+        load_whisper(tmp_path / "nowhere")
     (dirs["whisper"] / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match="neither model.safetensors"):
-        weights.load_whisper(dirs["whisper"])
+        load_whisper(dirs["whisper"])
 
 
 @pytest.mark.parametrize("field", ["mask_token_id", "eos_token_id"])
@@ -209,7 +215,7 @@ def test_a_tokenizer_of_another_model_is_refused(dirs, field):
 @pytest.mark.parametrize("device, dtype, said", [("cpu", torch.int8, "cannot run int8"), ("cuda:77", torch.float32, "cuda:77: cannot be used here")])
 def test_a_device_or_dtype_that_cannot_run_is_refused_with_what_to_do(toy_dirs, device, dtype, said):
     with pytest.raises(WeightsError, match=f"{said}.*(--dtype|--device)"):
-        weights.load_llada(toy_dirs["llm"], dtype, device)
+        load_lm(toy_dirs["llm"], dtype, device)
 
 
 @pytest.mark.parametrize("error, said", [(torch.OutOfMemoryError("out of memory"), "memory is full already"), (RuntimeError(""), "RuntimeError")])
@@ -217,9 +223,9 @@ def test_what_a_device_says_when_tried_is_passed_on(monkeypatch, error, said):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(weights.F, "linear", fail)
+    monkeypatch.setattr(fill.F, "linear", fail)
     with pytest.raises(WeightsError, match=said) as raised:
-        weights.check_device("cpu", torch.float32)
+        check_device("cpu", torch.float32)
     assert raised.value.__cause__ is error
 
 
@@ -228,4 +234,71 @@ def test_bfloat16_on_a_gpu_that_only_imitates_it_is_refused(monkeypatch):
     monkeypatch.setattr(torch, "ones", lambda *shape, device, **options: ones(*shape, **options))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     with pytest.raises(WeightsError, match="--device cuda cannot run bfloat16; pass --dtype float16"):
-        weights.check_device("cuda", torch.bfloat16)
+        check_device("cuda", torch.bfloat16)
+
+
+# Files that are written whole or not at all
+
+
+def test_a_file_is_replaced_when_it_is_complete(tmp_path):
+    path = tmp_path / "new folder" / "x.txt"
+    for text in ("first", "second"):
+        with whole_file(path) as temporary:
+            temporary.write_text(text)
+            assert path.exists() == (text == "second") and temporary.parent == path.parent
+        assert path.read_text() == text
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error, raised", [
+    (ValueError("odd"), ValueError), (OSError(28, "No space left on device"), OSError), (RuntimeError("iostream"), OSError),
+    (KeyboardInterrupt(), KeyboardInterrupt),
+])  # fmt: skip
+def test_an_old_file_stays_whole_when_the_writing_fails(tmp_path, error, raised):
+    path = tmp_path / "x.json"
+    write_json(path, {"old": True})
+    before = path.read_bytes()
+    with pytest.raises(raised, match="x.json: cannot be saved" if raised is OSError else None):
+        with whole_file(path) as temporary:
+            temporary.write_text("half of")
+            raise error
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_tensors_that_cannot_be_written_leave_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.ones(2)})
+
+    def half(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise files.SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(files, "save_file", half)
+    with pytest.raises(OSError, match="x.safetensors: cannot be saved .*No space left"):
+        save_tensors(path, {"a": torch.zeros(2)})
+    assert torch.equal(read_tensors(path)["a"], torch.ones(2)) and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(OSError, match="x/y.json: cannot be saved"):
+        write_json(tmp_path / "x" / "y.json", {})
+
+
+# Errors of commands
+
+
+@pytest.mark.parametrize("error, line", [
+    (WeightsError("llm: no such file"), "ask.py: llm: no such file"), (AudioError("a.wav: empty"), "ask.py: a.wav: empty"),
+    (ManifestError("m.json: empty"), "ask.py: m.json: empty"), (OSError("disk full"), "ask.py: disk full"),
+    (KeyboardInterrupt(), "ask.py: stopped; run the same command to resume"),
+])  # fmt: skip
+def test_an_error_that_a_user_can_cause_is_one_line(error, line):
+    with pytest.raises(SystemExit) as raised, one_line_errors("ask.py"):
+        raise error
+    assert raised.value.code == line
+
+
+def test_an_error_of_the_code_keeps_its_trace():
+    with pytest.raises(KeyError), one_line_errors("ask.py"):
+        raise KeyError("bug")

@@ -1,4 +1,4 @@
-"""The full sizes without their files: parameters counted on the meta device, memory and time promised, made-up weights."""
+"""The full sizes without their files: parameters counted on the meta device, memory and time promised, random weights."""
 
 import json
 import os
@@ -12,17 +12,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from checkpoints import weights
 from adapters import TAPS, AcousticAdapter, AdapterConfig, SemanticAdapter
+from checkpoints.fill import their_name
+from checkpoints.key_tables import LLADA_CONFIG, LLADA_KEYS
+from checkpoints.lm import load_lm, save_lm
 from conftest import SHAPES
-from diffa import DIFFA
+from data import build_prompt
+from diffa import DIFFA, splice
 from diffusion_lm import SIZES as LM_SIZES
-from diffusion_lm import DiffusionLM, LMConfig
+from diffusion_lm import DiffusionLM, LMConfig, diffusion_loss, noise, noise_levels
 from encoder import SIZES as ENCODER_SIZES
 from encoder import WhisperEncoder
-from checkpoints.key_tables import LLADA_CONFIG, LLADA_KEYS, their_name
 from sampler import SamplerConfig, generate
-from checkpoints.tokenizer import build_prompt
 
 
 def parameters(make):
@@ -59,11 +60,11 @@ def test_every_named_encoder_has_taps():
         assert max(TAPS[config.n_layers]) <= config.n_layers
 
 
-# Made-up weights
+# Random weights
 
 
 @pytest.mark.parametrize("llm", ["toy", "qwen3-0.6b"])
-def test_named_sizes_are_made_up_and_answer(monkeypatch, llm):
+def test_named_sizes_get_random_weights_and_answer(monkeypatch, llm):
     small = {"width": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "ffn": 24}
     monkeypatch.setitem(LM_SIZES, "qwen3-0.6b", replace(LM_SIZES["qwen3-0.6b"], **small))  # its vocabulary and chat remain
     torch.manual_seed(0)
@@ -72,15 +73,15 @@ def test_named_sizes_are_made_up_and_answer(monkeypatch, llm):
     assert model.lm.embedding.weight.dtype == (torch.float32 if llm == "toy" else torch.bfloat16)
     with torch.inference_mode():
         audio, mask = model.hear(*model.encode(torch.randn(1, 16_000), torch.tensor([9000])))
-        prompt = model.splice([build_prompt(model.tokenizer, "What?")], audio, mask)
-        assert generate(model.lm, prompt, SamplerConfig(4, 4, 2)).ids.shape == (1, 4)
+        prompt = splice(model.lm, [build_prompt(model.tokenizer, "What?")], audio, mask)
+        assert generate(model.lm, prompt, SamplerConfig(length=4, block_length=4, steps=2)).ids.shape == (1, 4)
 
 
 gpu = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 
 @pytest.mark.parametrize("size", ["toy+toy", *(pytest.param(f"small+{llm}", marks=gpu) for llm in ("qwen3-0.6b", "llada-8b"))])
-def test_made_up_weights_answer_a_clip_that_fills_the_window_and_take_a_training_step(size):
+def test_random_weights_answer_a_clip_that_fills_the_window_and_take_a_training_step(size):
     full = size != "toy+toy"
     device, length, batch, dtype = ("cuda", 128, 8, torch.bfloat16) if full else ("cpu", 8, 2, None)
     torch.manual_seed(0)
@@ -103,14 +104,19 @@ def test_made_up_weights_answer_a_clip_that_fills_the_window_and_take_a_training
 
     @torch.inference_mode()
     def answer():
-        prompt = model.splice([build_prompt(model.tokenizer, "What can you hear?")], *model.hear(*model.encode(clips[:1], n_samples[:1])))
-        return generate(model.lm, prompt, SamplerConfig(length, length, length))
+        audio = model.hear(*model.encode(clips[:1], n_samples[:1]))
+        prompt = splice(model.lm, [build_prompt(model.tokenizer, "What can you hear?")], *audio)
+        return generate(model.lm, prompt, SamplerConfig(length=length, block_length=length, steps=length))
 
     def step():
         optimizer = torch.optim.AdamW([p for part in (model.semantic, model.acoustic) for p in part.parameters()], 1e-4)
-        answers = torch.randint(200, (batch, length))
-        heard = model.hear(*model.encode(clips, n_samples))
-        loss = model.loss(heard, [build_prompt(model.tokenizer, "What can you hear?")] * batch, answers, torch.Generator().manual_seed(0))
+        answers = torch.randint(200, (batch, length), device=device)
+        generator = torch.Generator().manual_seed(0)
+        audio = model.hear(*model.encode(clips, n_samples))
+        prompt = splice(model.lm, [build_prompt(model.tokenizer, "What can you hear?")] * batch, *audio)
+        t = noise_levels(batch, generator)
+        noisy = noise(answers, t, model.lm.config.mask_id, generator)
+        loss = diffusion_loss(model.lm, prompt.embeddings, prompt.mask, answers, noisy, t, answers.numel())
         loss.backward()
         optimizer.step()
         return loss
@@ -143,8 +149,8 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="meas
 def large(tmp_path_factory):
     """A LLaDA directory of 100 MB in two shards of bfloat16."""
     path = tmp_path_factory.mktemp("large")
-    config = LMConfig(512, 2, 4, 1024, vocab=45_000, mask_id=1, end_id=2)
-    weights.save_lm(DiffusionLM(config).bfloat16(), path, n_shards=2)
+    config = LMConfig(width=512, n_layers=2, n_heads=4, ffn=1024, vocab=45_000, mask_id=1, end_id=2)
+    save_lm(DiffusionLM(config).bfloat16(), path, n_shards=2)
     return path, sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
@@ -152,7 +158,7 @@ def large(tmp_path_factory):
 def test_loading_in_the_file_s_dtype_takes_no_memory_but_the_mapped_file(large):
     path, size = large
     before = anonymous_memory()
-    lm = weights.load_lm(path)
+    lm = load_lm(path)
     assert {p.dtype for p in lm.parameters()} == {torch.bfloat16}
     assert anonymous_memory() - before < 0.1 * size
 
@@ -161,7 +167,7 @@ def test_loading_in_the_file_s_dtype_takes_no_memory_but_the_mapped_file(large):
 def test_loading_in_another_dtype_holds_one_copy(large):
     path, size = large
     before = anonymous_memory()
-    lm = weights.load_lm(path, torch.float32)
+    lm = load_lm(path, torch.float32)
     assert anonymous_memory() - before < 1.1 * 2 * size
     assert sum(p.nbytes for p in lm.parameters()) > 1.9 * size
 
@@ -206,9 +212,9 @@ def read_once(files):
 LOAD = """
 import resource, sys, time
 sys.path.insert(0, sys.argv[1])
-from checkpoints import weights
+from checkpoints.lm import load_lm
 started = time.perf_counter()
-lm = weights.load_lm(sys.argv[2])
+lm = load_lm(sys.argv[2])
 seconds = time.perf_counter() - started
 assert not any(p.is_meta for p in lm.parameters())
 print(seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

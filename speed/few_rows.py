@@ -1,7 +1,8 @@
 """A faster path for few rows of float32 through a large weight on a CPU.
 
-A decoding step with a cache has few rows. For those, the CPU's library (MKL) is up to twice as fast with the weight on
-the left, W x^T instead of x W^T, one stripe of W at a time. For many rows it is slower.
+A decoding step with a cache has few rows. For those, the CPU's library (MKL) is up to twice as fast
+with the weight on the left: W x^T instead of x W^T, one stripe of W at a time. With many rows it is
+slower.
 """
 
 import torch
@@ -13,7 +14,7 @@ STRIPE = 2048  # rows of the weight in one product; 512 to 8192 are equally fast
 
 
 class FewRowsLinear(nn.Linear):
-    """A linear layer without bias that shares the weight of another; its results differ from that layer's by rounding.
+    """A linear layer without bias that shares the weight of another; equal but for rounding.
 
     It takes the fast path for 2 to FEW_ROWS rows of float32 on a CPU, when gradients are off.
     """
