@@ -88,7 +88,7 @@ def vctk(root: Path) -> Iterator[Clip]:
             "Accent": re.sub(r"(?<=[a-z])(?=[A-Z])", " ", accent),
         }
 
-    # The first microphone of release 0.92, or the only one of 0.80. A few texts were never recorded.
+    # The first microphone of release 0.92, or the one of 0.80. A few texts were never recorded.
     for text in sorted(need(root / "txt").glob("*/*.txt")):
         speaker = text.parent.name
         audio = root / "wav48_silence_trimmed" / speaker / f"{text.stem}_mic1.flac"
