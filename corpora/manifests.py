@@ -94,6 +94,7 @@ def make_manifests(clips: Iterable[Clip], corpus: str, out: Path, held_out: floa
         part = "_test" if is_test else "_train"
         files[f"{corpus}{part if held_out else ''}.json"].append(result)
 
+    # Say what is missing; the first reasons are enough to find the cause.
     for reason in skipped[:20]:
         print(f"skipped: {reason}")
     if not files:
@@ -110,6 +111,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+    # A subcommand for each corpus, whose help is the layout that its reader expects.
     commands = parser.add_subparsers(required=True, dest="corpus")
     for name, reader in READERS.items():
         option = commands.add_parser(name, help=reader.__doc__).add_argument

@@ -74,9 +74,9 @@ def download_librispeech(root: Path, subset: str) -> None:
 
 
 def vctk(root: Path) -> Iterator[Clip]:
-    """ROOT/{speaker-info.txt, txt/p225/p225_1.txt, wav48_silence_trimmed/p225/p225_1_mic1.flac}.
+    """ROOT/{speaker-info.txt, txt/p225/ID.txt, wav48_silence_trimmed/p225/ID_mic1.flac}.
 
-    Release 0.80 has wav48/p225/p225_1.wav instead.
+    Release 0.80 has wav48/p225/ID.wav instead. An ID is such as p225_001.
     """
     # Rows such as "p225  23  F  English  Southern  England". Release 0.80 writes 225.
     speakers = {}
@@ -88,13 +88,12 @@ def vctk(root: Path) -> Iterator[Clip]:
             "Accent": re.sub(r"(?<=[a-z])(?=[A-Z])", " ", accent),
         }
 
+    # The first microphone of release 0.92, or the one of 0.80. A few texts were never recorded.
     for text in sorted(need(root / "txt").glob("*/*.txt")):
         speaker = text.parent.name
         audio = root / "wav48_silence_trimmed" / speaker / f"{text.stem}_mic1.flac"
         if not audio.is_file():
             audio = root / "wav48" / speaker / f"{text.stem}.wav"
-
-        # A few texts were never recorded.
         if audio.is_file():
             yield Clip(
                 id=text.stem,
@@ -179,6 +178,7 @@ def dailytalk(root: Path) -> Iterator[Clip]:
 
 def voxceleb1(root: Path) -> Iterator[Clip]:
     """ROOT/{vox1_meta.csv, [dev/ or test/]wav/idNNNNN/VIDEO/00001.wav}; it comes without words."""
+    # Tab-separated, with a header.
     speakers = {}
     with open(need(root / "vox1_meta.csv"), newline="") as file:
         for row in csv.DictReader(file, delimiter="\t"):

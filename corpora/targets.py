@@ -59,6 +59,7 @@ def target_problem(text: str, cut_off: bool | None = None) -> str:
     cut_off: whether the model had no room to end. None where that is unknown: then an answer
     without a closing mark counts as cut off.
     """
+    # Nothing to read, or an end in the middle of a sentence.
     if not any(character.isalnum() for character in text):
         return "empty"
     no_room = not text.rstrip().endswith(ENDS) if cut_off is None else cut_off
@@ -109,10 +110,12 @@ def lm_answers(
     batch: int = 16,
 ) -> Answers:
     """The diffusion LM's answers to texts by audio_id. One without an end of text was cut off."""
+    # Prompts of text alone, decoded in batches.
     prompts = [build_text_prompt(tokenizer, text) for text in texts.values()]
     answers = answer(lm, tokenizer, prompts, None, config, batch=batch)
     ends = {tokenizer.id(TEXT_END), tokenizer.id(tokenizer.chat.turn_end)}
 
+    # An answer with no end token filled its whole length.
     found = {}
     for name, reply in tqdm(zip(texts, answers), "answering", len(texts), leave=False):
         found[name] = (reply.text, ends.isdisjoint(reply.ids))
@@ -140,6 +143,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+    # A subcommand for each way, with the options of what it reads and of the LM that it runs.
     commands = parser.add_subparsers(required=True, dest="way")
     for way in ("prompts", "external", "self", "rewrite"):
         option = commands.add_parser(way).add_argument
@@ -193,6 +198,7 @@ def main() -> None:
         for item in items:
             item["audio_filepath"] = str(Path(item["audio_filepath"]).resolve())
 
+        # Say what was dropped, also when nothing is left.
         reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"
         if not items:
             raise ManifestError(f"no item has a usable answer; dropped: {reasons}")
