@@ -1,4 +1,4 @@
-"""The autoregressive baseline: greedy answers from a cache, its loss in both stages, its training."""
+"""The autoregressive baseline: greedy answers from a cache, its loss in both stages, its LM."""
 
 import json
 import sys
@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import edit_config
+from test_parity import llama_and_ours
+from test_stage import alike, manifest, result  # noqa: F401
+from torch import nn
+from torch.nn import functional as F
+
 import train_asr
 import train_instruct
 from checkpoints.lm import load_lm
 from checkpoints.model import load_diffa
-from conftest import edit_config
-from test_parity import llama_and_ours
-from test_stage import alike, manifest, result  # noqa: F401  (manifest is a fixture)
-from torch import nn
-from torch.nn import functional as F
-
 from data import build_prompt, load_manifest
 from diffa import Spliced, splice
 from diffusion_lm import DiffusionLM, LMConfig, diffusion_loss
@@ -180,8 +180,8 @@ def train_baseline(module, dirs, out, path, steps=4, adapters=None, **execution)
 
 def test_both_stages_train_on_a_causal_lm_whatever_the_parts(
     baseline_dirs,
-    manifest,
-    tmp_path,  # noqa: F811
+    manifest,  # noqa: F811
+    tmp_path,
 ):
     whole = train_baseline(train_asr, baseline_dirs, tmp_path / "whole", manifest())
     parts = train_baseline(train_asr, baseline_dirs, tmp_path / "parts", manifest(), accumulate=4)
@@ -197,8 +197,8 @@ def test_both_stages_train_on_a_causal_lm_whatever_the_parts(
 
 def test_a_corrupt_clip_costs_a_causal_lm_its_own_loss_and_no_more(
     baseline_dirs,
-    manifest,
-    tmp_path,  # noqa: F811
+    manifest,  # noqa: F811
+    tmp_path,
 ):
     # The clip is a part by itself.
     options = {"steps": 1, "cache": "none", "accumulate": 8}

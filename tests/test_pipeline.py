@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import edit_config
 
 import train_asr
 import train_instruct
-from conftest import edit_config
 from data import build_prompt, decode_answer
 from diffa import DIFFA
 from diffusion_lm import DiffusionLM
