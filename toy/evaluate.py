@@ -53,6 +53,11 @@ def answers_to(
     return list(answers)
 
 
+def mean_calls(answers: list[Answer]) -> float:
+    """Model calls of a mean answer."""
+    return mean(a.calls for a in answers)
+
+
 def sampler_settings() -> dict[str, SamplerConfig]:
     """The settings that stage 1 is measured with, by name.
 
@@ -79,7 +84,7 @@ def transcription(model: DIFFA, states: StateCache, items: list[dict]) -> dict:
         texts[name] = [a.text for a in answers]
         table[name] = {
             "word_error_rate": word_error_rate(texts[name], targets),
-            "calls": mean(a.calls for a in answers),
+            "calls": mean_calls(answers),
             "seconds_a_clip": (time.perf_counter() - started) / len(items),
         }
 
@@ -112,7 +117,7 @@ def questions(
 
         lengths = [len(model.tokenizer.encode(text)) + 1 for text in predictions]
         table[kind]["items"] = len(chosen)
-        table[kind]["calls"] = mean(a.calls for a in answers)
+        table[kind]["calls"] = mean_calls(answers)
         table[kind]["tokens"] = mean(min(n, config.length) for n in lengths)
 
     for name, kinds in (("content_mean", SLOTS), ("voice_mean", VOICE_KINDS)):

@@ -19,7 +19,8 @@ from data import load_manifest, pad_waveforms, read_audio
 from encoder import FRAMES_PER_SECOND, SIZES, WhisperEncoder, encoder_frames, log_mel
 from evaluation.wer import word_error_rate
 from toy import grammar
-from training.loop import TrainConfig, fit
+from training.loop import fit
+from training.optimizers import TrainConfig
 from training.order import pick
 
 ENCODER = TrainConfig(steps=800, batch=32, lr=4e-3, warmup=60, optimizer="muon")

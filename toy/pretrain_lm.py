@@ -36,7 +36,8 @@ from toy.imitation import (
     pad_items,
 )
 from train_asr import RECIPES
-from training.loop import TrainConfig, fit
+from training.loop import fit
+from training.optimizers import TrainConfig
 
 NEXT_TOKEN = TrainConfig(steps=500, batch=32, lr=2e-3, warmup=50, optimizer="muon")
 DIFFUSION = TrainConfig(steps=800, batch=32, lr=2e-3, warmup=50, optimizer="muon")
@@ -184,7 +185,7 @@ def phases(seed: int, longer: int = 1) -> list[TrainConfig]:
 
 
 def draw_batch(
-    lm: DiffusionLM, text: TextSource, config: TrainConfig, wanted: Sequence[str], step: int
+    lm: DiffusionLM, text: TextSource, config: TrainConfig, step: int, wanted: Sequence[str]
 ) -> tuple[ImitationBatch, Tensor]:
     """Prompts and answers (B, G) of a phase's step; they follow from its seed and the step."""
     # Plain and stretched prompts take turns: a batch of one sort is padded less.
@@ -207,7 +208,7 @@ def next_token_text_loss(
     blurred: bool = False,
 ) -> Tensor:
     """Next-token loss of a phase's step, on clean embeddings or on blurred ones; a scalar."""
-    prompts, answers = draw_batch(lm, text, config, wanted, step)
+    prompts, answers = draw_batch(lm, text, config, step, wanted)
     gap_id = text.tokenizer.id(GAP)
     if blurred:
         embeddings = blurred_embeddings(lm, prompts, gap_id, text.blur, generator)  # (B, P, D)
@@ -226,7 +227,7 @@ def masked_text_loss(
     wanted: Sequence[str] = (),
 ) -> Tensor:
     """Masked-diffusion loss of a phase's step, on blurred embeddings; a scalar."""
-    prompts, answers = draw_batch(lm, text, config, wanted, step)
+    prompts, answers = draw_batch(lm, text, config, step, wanted)
     gap_id = text.tokenizer.id(GAP)
     embeddings = blurred_embeddings(lm, prompts, gap_id, text.blur, generator)  # (B, P, D)
 
