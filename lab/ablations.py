@@ -1,30 +1,30 @@
-"""The paper's ablations at tiny scale: each part of the method left out or exchanged, several seeds each, one report.
+"""The paper's ablations at tiny scale: parts of the method left out or exchanged, and one report.
 
     python -m lab.ablations --run runs/toy                on top of a finished `make demo`
 
-Four stage-2 models ("arms") are trained for each seed, on the same clips and questions, in the same batches, for as many steps:
+Four stage-2 models ("arms") are trained for each seed, on the same clips, questions and batches and
+for as many steps:
 
   both      both adapters, as in the demo
   semantic  the semantic adapter alone (table 5 of the paper)
-  self      both adapters; the targets are the frozen LM's own answers from what is known of each clip (table 6)
+  self      both adapters; the targets are the frozen LM's own answers (table 6)
   baseline  both adapters on the autoregressive baseline of the LM (lab/baseline.py; table 5)
 
-The first three start from RUN/stage1's adapters, the baseline from a stage 1 of its own. `both` is also measured with other
-sampler settings and, at the end, timed against the baseline. All of it lies in RUN/ablations: a folder for each training, a
-JSON file for each measurement, report.md and its figure. The same command resumes a run that was stopped.
+The first three start from RUN/stage1's adapters, the baseline from a stage 1 of its own. `both` is
+also measured with other sampler settings and, at the end, timed against the baseline. RUN/ablations
+gets a folder for each training, a JSON file for each measurement, report.md and its figure. The
+same command resumes a run that was stopped.
 
-On a CPU several processes of one thread share the work. What they print goes to RUN/ablations/*.log.
+On a CPU several processes of one thread share the work. What they print goes to *.log.
 """
 
 import argparse
 import contextlib
-import functools
 import hashlib
 import multiprocessing
 import random
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +44,6 @@ from data import build_prompt, load_manifest
 from diffa import DIFFA
 from diffusion_lm import DiffusionLM
 from evaluation.wer import word_error_rate
-from lab import robustness
 from lab.ablation_report import write_report
 from lab.baseline import existing, pretrain_baseline
 from lab.findings import ANSWER_LENGTH, ARMS
@@ -58,19 +57,24 @@ from training.recipe import Recipe
 from training.stage import Run, Stage, run_stage
 from training.states import StateCache
 
-SETTINGS = {
-    f"count {n}": SamplerConfig(length=ANSWER_LENGTH, steps=n)
-    for n in (ANSWER_LENGTH, ANSWER_LENGTH // 2, ANSWER_LENGTH // 3, ANSWER_LENGTH // 6, 1)
-}
-for tau in (0.99, 0.9, 0.7, 0.5):
-    SETTINGS[f"threshold {tau}"] = SamplerConfig(
-        length=ANSWER_LENGTH, rule="threshold", threshold=tau
-    )
-for factor in (0.5, 1, 2):
-    SETTINGS[f"factor {factor}"] = SamplerConfig(length=ANSWER_LENGTH, rule="factor", factor=factor)
+
+def sampler_settings() -> dict[str, SamplerConfig]:
+    """The settings that `both` is measured with, by name."""
+    G = ANSWER_LENGTH
+    settings = {}
+    for steps in (G, G // 2, G // 3, G // 6, 1):
+        settings[f"count {steps}"] = SamplerConfig(length=G, steps=steps)
+    for tau in (0.99, 0.9, 0.7, 0.5):
+        settings[f"threshold {tau}"] = SamplerConfig(length=G, rule="threshold", threshold=tau)
+    for factor in (0.5, 1, 2):
+        settings[f"factor {factor}"] = SamplerConfig(length=G, rule="factor", factor=factor)
+    return settings
+
+
+SETTINGS = sampler_settings()
 TIMED = (f"count {ANSWER_LENGTH}", f"count {ANSWER_LENGTH // 3}", "threshold 0.9", "threshold 0.7")
-SWEEP_CLIPS = 100  # twelve settings make 48 calls for each question
-TIMED_CLIPS = 100
+MEASURES = {arm: ("questions",) for arm in ARMS} | {"both": ("questions", "sweep")}
+N_CLIPS = 100  # of the sweep, whose twelve settings make 48 calls for each question; and timed ones
 MAX_PROCESSES = 4  # each holds the encoder's states of all training clips, about 1 GB
 
 
@@ -84,15 +88,22 @@ class Plan:
     stage1_steps: int  # of the baseline's stage 1
     device: str
 
-    @property
-    def out(self) -> Path:
-        return self.run / "ablations"
+    def file(self, name: str) -> Path:
+        """A path in RUN/ablations."""
+        return existing(self.run / "ablations" / name)
+
+
+def once(path: Path, make: Callable[[], dict]) -> dict:
+    """The result in a JSON file; it is made and written now if there is none."""
+    if not path.is_file():
+        write_json(path, make())
+    return read_json(path)
 
 
 # ---- measurements
 def sweep(model: DIFFA, states: StateCache, items: list[dict]) -> dict:
-    """Quality in percent by sampler setting, on the first clips; calls and tokens of a mean answer."""
-    clips = list(dict.fromkeys(item["audio_filepath"] for item in items))[:SWEEP_CLIPS]
+    """Quality in percent by sampler setting, with calls and tokens of a mean answer."""
+    clips = list(dict.fromkeys(item["audio_filepath"] for item in items))[:N_CLIPS]
     items = [item for item in items if item["audio_filepath"] in set(clips)]
 
     result = {"clips": len(clips)}
@@ -110,49 +121,44 @@ def sweep(model: DIFFA, states: StateCache, items: list[dict]) -> dict:
     return result
 
 
+def measure(name: str, model: DIFFA, states: StateCache, items: list[dict]) -> dict:
+    """The result of one of MEASURES."""
+    return sweep(model, states, items) if name == "sweep" else questions(model, states, items)
+
+
 def time_captions(model: DIFFA, items: list[dict]) -> dict:
     """Calls and seconds an answer, one at a time and in one batch, from the encoder's states on."""
     states = StateCache(model, items)
+    settings = {name: SETTINGS[name] for name in TIMED}
     if isinstance(model.lm, CausalLM):
         settings = {"greedy": SamplerConfig(length=ANSWER_LENGTH)}
-    else:
-        settings = {name: SETTINGS[name] for name in TIMED}
 
     result = {}
     for name, config in settings.items():
         answers_to(model, states, items[:1], config)  # warms up
         started = time.perf_counter()
-        replies = [answers_to(model, states, [item], config)[0] for item in items]
-        alone = time.perf_counter() - started
-
-        started = time.perf_counter()
+        texts = [answers_to(model, states, [item], config)[0].text for item in items]
+        one_by_one = time.perf_counter() - started
         together = answers_to(model, states, items, config)
-        batched = time.perf_counter() - started
-
-        texts = [reply.text for reply in replies]
         result[name] = {
             "calls": mean_calls(together),
-            "seconds": alone / len(items),
-            "seconds_batched": batched / len(items),
+            "seconds": one_by_one / len(items),
+            "seconds_batched": (time.perf_counter() - started - one_by_one) / len(items),
             "word_error_rate": word_error_rate(texts, [item["target"] for item in items]),
             "items": len(items),
         }
     return result
 
 
-MEASURES = {"questions": questions, "sweep": sweep}
-MEASURES_OF_ARM = {arm: ("questions", "sweep") if arm == "both" else ("questions",) for arm in ARMS}
-
-
 # ---- training
-def write_self_targets(run: Path, path: Path, device: str) -> dict:
+def write_own_targets(run: Path, path: Path, device: str) -> dict:
     """Write stage 2's manifest with the frozen LM's own answers as targets.
 
     The paper's LLM answers from a seed transcript. This one reads what it was trained to read:
     attribute words and the sentence, in the place of the audio.
 
     Returns:
-        how many targets differ from the templates', in all and by kind, and how many are unusable.
+        how many targets differ from the templates', and how many stage 2 will leave out.
     """
     lm = load_lm(run / "llada", device=device).requires_grad_(False)
     tokenizer = load_tokenizer(run / "llada", lm.config)
@@ -170,103 +176,82 @@ def write_self_targets(run: Path, path: Path, device: str) -> dict:
         audio_ids = imitate_clip(tokenizer, words, attributes, rng, stretched=False, voiced=True)
         prompt = build_prompt(tokenizer, item["input"])
         asked.append(ImitationItem(prompt=prompt, audio_ids=audio_ids, answer=item["target"]))
-    texts = answer_text(lm, tokenizer, asked)
 
-    own = [item | {"target": text} for item, text in zip(items, texts, strict=True)]
-    write_manifest(path, own)
-    kinds = Counter({item["kind"]: 0 for item in items})
-    kinds.update(a["kind"] for a, b in zip(items, own) if a["target"] != b["target"])
+    texts = answer_text(lm, tokenizer, asked)
+    write_manifest(path, [item | {"target": text} for item, text in zip(items, texts)])
     lengths = [len(tokenizer.encode(text)) if text.strip() else ANSWER_LENGTH for text in texts]
     return {
         "items": len(items),
-        "differ": kinds.total(),
-        "differ_by_kind": dict(kinds),
-        # Stage 2 leaves out answers that are empty or have no room for an end token.
-        "unusable": sum(length >= ANSWER_LENGTH for length in lengths),
+        "differ": sum(text != item["target"] for item, text in zip(items, texts)),
+        "unusable": sum(length >= ANSWER_LENGTH for length in lengths),  # no room for the end token
     }
 
 
-def once(path: Path, make: Callable[[], dict]) -> dict:
-    """The result in a JSON file; made and written now if there is none."""
-    if not path.is_file():
-        write_json(path, make())
-    return read_json(path)
-
-
-def train_once(stage: Stage, recipe: Recipe, steps: int, seed: int, run: Run) -> Path:
+def train_once(stage: Stage, recipe: Recipe, run: Run, steps: int, seed: int) -> Path:
     """Run a stage unless it has ended before; returns its folder."""
     if not (run.out / "training.json").is_file():  # the last thing that it writes
         print(f"---- {run.out}")
-        train = replace(recipe.train, steps=steps, seed=seed)
-        run_stage(stage, replace(recipe, train=train), run)
+        recipe = replace(recipe, train=replace(recipe.train, steps=steps, seed=seed))
+        run_stage(stage, recipe, run)
     return run.out
 
 
 def trained_model(plan: Plan, arm: str, seed: int) -> DIFFA:
-    """The model of an arm and a seed; whatever it needs and does not exist yet is trained."""
+    """The model of an arm and a seed. Whatever it needs and does not exist yet is made."""
     run = plan.run
-    parts = "semantic" if arm == "semantic" else "stage2"
-    stage = train_instruct.STAGES[parts]
+    stage = train_instruct.SEMANTIC_ALONE if arm == "semantic" else train_instruct.STAGE
     train = run / "corpus/instruct_train.json"
-    models = {"whisper": run / "whisper", "llm": run / "llada", "device": plan.device}
     adapters = run / "stage1"
+    llm = run / "llada"
+    lm_class = DiffusionLM
 
     if arm == "self":
-        train = plan.out / "instruct_self.json"
-        once(plan.out / "self_targets.json", lambda: write_self_targets(run, train, plan.device))
+        train = plan.file("instruct_self.json")
+        made = plan.file("self_targets.json")
+        once(made, lambda: write_own_targets(run, train, plan.device))
 
     if arm == "baseline":
-        # The baseline has its own LM, stage 1 and loss.
         corpus_seed = read_json(run / "corpus/corpus.json")["seed"]
-        record = existing(run / "baseline.json")
-        once(record, lambda: pretrain_baseline(run, corpus_seed, plan.device))
-        models |= {"llm": existing(run / "baseline"), "lm_class": CausalLM}
+        made = existing(run / "baseline.json")
+        once(made, lambda: pretrain_baseline(run, corpus_seed, plan.device))
+        llm = existing(run / "baseline")
+        lm_class = CausalLM
+        stage = replace(stage, loss=next_token_stage_loss)
+
+    def run_of(train: Path, adapters: Path | None, out: Path) -> Run:
+        return Run(
+            whisper=run / "whisper",
+            llm=llm,
+            adapters=adapters,
+            train=train,
+            out=out,
+            device=plan.device,
+            lm_class=lm_class,
+        )
+
+    if arm == "baseline":
         adapters = train_once(
             replace(train_asr.STAGE, loss=next_token_stage_loss),
             train_asr.RECIPES["toy"],
+            run_of(run / "corpus/asr_train.json", None, plan.file("baseline-stage1")),
             plan.stage1_steps,
             plan.seeds[0],
-            Run(
-                train=run / "corpus/asr_train.json",
-                out=existing(plan.out / "baseline-stage1"),
-                **models,
-            ),
         )
-        stage = replace(stage, loss=next_token_stage_loss)
 
-    out = existing(plan.out / f"{arm}-{seed}")
     recipe = train_instruct.RECIPES["toy"]
-    train_once(
-        stage, recipe, plan.steps, seed, Run(adapters=adapters, train=train, out=out, **models)
-    )
-    lm_class = models.get("lm_class", DiffusionLM)
-    return load_diffa(
-        run / "whisper", models["llm"], out, device=plan.device, lm_class=lm_class
-    ).eval()
+    stage2 = run_of(train, adapters, plan.file(f"{arm}-{seed}"))
+    out = train_once(stage, recipe, stage2, plan.steps, seed)
+    model = load_diffa(run / "whisper", llm, out, device=plan.device, lm_class=lm_class)
+    return model.eval()
 
 
 # ---- all arms
-@contextlib.contextmanager
-def printed_to(path: Path) -> Iterator[None]:
-    """What is printed in the block, progress bars too, is appended to a file."""
-    with (
-        open(path, "a", 1) as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
-        yield
-
-
-def result_file(plan: Plan, measure: str, arm: str, seed: int) -> Path:
-    """Where the result of a measurement is kept."""
-    return existing(plan.out / f"{measure}-{arm}-{seed}.json")
-
-
 def measure_arm(plan: Plan, arm: str, seeds: list[int]) -> None:
-    """Train and measure an arm for some seeds, except what is done."""
-    with printed_to(plan.out / f"{arm}-{seeds[0]}.log"):
+    """Train and measure an arm for some seeds, except what is done; print to a file."""
+    log = plan.file(f"{arm}-{seeds[0]}.log").open("a", 1)
+    with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         for seed in seeds:
-            files = {name: result_file(plan, name, arm, seed) for name in MEASURES_OF_ARM[arm]}
+            files = {name: plan.file(f"{name}-{arm}-{seed}.json") for name in MEASURES[arm]}
             missing = [name for name, file in files.items() if not file.is_file()]
             if not missing:
                 continue
@@ -275,35 +260,25 @@ def measure_arm(plan: Plan, arm: str, seeds: list[int]) -> None:
             items = load_manifest(plan.run / "corpus/instruct_test.json")
             states = StateCache(model, items)
             for name in missing:
-                write_json(files[name], MEASURES[name](model, states, items))
-
-
-def measure_robustness(plan: Plan) -> dict:
-    """robustness.measure of the run itself."""
-    with printed_to(plan.out / "robustness.log"):
-        return robustness.measure(plan.run, plan.out / "robustness.json", plan.device)
+                write_json(files[name], measure(name, model, states, items))
 
 
 def measure_all(plan: Plan) -> None:
-    """Train and measure every arm and seed, and the robustness; on a CPU in several processes."""
+    """Train and measure every arm and seed; on a CPU in several processes."""
     # The longest come first. What the seeds of an arm share is made once, in one process.
-    tasks = [functools.partial(measure_arm, plan, arm, plan.seeds) for arm in ("baseline", "self")]
-    for arm in ("both", "semantic"):
-        tasks += [functools.partial(measure_arm, plan, arm, [seed]) for seed in plan.seeds]
-    tasks.append(functools.partial(measure_robustness, plan))
+    tasks = [(plan, "baseline", plan.seeds), (plan, "self", plan.seeds)]
+    tasks += [(plan, arm, [seed]) for arm in ("both", "semantic") for seed in plan.seeds]
 
-    processes = 1
-    if plan.device == "cpu":
-        processes = min(torch.get_num_threads(), MAX_PROCESSES)
-    if processes <= 1:
+    processes = min(torch.get_num_threads(), MAX_PROCESSES) if plan.device == "cpu" else 1
+    if processes == 1:
         for task in tqdm(tasks, "arms"):
-            task()
+            measure_arm(*task)
         return
 
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
         try:
-            futures = [pool.submit(task) for task in tasks]
+            futures = [pool.submit(measure_arm, *task) for task in tasks]
             for future in tqdm(as_completed(futures), "arms", len(futures)):
                 future.result()
         finally:
@@ -311,11 +286,12 @@ def measure_all(plan: Plan) -> None:
 
 
 def check_settings(plan: Plan) -> None:
-    """Record what the ablations are made with. Raises ValueError: they were made with something else."""
+    """Record what the ablations are made with. Raises ValueError: it was something else before."""
     stages = [plan.run / stage / "adapters.safetensors" for stage in ("stage1", "stage2")]
     missing = [str(file) for file in stages if not file.is_file()]
     if missing:
-        raise ValueError(f"{', '.join(missing)}: no such file; `make demo RUN={plan.run}` makes it")
+        names = ", ".join(missing)
+        raise ValueError(f"{names}: no such file; `make demo RUN={plan.run}` makes it")
 
     recipe = train_instruct.RECIPES["toy"].train
     settings = {
@@ -325,12 +301,13 @@ def check_settings(plan: Plan) -> None:
         "stage1_steps": plan.stage1_steps,
         "stage1": hashlib.sha256(stages[0].read_bytes()).hexdigest()[:16],
     }
-    made_with = once(plan.out / "settings.json", lambda: settings)
+    file = plan.file("settings.json")
+    made_with = once(file, lambda: settings)
     for name, value in settings.items():
         if made_with.get(name) != value:
             raise ValueError(
-                f"{plan.out}: was made with {name} {made_with.get(name)}, and now it is {value}; "
-                "remove it, or ask for the same again"
+                f"{file.parent}: was made with {name} {made_with.get(name)}, and now it is "
+                f"{value}; remove it, or ask for the same again"
             )
 
 
@@ -338,67 +315,59 @@ def ablate(plan: Plan) -> dict:
     """Train and measure whatever is not done yet.
 
     Returns:
-        {"questions", "sweep", "race"}: {arm: a table for each seed}, and, once for all seeds,
-        {"self_targets", "lm", "baseline", "robustness"}.
+        {"questions", "sweep", "race"}: {arm: a table for each seed}; and, once for all seeds,
+        "self_targets", "lm" and "baseline".
     Raises:
         ValueError: the run is not finished, or its ablations were made with other settings.
     """
-    plan.out.mkdir(exist_ok=True) if plan.run.is_dir() else None
     check_settings(plan)
     measure_all(plan)
 
-    results: dict = {"questions": {}, "sweep": {}, "race": {}}
-    for arm, measures in MEASURES_OF_ARM.items():
-        for name in measures:
-            files = [result_file(plan, name, arm, seed) for seed in plan.seeds]
-            results[name][arm] = [read_json(file) for file in files]
-
-    # Timed now, when nothing else runs.
+    # Captions are timed now, when nothing else runs.
     items = load_manifest(plan.run / "corpus/instruct_test.json")
-    captions = [item for item in items if item["kind"] == "caption"][:TIMED_CLIPS]
+    captions = [item for item in items if item["kind"] == "caption"][:N_CLIPS]
     for arm in ("both", "baseline"):
-        results["race"][arm] = [
-            once(
-                result_file(plan, "race", arm, seed),
-                lambda: time_captions(trained_model(plan, arm, seed), captions),
-            )
-            for seed in plan.seeds
-        ]
+        for seed in plan.seeds:
+            file = plan.file(f"race-{arm}-{seed}.json")
+            if not file.is_file():
+                write_json(file, time_captions(trained_model(plan, arm, seed), captions))
 
-    results["self_targets"] = read_json(plan.out / "self_targets.json")
-    results["lm"] = read_json(plan.run / "lm.json")
-    results["baseline"] = read_json(existing(plan.run / "baseline.json"))
-    results["robustness"] = measure_robustness(plan)
-    return results
+    def tables(name: str, arms: tuple[str, ...]) -> dict[str, list[dict]]:
+        return {
+            arm: [read_json(plan.file(f"{name}-{arm}-{seed}.json")) for seed in plan.seeds]
+            for arm in arms
+        }
+
+    return {
+        "questions": tables("questions", tuple(ARMS)),
+        "sweep": tables("sweep", ("both",)),
+        "race": tables("race", ("both", "baseline")),
+        "self_targets": read_json(plan.file("self_targets.json")),
+        "lm": read_json(plan.run / "lm.json"),
+        "baseline": read_json(existing(plan.run / "baseline.json")),
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
+    name = "python -m lab.ablations"
     stage1_steps = train_asr.RECIPES["toy"].train.steps
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.ablations", description="The paper's ablations on a finished run."
-    )
+    parser = argparse.ArgumentParser(prog=name, description="The paper's ablations on a run.")
     parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="from `make demo`")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of every training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400, help="of every stage 2 (default 400)")
-    parser.add_argument(
-        "--stage1-steps",
-        type=int,
-        default=stage1_steps,
-        help=f"of the baseline's stage 1 (default {stage1_steps}, as in the demo)",
-    )
+    stage1_help = f"of the baseline's stage 1 (default {stage1_steps}, as in the demo)"
+    parser.add_argument("--stage1-steps", type=int, default=stage1_steps, help=stage1_help)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(arguments)
 
-    seeds = list(dict.fromkeys(args.seeds))
-    options = {"steps": args.steps, "stage1_steps": args.stage1_steps, "device": args.device}
-    with one_line_errors("python -m lab.ablations"):
-        results = ablate(Plan(run=args.run, seeds=seeds, **options))
+    with one_line_errors(name):
+        plan = Plan(**(vars(args) | {"seeds": list(dict.fromkeys(args.seeds))}))
+        results = ablate(plan)
 
-    command = (
-        f"python -m lab.ablations --run {args.run} --seeds {' '.join(map(str, seeds))} "
-        f"--steps {args.steps} --stage1-steps {args.stage1_steps}"
-    )
-    print(write_report(args.run / "ablations", results, seeds, command, args.device))
+    seeds = " ".join(map(str, plan.seeds))
+    command = f"{name} --run {plan.run} --seeds {seeds} --steps {plan.steps}"
+    command += f" --stage1-steps {plan.stage1_steps}"
+    print(write_report(plan.run / "ablations", results, command, plan.device))
 
 
 if __name__ == "__main__":

@@ -1,29 +1,29 @@
-"""An SVG animation of a real answer: masks become tokens, step by step, coloured by their confidence.
+"""An SVG animation of a real answer: masks become tokens, coloured by their confidence.
 
-    python -m lab.animation CLIP QUESTION --out docs/unmasking.svg
+    python -m lab.animation CLIP QUESTION --out docs/unmasking.svg     (options as in sampler.py)
 
-The file holds CSS keyframes and no script, so that it plays inside an <img> tag. It brings its own dark panel and is
-readable on a light and on a dark page. Where animations are switched off, it shows the finished answer.
+The file holds CSS keyframes and no script, so that it plays inside an <img> tag. Its own dark panel
+makes it readable on light and dark pages. With animations switched off, it shows the whole answer.
 
 Shapes: G answer tokens.
 """
 
 import argparse
 import html
+from dataclasses import fields
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from checkpoints.command_line import add_model_arguments, model_options, one_line_errors
+from checkpoints.command_line import model_options, one_line_errors
 from checkpoints.files import whole_file
-from data import build_prompt, pad_waveforms, read_audio
+from data import build_prompt, read_audio
 from diffa import DIFFA
-from sampler import CHOICES, SamplerConfig, answer, token_texts
+from evaluation.ask import hear_clips, make_parser, token_texts
+from sampler import SamplerConfig, answer
 
-Step = tuple[
-    list[str], list[float]
-]  # after a step: G texts, "_" for a mask and "" for the end; G confidences
+# The state after a step: G texts, "_" for a mask and "" for the end, and G confidences.
+Step = tuple[list[str], list[float]]
 
 # Pixels. Text is stretched to its cell, so that the layout does not depend on the reader's font.
 WIDTH = 720
@@ -46,7 +46,7 @@ CONFIDENT = (0x16, 0x6A, 0x3E)
 
 def colour(confidence: float) -> str:
     """A colour between orange (confidence 0) and green (1), as #rrggbb."""
-    mixed = (a + confidence * (b - a) for a, b in zip(UNSURE, CONFIDENT, strict=True))
+    mixed = (a + confidence * (b - a) for a, b in zip(UNSURE, CONFIDENT))
     return "#" + "".join(f"{round(channel):02x}" for channel in mixed)
 
 
@@ -55,7 +55,7 @@ def commit_steps(steps: list[Step]) -> list[int | None]:
     found: list[int | None] = [None] * len(steps[0][0])
 
     for number, (texts, confidences) in enumerate(steps):
-        for i, (text, confidence) in enumerate(zip(texts, confidences, strict=True)):
+        for i, (text, confidence) in enumerate(zip(texts, confidences)):
             # A position that follows the end of the text is filled without a confidence.
             if found[i] is None and (text != "_" or confidence > 0):
                 found[i] = number
@@ -82,12 +82,10 @@ def keyframes(n_steps: int) -> str:
     return "".join(rules)
 
 
-def text_at(x: float, y: float, text: str, fill: str = TEXT) -> str:
+def text_at(x: float, y: float, text: str) -> str:
     """An SVG text, stretched to its number of characters."""
-    length = f"{CHARACTER * len(text):g}"
-    return (
-        f'<text x="{x:g}" y="{y:g}" fill="{fill}" textLength="{length}">{html.escape(text)}</text>'
-    )
+    width = CHARACTER * len(text)
+    return f'<text x="{x:g}" y="{y:g}" textLength="{width:g}">{html.escape(text)}</text>'
 
 
 def box(x: float, y: float, width: float, fill: str) -> str:
@@ -108,7 +106,7 @@ def unmasking_svg(question: str, steps: list[Step]) -> str:
     x = MARGIN
     y = MARGIN + LINE_HEIGHT
 
-    for text, confidence, number in zip(*steps[-1], commit_steps(steps), strict=True):
+    for text, confidence, number in zip(*steps[-1], commit_steps(steps)):
         # A cell is as wide as the token that it will hold. Cells wrap like words.
         text = text.strip() or " "
         width = CHARACTER * len(text) + 2 * PADDING
@@ -136,7 +134,7 @@ def unmasking_svg(question: str, steps: list[Step]) -> str:
 
     height = y + CELL_HEIGHT + MARGIN
     head = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" \
-font-family="ui-monospace,Menlo,Consolas,monospace" font-size="16">
+font-family="ui-monospace,Menlo,Consolas,monospace" font-size="16" fill="{TEXT}">
 <style>{keyframes(len(steps))}</style>
 <linearGradient id="scale"><stop stop-color="{colour(0)}"/>\
 <stop offset="1" stop-color="{colour(1)}"/></linearGradient>
@@ -144,53 +142,40 @@ font-family="ui-monospace,Menlo,Consolas,monospace" font-size="16">
     return "\n".join([head, *body, "</svg>\n"])
 
 
-def steps_of_answer(model: DIFFA, clip: Path, question: str, config: SamplerConfig) -> list[Step]:
-    """Answer a question about a clip; returns what the sampler held after each step."""
-    waveforms, n_samples = pad_waveforms(
-        [read_audio(clip)], model.encoder.config.n_samples, [str(clip)]
-    )
+def steps_of_answer(args: argparse.Namespace) -> list[Step]:
+    """Answer the question of the command line; returns what the sampler held after each step."""
+    waveform = read_audio(args.clip)
+    model = DIFFA.from_pretrained(
+        args.whisper, args.llm, args.adapters, **model_options(args)
+    ).eval()
+    names = [field.name for field in fields(SamplerConfig)]
+    config = SamplerConfig(**{name: getattr(args, name) for name in names if hasattr(args, name)})
     lm_config = model.lm.config
     steps = []
 
-    def audio(rows: slice) -> tuple[Tensor, Tensor]:
-        states = model.encode(waveforms.to(model.device), n_samples.to(model.device))
-        return model.hear(*states)
+    def hear(rows: slice) -> tuple[Tensor, Tensor]:
+        return hear_clips(model, [waveform], [args.clip], args.cut)
 
     def collect(ids: Tensor, confidence: Tensor) -> None:
         texts = token_texts(model.tokenizer, ids[0].tolist(), lm_config.mask_id, lm_config.end_id)
         steps.append((texts, confidence[0].tolist()))
 
-    prompt = build_prompt(model.tokenizer, question)
-    with torch.inference_mode():
-        list(answer(model.lm, model.tokenizer, [prompt], audio, config, on_step=collect))
+    prompt = build_prompt(model.tokenizer, args.question)
+    list(answer(model.lm, model.tokenizer, [prompt], hear, config, on_step=collect))
     return steps
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.animation", description="Animate how an answer is unmasked."
-    )
-    parser.add_argument("clip", type=Path)
-    parser.add_argument("question")
+    parser = make_parser()
+    parser.prog = "python -m lab.animation"
+    parser.description = "Animate how an answer is unmasked."
     parser.add_argument("--out", type=Path, default=Path("docs/unmasking.svg"))
-    parser.add_argument("--length", type=int, default=18, help="tokens of the answer")
-    parser.add_argument("--rule", default="threshold", choices=CHOICES["rule"])
-    parser.add_argument("--threshold", type=float, default=0.9)
-    parser.add_argument("--steps", type=int, help="of the count rule (default: one for each token)")
-    add_model_arguments(parser, "runs/toy/stage2")
     args = parser.parse_args(arguments)
 
-    with one_line_errors("python -m lab.animation"):
-        config = SamplerConfig(
-            length=args.length, rule=args.rule, threshold=args.threshold, steps=args.steps
-        )
-        model = DIFFA.from_pretrained(
-            args.whisper, args.llm, args.adapters, **model_options(args)
-        ).eval()
-        steps = steps_of_answer(model, args.clip, args.question, config)
+    with one_line_errors(parser.prog):
+        steps = steps_of_answer(args)
         with whole_file(args.out) as temporary:
             temporary.write_text(unmasking_svg(args.question, steps))
-
     print(f"{args.out}: {len(steps)} steps")
 
 

@@ -40,7 +40,7 @@ def plot_curves(runs: list[Path], out: Path) -> None:
                     f"{run}: holds no metrics.jsonl with records; "
                     "train_asr.py and train_instruct.py write one every 10 steps"
                 )
-            for axis, (field, title, scale) in zip(axes, PANELS, strict=True):
+            for axis, (field, title, scale) in zip(axes, PANELS):
                 style = "o-" if field == "validation" else "-"
                 axis.plot(*series(records, field), style, ms=3, lw=1, label=str(run))
                 axis.set(title=title, xlabel="step", yscale=scale)

@@ -1,11 +1,12 @@
 """Which findings of the paper reproduce, from the measurements of lab/ablations.py.
 
-A finding is a difference between two models of the same seed. It reproduces if the difference has the paper's sign for
-every seed. Our questions are not the paper's benchmarks, so signs are compared and not sizes.
+A finding is a difference between two models of the same seed. It reproduces if the difference has
+the paper's sign for every seed. Our questions are not the paper's benchmarks, so signs are compared
+and not sizes. A list of tables has one table for each seed.
 """
 
 from toy.grammar import CONTENT_KINDS, VOICE_KINDS
-from train_asr import RECIPES
+from train_instruct import RECIPES
 
 ANSWER_LENGTH = RECIPES["toy"].answer_length
 FULL = f"count {ANSWER_LENGTH}"  # one call for each token
@@ -20,7 +21,8 @@ ARMS = {
 }
 KINDS = [k for k in (*CONTENT_KINDS, *VOICE_KINDS) if k != "repeat"]  # those scored by accuracy
 
-# Accuracies in percent, DIFFA (arXiv 2507.18452), tables 5 and 6: the lesser model, then the full one.
+# DIFFA (arXiv 2507.18452), tables 5 and 6: accuracy in percent of the lesser model, then of the full
+# one. VoiceBench's score is its own.
 BENCHMARKS = ("MMAU", "MMSU", "VoiceBench")
 PAPER = {
     "adapters": {"semantic": (47.70, 52.88), "both": (49.71, 56.04)},
@@ -38,7 +40,7 @@ def spread(values: list[float], digits: int = 1, sign: str = "") -> str:
 
 
 def values(tables: list[dict], *path: str) -> list[float]:
-    """The number at `path` in each seed's table."""
+    """The number at `path` in each table."""
     found = []
     for table in tables:
         for key in path:
@@ -48,7 +50,7 @@ def values(tables: list[dict], *path: str) -> list[float]:
 
 
 def accuracy(tables: list[dict]) -> list[float]:
-    """Mean accuracy over KINDS, in percent, for each seed."""
+    """Mean accuracy over KINDS in percent, of each table."""
     return [sum(table[kind]["accuracy"] for kind in KINDS) / len(KINDS) for table in tables]
 
 
@@ -70,16 +72,16 @@ def markdown(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-# ---- findings
-def paper(part: str, where: str) -> str:
+# ---- sentences
+def paper(part: str, tables: str) -> str:
     """The paper's differences for one ablation, from the lesser model to the full one."""
     lesser, full = PAPER[part].values()
     gains = (f"{b - a:+.2f} on {name}" for a, b, name in zip(lesser, full, BENCHMARKS))
-    return f"Paper ({where}): {', '.join(gains)}."
+    return f"Paper ({tables}): {', '.join(gains)}."
 
 
-def model_findings(tables: dict, targets: dict) -> list[str]:
-    """What adapters, backbone and targets are worth. tables: {arm: a table for each seed}."""
+def model_findings(tables: dict[str, list[dict]], targets: dict) -> list[str]:
+    """What adapters, backbone and targets are worth. tables: those of each arm."""
     both = tables["both"]
     voice = minus(values(both, "voice_mean"), values(tables["semantic"], "voice_mean"))
     content = minus(values(both, "content_mean"), values(tables["semantic"], "content_mean"))
@@ -91,59 +93,57 @@ def model_findings(tables: dict, targets: dict) -> list[str]:
         f"{spread(voice, sign='+')} points on voice, {spread(content, sign='+')} on content. "
         f"{paper('adapters', 'table 5')} {verdict([d > 0 for d in voice])}",
         "A diffusion LM listens better than an autoregressive one. Diffusion minus baseline: "
-        f"{spread(backbone, sign='+')} points over all kinds of question. "
+        f"{spread(backbone, sign='+')} points over all questions. "
         f"{paper('backbone', 'tables 5 and 6')} LLaMA 3.1's 28.40 and 38.40 are near chance, so a "
         "small autoregressive baseline that listens as well does not contradict the paper. "
         f"{verdict([d > 0 for d in backbone])}",
         "Targets that the LM writes itself serve as well as given ones. Own minus templates: "
-        f"{spread(own, sign='+')} points over all kinds of question, with {targets['differ']} of "
-        f"{targets['items']} targets different. {paper('targets', 'table 6')} A loss below "
+        f"{spread(own, sign='+')} points over all questions; {targets['differ']} of "
+        f"{targets['items']} targets differ. {paper('targets', 'table 6')} A loss below "
         f"{TOLERANCE:g} point counts as none. {verdict([d > -TOLERANCE for d in own])}",
     ]
 
 
 def step_findings(sweep: list[dict]) -> list[str]:
-    """What committing several tokens in a step costs."""
+    """What it costs to commit several tokens in a step."""
     content = minus(values(sweep, FAST, "content_mean"), values(sweep, FULL, "content_mean"))
     voice = minus(values(sweep, FAST, "voice_mean"), values(sweep, FULL, "voice_mean"))
-    fast_calls = spread(values(sweep, FAST, "calls"))
-    full_calls = spread(values(sweep, FULL, "calls"))
+    calls = {name: spread(values(sweep, name, "calls")) for name in (FAST, FULL)}
     at_once = minus(values(sweep, "count 1", "repeat"), values(sweep, FULL, "repeat"))
-    lossless = [min(pair) > -TOLERANCE for pair in zip(content, voice, strict=True)]
 
     return [
         f"Committing all confident tokens at once costs nothing. {FAST} minus {FULL}: "
         f"{spread(content, sign='+')} points on content, {spread(voice, sign='+')} on voice, with "
-        f"{fast_calls} calls an answer in place of {full_calls}. A loss below {TOLERANCE:g} point "
-        f"counts as none. Found by Fast-dLLM (arXiv 2505.22618). {verdict(lossless)}",
+        f"{calls[FAST]} calls an answer in place of {calls[FULL]}. A loss below {TOLERANCE:g} "
+        "point counts as none. Found by Fast-dLLM (arXiv 2505.22618). "
+        f"{verdict([min(pair) > -TOLERANCE for pair in zip(content, voice)])}",
         f"Committing unconfident tokens at once costs quality. count 1 minus {FULL}: "
-        f"{spread(at_once, sign='+')} points of WER when repeating a sentence. Less than "
-        f"{TOLERANCE:g} counts as no cost. LLaDA's samples gain from more steps. "
+        f"{spread(at_once, sign='+')} points of WER in repeating a sentence; up to {TOLERANCE:g} "
+        "counts as no cost. LLaDA's samples improve with more steps. "
         f"{verdict([d > TOLERANCE for d in at_once])}",
     ]
 
 
-def speed_findings(race: dict) -> list[str]:
-    """Seconds a caption, of the diffusion LM relative to the autoregressive baseline."""
-    greedy = values(race["baseline"], "greedy", "seconds")
-    full = [a / b for a, b in zip(values(race["both"], FULL, "seconds"), greedy, strict=True)]
-    fast = [a / b for a, b in zip(values(race["both"], FAST, "seconds"), greedy, strict=True)]
+def speed_findings(timed: dict[str, list[dict]]) -> list[str]:
+    """Seconds a caption of the diffusion LM, relative to the autoregressive baseline."""
+    greedy = values(timed["baseline"], "greedy", "seconds")
+    full = [a / b for a, b in zip(values(timed["both"], FULL, "seconds"), greedy)]
+    fast = [a / b for a, b in zip(values(timed["both"], FAST, "seconds"), greedy)]
 
     return [
         f"Token by token, diffusion is slower than autoregression. {FULL} takes "
         f"{spread(full, 2)} times the baseline's seconds, one caption at a time. The release's "
         f"README says so without a figure. {verdict([ratio > 1 for ratio in full])}",
         f"Committing all confident tokens at once makes it faster. {FAST} takes {spread(fast, 2)} "
-        "times the baseline's seconds. Whisper-LLaDA reports 0.23 times for transcription. "
+        "times the baseline's seconds. Whisper-LLaDA: 0.23 times, for transcription. "
         f"{verdict([ratio < 1 for ratio in fast])}",
     ]
 
 
 def findings(results: dict) -> list[str]:
-    """One paragraph for each finding: the paper's figures, ours, the verdict. results: from ablate."""
-    backbone_and_targets = model_findings(results["questions"], results["self_targets"])
+    """A paragraph for each finding: ours, the paper's, the verdict. results: of ablations.ablate."""
     return [
-        *backbone_and_targets,
+        *model_findings(results["questions"], results["self_targets"]),
         *step_findings(results["sweep"]["both"]),
         *speed_findings(results["race"]),
     ]

@@ -1,42 +1,34 @@
-"""Memory and time of one training step through a frozen LM: logits at the masked positions, and at all of them.
+"""Memory and time of one training step through a frozen LM with random weights.
 
-    python -m lab.measure_step                                              the CPU figures of the docs
-    python -m lab.measure_step --size llada-8b --batch 16 --dtype bfloat16 --device cuda
+    export MALLOC_MMAP_THRESHOLD_=65536
+    python -m lab.measure_step                                     logits at the masked positions
+    python -m lab.measure_step --everywhere                        at all positions, as LLaDA's guide
+    python -m lab.measure_step --recompute                         blocks recomputed
+    python -m lab.measure_step --size llada-8b --batch 16 --dtype bfloat16 --device cuda --repeat 2
 
-Each variant runs in a process of its own, so that its peak memory is its own. On a CPU this is resident memory, and freed
-memory is returned at once (MALLOC_MMAP_THRESHOLD_), so that holes in the heap do not count. It takes minutes and gigabytes.
+One process measures one variant, so that the peak is its own. On a CPU the peak is of the resident
+memory; the variable makes malloc return freed memory at once, so that holes do not count.
 
 Shapes: B batch, P prompt positions, G answer tokens, L = P + G, n masked positions, V vocabulary.
 """
 
 import argparse
-import os
 import resource
-import subprocess
-import sys
 import time
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from checkpoints.fill import randomize
+from checkpoints.model import randomize
 from diffusion_lm import SIZES, DiffusionLM, LMConfig, diffusion_loss, noise, noise_levels
 from training.flops import lm_flops, measured_peak
 from training.stage import recompute_blocks
 
-CPU_SIZE = LMConfig(
-    width=1024, n_layers=12, n_heads=16, ffn=3072
-)  # LLaDA's vocabulary and proportions
-VARIANTS = {  # name: logits at all positions, blocks recomputed
-    "masked positions, blocks recomputed": (False, True),
-    "all positions, blocks recomputed": (True, True),
-    "masked positions": (False, False),
-    "all positions": (True, False),
-}
+CPU_SIZE = LMConfig(width=1024, n_layers=12, n_heads=16, ffn=3072)  # LLaDA's vocabulary
 
 
-def loss_at_all_positions(
+def loss_everywhere(
     lm: DiffusionLM, prompt: Tensor, answer_ids: Tensor, noisy_ids: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
     """diffusion_loss as in LLaDA's guide: logits at all positions, then those of the masked ones.
@@ -53,82 +45,67 @@ def loss_at_all_positions(
     return (losses / weights).sum() / answer_ids.numel(), logits
 
 
-def measure(args: argparse.Namespace, everywhere: bool, recompute: bool) -> None:
-    """Run forward and backward passes; print the last one's loss, peak memory and seconds."""
-    config = SIZES.get(args.size, CPU_SIZE)
-    dtype = getattr(torch, args.dtype)
-    device = args.device
-    B = args.batch
-    G = args.answer
+def resident() -> float:
+    """The most memory that this process has held, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
-    # A frozen LM of random weights.
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        lm = DiffusionLM(config)
-    lm = randomize(lm, dtype, device).requires_grad_(False)
-    if recompute:
-        recompute_blocks(lm)
 
-    # A batch: a prompt that takes gradients, and a noised answer.
+def measure(lm: DiffusionLM, B: int, P: int, G: int, everywhere: bool, repeat: int) -> str:
+    """Loss, peak memory, seconds and fraction of the peak FLOPs of the last of `repeat` steps."""
+    weight = lm.embedding.weight
     generator = torch.Generator().manual_seed(0)
     answer_ids = torch.randint(0, 1000, (B, G), generator=generator)
     t = noise_levels(B, generator, stratified=True)
-    noisy_ids = noise(answer_ids, t, config.mask_id, generator).to(device)
-    answer_ids = answer_ids.to(device)
-    P = max(args.positions - G, 1)
-    prompt = torch.randn(B, P, config.width, generator=generator).to(device, dtype)
+    noisy_ids = noise(answer_ids, t, lm.config.mask_id, generator).to(weight.device)
+    answer_ids = answer_ids.to(weight.device)
+    prompt = torch.randn(B, P, lm.config.width, generator=generator).to(weight)
     prompt.requires_grad_()
 
-    def resident() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
     before = resident()
-    for _ in range(args.repeat):
+    for _ in range(repeat):
         started = time.perf_counter()
         logits = None
         if everywhere:
-            loss, logits = loss_at_all_positions(lm, prompt, answer_ids, noisy_ids, t)
+            loss, logits = loss_everywhere(lm, prompt, answer_ids, noisy_ids, t)
         else:
             loss = diffusion_loss(lm, prompt, None, answer_ids, noisy_ids, t, answer_ids.numel())
         loss.backward()
         del logits
-        value = loss.item()
+        value = loss.item()  # waits for the device
         seconds = time.perf_counter() - started
 
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else resident()
-    n_masked = int((noisy_ids == config.mask_id).sum())
-    flops = lm_flops(config, B, P + G, P + G, n_masked / B, backward=True)
-    fraction = flops / seconds / measured_peak(torch.device(device), dtype)
-    print(
-        f"loss {value:.4f}, peak {peak:.2f} GB, before the step {before:.2f} GB, "
-        f"{seconds:.2f} s, {fraction:.0%} of peak FLOPs",
-        flush=True,
+    peak = torch.cuda.max_memory_allocated() / 2**30 if weight.is_cuda else resident()
+    n_masked = int((noisy_ids == lm.config.mask_id).sum()) / B
+    flops = lm_flops(lm.config, B, P + G, P + G, n_masked, backward=True)
+    fraction = flops / seconds / measured_peak(weight.device, weight.dtype)
+    return (
+        f"loss {value:.4f}, peak {peak:.2f} GB, before the step {before:.2f} GB, {seconds:.2f} s, "
+        f"{fraction:.0%} of peak FLOPs"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.measure_step", description="Memory and time of a training step."
-    )
+    parser = argparse.ArgumentParser(prog="python -m lab.measure_step")
     parser.add_argument("--size", default="cpu", choices=["cpu", *SIZES])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--positions", type=int, default=500, help="prompt and answer")
     parser.add_argument("--answer", type=int, default=128, help="of these positions")
-    parser.add_argument("--repeat", type=int, default=1, help="the last one is timed")
-    parser.add_argument("--variant", choices=VARIANTS, help="only this one, in this process")
+    parser.add_argument("--everywhere", action="store_true", help="logits at all positions")
+    parser.add_argument("--recompute", action="store_true", help="blocks in the backward pass")
+    parser.add_argument("--repeat", type=int, default=1, help="steps; the last one is timed")
     args = parser.parse_args()
 
-    if args.variant:
-        measure(args, *VARIANTS[args.variant])
-        return
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        lm = DiffusionLM(SIZES.get(args.size, CPU_SIZE))
+    lm = randomize(lm, getattr(torch, args.dtype), args.device).requires_grad_(False)
+    if args.recompute:
+        recompute_blocks(lm)
 
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "lab.measure_step", *sys.argv[1:]]
-    for name in VARIANTS:
-        print(f"{name}: ", end="", flush=True)
-        subprocess.run([*command, "--variant", name], env=environment)
+    P = max(args.positions - args.answer, 1)
+    print(measure(lm, args.batch, P, args.answer, args.everywhere, args.repeat))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def states_of_clips(encoder: WhisperEncoder, clips: list[str]) -> tuple[list[Ten
         by_clip.append([state[0, :n_frames] for state in states])
 
     seconds = (time.perf_counter() - started) / len(clips)
-    return [torch.cat(layer) for layer in zip(*by_clip, strict=True)], seconds
+    return [torch.cat(layer) for layer in zip(*by_clip)], seconds
 
 
 def difference(short: Tensor, whole: Tensor) -> str:
@@ -68,7 +68,7 @@ def main() -> None:
         for window in args.windows:
             encoder = load_whisper(args.whisper, audio_context=window)
             short, seconds = states_of_clips(encoder, clips)
-            cells = [difference(a, b) for a, b in zip(short, whole, strict=True)]
+            cells = [difference(a, b) for a, b in zip(short, whole)]
             rows.append([f"{window:g} s", *cells, f"{seconds:.3f}"])
 
     heads = ["window", *(f"state {k}" for k in range(len(whole))), "seconds a clip"]
