@@ -1,4 +1,4 @@
-"""Curves of one run or several, laid over each other: loss, validation, learning rate, gradient norm, speed.
+"""Training curves of one or several runs, overlaid: loss, validation, learning rate, gradient norm, speed.
 
     python -m lab.curves runs/toy/stage1 runs/other/stage1 --out curves.png
 
@@ -8,12 +8,9 @@ reads each run's metrics.jsonl, also while it is being written.
 import argparse
 from pathlib import Path
 
-import matplotlib
-
-from training.loop import read_metrics
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+from checkpoints.command_line import one_line_errors
+from evaluation.figure import figure
+from training.run_files import read_metrics
 
 PANELS = [
     ("loss", "training loss", "log"),
@@ -25,37 +22,41 @@ PANELS = [
 
 
 def series(records: list[dict], field: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a field; of a validation, its loss."""
-    found = [(r["step"], r[field]["loss"] if field == "validation" else r[field]) for r in records if field in r]
-    return [step for step, _ in found], [value for _, value in found]
+    """Steps and values of a field in the records that have it; for a validation, its loss."""
+    found = [record for record in records if field in record]
+    steps = [record["step"] for record in found]
+    if field == "validation":
+        return steps, [record[field]["loss"] for record in found]
+    return steps, [record[field] for record in found]
 
 
-def plot(runs: list[Path], out: Path) -> None:
-    """Draw the runs' curves into a PNG file. Raises ValueError: a run without metrics."""
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.2))
-    for run in runs:
-        records = read_metrics(run / "metrics.jsonl")
-        if not records:
-            raise ValueError(f"{run}: holds no metrics.jsonl with records; train_asr.py and train_instruct.py write one every 10 steps")
-        for axis, (field, _, _) in zip(axes, PANELS):
-            axis.plot(*series(records, field), "o-" if field == "validation" else "-", ms=3, lw=1, label=str(run))
-    for axis, (_, title, scale) in zip(axes, PANELS):
-        axis.set(title=title, xlabel="step", yscale=scale)
-    axes[0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+def plot_curves(runs: list[Path], out: Path) -> None:
+    """Draw the curves of run folders into a figure. Raises ValueError: a run without metrics."""
+    with figure(out, columns=len(PANELS), size=(4 * len(PANELS), 3.2)) as axes:
+        for run in runs:
+            records = read_metrics(run / "metrics.jsonl")
+            if not records:
+                raise ValueError(
+                    f"{run}: holds no metrics.jsonl with records; "
+                    "train_asr.py and train_instruct.py write one every 10 steps"
+                )
+            for axis, (field, title, scale) in zip(axes, PANELS):
+                style = "o-" if field == "validation" else "-"
+                axis.plot(*series(records, field), style, ms=3, lw=1, label=str(run))
+                axis.set(title=title, xlabel="step", yscale=scale)
+        axes[0].legend(fontsize=7)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Plot the curves of runs.")
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lab.curves", description="Plot training curves."
+    )
     parser.add_argument("runs", type=Path, nargs="+", help="folders with a metrics.jsonl")
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
-    args = parser.parse_args()
-    try:
-        plot(args.runs, args.out)
-    except ValueError as error:
-        raise SystemExit(f"curves.py: {error}") from None
+    args = parser.parse_args(arguments)
+
+    with one_line_errors("python -m lab.curves"):
+        plot_curves(args.runs, args.out)
     print(args.out)
 
 

@@ -1,46 +1,37 @@
-"""Text of a closed vocabulary, and a tiny LM that can quote it: what human.py needs for speech that the toy's grammar cannot say.
+"""Text of a closed vocabulary, and what the LM of lab/human.py learns from it.
 
-A sentence is a training prompt, or made of runs of words out of the training prompts and of words of the vocabulary drawn one
-by one, so that every word stands in every company. The sentences of the test are never drawn. The LM is trained as pretrain.py
-trains the toy's: words stand in the place of sound, and it learns to write them down.
-
-    python -m lab.human lm --run runs/human
-
-Shapes: B batch, P prompt positions, D LM width, G answer tokens.
+A sentence is a training prompt, or it is made of runs of words out of the training prompts and of single words of the
+vocabulary, so that every word occurs beside every other. The test prompts are never drawn. The LM learns as the toy's does
+(toy/pretrain_lm.py): it copies words that stand where the audio embeddings will go.
 """
 
-import functools
 import hashlib
 import json
 import random
 import re
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from data import word_error_rate
-from diffusion_lm import SIZES, DiffusionLM, diffusion_loss, next_token_loss, noise, noise_levels
-from toy.grammar import ANSWER_LENGTH as G
-from toy.grammar import TRANSCRIBE
-from toy.imitation import GAP, Prompts, as_heard, pad_prompts, tokenizer_of_lines, words_as_sound
-from toy.pretrain import AIM, LM_T_MIN, ask_text, new_lm, phases
-from checkpoints.tokenizer import MASK, TEXT_END, Prompt, Tokenizer, build_prompt, encode_answers
-from training.loop import TrainConfig, fit
-from checkpoints.weights import save_llada
+from checkpoints.tokenizer import Tokenizer
+from data import TRANSCRIBE, build_prompt
+from diffusion_lm import DiffusionLM
+from evaluation.wer import word_error_rate
+from sampler import generate
+from toy.imitation import GAP, PACE, ImitationItem, imitate_words, tokenizer_of_lines
+from toy.pretrain_lm import Decode, answer_text, phases, pretrain_lm
 
 DIGITS = "zero one two three four five six seven eight nine".split()
-WHOLE_SHARE = 0.15  # how often a sentence is a training prompt
-RUN_SHARE = 0.35  # how often another goes on with a run of words, and not with one word; the latter teach rare ones
-LONGER = 3  # times the toy's steps in both phases: with six times its words and hardly a grammar, copying is found late
-MIXED = 0.3  # as the toy's, but less: no grammar says here which word it may be
-N_CHECK = 200  # sentences for the LM's copy error
+WHOLE = 0.15  # fraction of sentences that are a training prompt
+RUNS = 0.35  # probability that another continues with a run of words; single words teach rare ones
+LONGER = 3  # times the toy's steps: with six times its words and hardly a grammar, copying is learned late
+BLUR = 0.3  # less than the toy's, since no grammar says which word may stand here
+N_CHECK = 200  # sentences that measure the LM's copy error
 
 
 # ---- sentences
 def plain_words(transcript: str) -> str:
-    """A transcript as it is read out: lower case, without punctuation, digits and the keys * and # as words."""
+    """A transcript as it is read aloud: lower case, no punctuation; digits, * and # as words."""
     text = transcript.lower().replace("*", " star ").replace("#", " pound ")
     text = re.sub(r"\b(de|re|un)-", r"\1", text)  # re-enter is one word, call-forward two
     text = re.sub(r"\d", lambda digit: f" {DIGITS[int(digit[0])]} ", text)
@@ -49,7 +40,7 @@ def plain_words(transcript: str) -> str:
 
 @dataclass(frozen=True)
 class Text:
-    """All that may be said: the sentences of the training prompts, those of the test, and the words of both."""
+    """The sentences of the training prompts, those of the test, and the words of both."""
 
     vocabulary: list[str]
     sentences: list[str]
@@ -57,85 +48,80 @@ class Text:
 
 
 def draw_sentence(text: Text, rng: random.Random) -> str:
-    """A sentence of the vocabulary's words, up to as long as the longest training prompt, that no test prompt equals."""
+    """A sentence of the vocabulary, at most as long as the longest training prompt, never held out."""
     longest = max(len(sentence.split()) for sentence in text.sentences)
     while True:
-        length, words = rng.randint(1, longest), []
+        length = rng.randint(1, longest)
+        words = []
         while len(words) < length:
             source = rng.choice(text.sentences).split()
-            start, n = rng.randrange(len(source)), rng.randint(2, 4)
-            words += source[start : start + n] if rng.random() < RUN_SHARE else [rng.choice(text.vocabulary)]
-        sentence = rng.choice(text.sentences) if rng.random() < WHOLE_SHARE else " ".join(words[:length])
+            start = rng.randrange(len(source))
+            n = rng.randint(2, 4)
+            if rng.random() < RUNS:
+                words += source[start : start + n]
+            else:
+                words.append(rng.choice(text.vocabulary))
+
+        whole = rng.random() < WHOLE
+        sentence = rng.choice(text.sentences) if whole else " ".join(words[:length])
         if sentence not in text.held_out:
             return sentence
 
 
 # ---- the language model
 def train_tokenizer(path: Path, text: Text) -> Tokenizer:
-    """A tokenizer in which the vocabulary's words are single pieces, so that an answer is as long as its words are many."""
+    """A tokenizer whose pieces include every word, so that an answer has one token for each word."""
     lines = [TRANSCRIBE] * 4000 + [" ".join(text.vocabulary)] * 50
     return tokenizer_of_lines(path, lines, size=1000 + 6 * len(text.vocabulary))
 
 
-def draw_item(tokenizer: Tokenizer, sentence: str, rng: random.Random, stretched: bool) -> tuple[tuple[Prompt, list[int]], str]:
-    """A prompt, the words in the place of its sound with silence around them, and the answer: the words."""
-    region = words_as_sound(tokenizer, sentence, rng.uniform(0.4, 1.0) if stretched else None, rng)
-    before, after = ([tokenizer.id(GAP)] * rng.randint(0, most) for most in (20, 5))  # stage 1's learned prompts stand before
-    return (build_prompt(tokenizer, TRANSCRIBE), before + region + after), sentence
+@dataclass(frozen=True, kw_only=True)
+class ClosedText:
+    """A TextSource (toy/pretrain_lm.py) that asks for transcripts of sentences of a Text."""
+
+    tokenizer: Tokenizer
+    text: Text
+    seed: int
+    blur: float = BLUR
+
+    def item(self, sentence: str, rng: random.Random, stretched: bool) -> ImitationItem:
+        """A sentence in the place of its audio, with silence around it."""
+        pace = rng.uniform(*PACE) if stretched else None
+        words = imitate_words(self.tokenizer, sentence, pace, rng)
+        # Before the words there is room for stage 1's learned prompts.
+        gap_id = self.tokenizer.id(GAP)
+        before = [gap_id] * rng.randint(0, 20)
+        after = [gap_id] * rng.randint(0, 5)
+        return ImitationItem(
+            prompt=build_prompt(self.tokenizer, TRANSCRIBE),
+            audio_ids=before + words + after,
+            answer=sentence,
+        )
+
+    def draw(
+        self, rng: random.Random, n: int, stretched: bool, wanted: Sequence[str]
+    ) -> list[ImitationItem]:
+        """Draw n items. There is one kind of question, so `wanted` changes nothing."""
+        return [self.item(draw_sentence(self.text, rng), rng, stretched) for _ in range(n)]
+
+    def examine(self, lm: DiffusionLM, decode: Decode = generate) -> dict:
+        """WER in percent of copying drawn sentences, and of copying those of the test."""
+        rng = random.Random(f"check {self.seed}")
+        drawn = [draw_sentence(self.text, rng) for _ in range(N_CHECK)]
+        result = {}
+        for name, sentences in (("copy_error", drawn), ("copy_error_test", self.text.held_out)):
+            items = [self.item(sentence, rng, stretched=True) for sentence in sentences]
+            predictions = answer_text(lm, self.tokenizer, items, decode)
+            result[name] = word_error_rate(predictions, sentences)
+        return result
 
 
 def train_lm(run: Path, text: Text, seed: int, device: str) -> dict:
-    """Train and save RUN/llada as pretrain.py does the toy's, on this text; returns its copy errors in percent, steps, losses.
+    """Train and save RUN/llada; returns what toy.pretrain_lm.pretrain_lm does."""
+    tokenizer = train_tokenizer(run / "llada/tokenizer.model", text)
+    source = ClosedText(tokenizer=tokenizer, text=text, seed=seed)
 
-    Next-token first, then masked diffusion, then rounds of more until it quotes as it should.
-    """
-    tokenizer = train_tokenizer(run / "llada" / "tokenizer.model", text)
-    config = replace(SIZES["toy"], vocab=tokenizer.size, mask_id=tokenizer.id(MASK), end_id=tokenizer.id(TEXT_END))
-    lm = new_lm(replace(config, causal=True), seed, device)
-
-    def batch_of(step: int, training: TrainConfig) -> tuple[Prompts, Tensor]:
-        rng = random.Random(f"{training.seed} {step}")
-        # Plain and stretched prompts take turns: a batch of one sort is padded less.
-        items = [draw_item(tokenizer, draw_sentence(text, rng), rng, stretched=step % 2 == 1) for _ in range(training.batch)]
-        answers = encode_answers(tokenizer, [sentence for _, sentence in items], G).to(device)  # (B, G)
-        return pad_prompts(lm, [prompt for prompt, _ in items], device), answers
-
-    def next_token(step: int, generator: torch.Generator) -> Tensor:
-        prompts, answers = batch_of(step, first)
-        return next_token_loss(lm, lm.embed(prompts.ids), prompts.mask, answers, answers.numel())
-
-    def masked(training: TrainConfig, step: int, generator: torch.Generator) -> Tensor:
-        prompts, answers = batch_of(step, training)
-        embeddings = as_heard(lm, prompts, tokenizer.id(GAP), MIXED, generator)  # (B, P, D)
-        t = noise_levels(len(answers), generator, t_min=LM_T_MIN, stratified=True)
-        noisy = noise(answers, t, config.mask_id, generator)
-        return diffusion_loss(lm, embeddings, prompts.mask, answers, noisy, t, answers.numel())
-
-    read = hashlib.sha256(json.dumps(asdict(text)).encode()).hexdigest()[:16]
-
-    def phase(name: str, loss, training: TrainConfig) -> list[float]:
-        path = run / "checkpoints" / f"{name}.pt"
-        return fit(dict(lm.named_parameters()), loss, training, path, f"LM, {name}", identity={"text": read})
-
-    first, second, *more = phases(seed)
-    first, second = (replace(training, steps=LONGER * training.steps) for training in (first, second))
-    losses = phase("next_token", next_token, first)
-    lm.config = config
-    losses += phase("diffusion", functools.partial(masked, second), second)
-    result = copy_errors(lm, tokenizer, text, seed, device)
-    for n, third in enumerate(more):
-        if result["copy_error"] <= AIM["copy_error"]:
-            break
-        losses += phase(f"more{n + 1}", functools.partial(masked, third), third)
-        result = copy_errors(lm, tokenizer, text, seed, device)
-    save_llada(lm, run / "llada")
-    return result | {"steps": len(losses), "losses": losses}
-
-
-def copy_errors(lm: DiffusionLM, tokenizer: Tokenizer, text: Text, seed: int, device: str) -> dict:
-    """How wrong the LM quotes text that stands where sound would: drawn sentences, and those of the test. Percent of words."""
-    rng, result = random.Random(f"check {seed}"), {}
-    for name, sentences in (("copy_error", [draw_sentence(text, rng) for _ in range(N_CHECK)]), ("copy_error_test", text.held_out)):
-        items = [draw_item(tokenizer, sentence, rng, stretched=True) for sentence in sentences]
-        result[name] = word_error_rate(ask_text(lm, tokenizer, items, device), sentences)
-    return result
+    # A run may only resume with the same text.
+    digest = hashlib.sha256(json.dumps(asdict(text)).encode()).hexdigest()[:16]
+    training = phases(seed, longer=LONGER)
+    return pretrain_lm(source, run, training, device, identity={"text": digest})

@@ -1,92 +1,111 @@
-"""Memory and time of one training step through a frozen LM, with logits at the masked positions and at all of them.
+"""Memory and time of one training step through a frozen LM with random weights.
 
-    python -m lab.measure_step                                              the CPU figures of the README
-    python -m lab.measure_step --size llada-8b --batch 16 --dtype bfloat16 --device cuda
+    export MALLOC_MMAP_THRESHOLD_=65536
+    python -m lab.measure_step                                     logits at the masked positions
+    python -m lab.measure_step --everywhere                        at all positions, as LLaDA's guide
+    python -m lab.measure_step --recompute                         blocks recomputed
+    python -m lab.measure_step --size llada-8b --batch 16 --dtype bfloat16 --device cuda --repeat 2
 
-Each variant runs in a process of its own, so that its peak is its own; on the CPU it is that of the resident memory, with
-freed memory given back at once (MALLOC_MMAP_THRESHOLD_), so that holes in the heap do not count. Not a test: it takes
-minutes and gigabytes.
+One process measures one variant, so that the peak is its own. On a CPU the peak is of the resident
+memory; the variable makes malloc return freed memory at once, so that holes do not count.
+
+Shapes: B batch, P prompt positions, G answer tokens, L = P + G, n masked positions, V vocabulary.
 """
 
 import argparse
-import os
 import resource
-import subprocess
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from checkpoints.model import randomize
 from diffusion_lm import SIZES, DiffusionLM, LMConfig, diffusion_loss, noise, noise_levels
-from training.stage import lm_flops, measured_peak
+from training.flops import lm_flops, measured_peak
+from training.stage import recompute_blocks
 
-CPU_SIZE = LMConfig(width=1024, n_layers=12, n_heads=16, ffn=3072)  # LLaDA's vocabulary and proportions
+CPU_SIZE = LMConfig(width=1024, n_layers=12, n_heads=16, ffn=3072)  # LLaDA's vocabulary
 
 
-def everywhere(lm, prompt, mask, answers, noisy, t, n_tokens):
-    """The same loss as diffusion_loss, the way of LLaDA's guide: logits at all positions, then those of the masked ones.
+def loss_everywhere(
+    lm: DiffusionLM, prompt: Tensor, answer_ids: Tensor, noisy_ids: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor]:
+    """diffusion_loss as in LLaDA's guide: logits at all positions, then those of the masked ones.
 
-    Returns the logits too: in the guide's loop, too, they live until the backward pass is over.
+    Also returns the logits, which in the guide's loop live until the backward pass is over.
     """
-    logits = lm.head(lm(torch.cat([prompt, lm.embed(noisy)], dim=1), mask)).float()  # (B, L, V)
-    masked = noisy == lm.config.mask_id  # (B, G)
-    losses = F.cross_entropy(logits[F.pad(masked, (prompt.shape[1], 0))], answers[masked], reduction="none")  # (n,)
-    return (losses / t.to(losses)[:, None].expand_as(masked)[masked]).sum() / n_tokens, logits
+    hidden = lm(torch.cat([prompt, lm.embed(noisy_ids)], dim=1))
+    logits = lm.head(hidden).float()  # (B, L, V)
+
+    masked = noisy_ids == lm.config.mask_id  # (B, G)
+    at_masked = logits[F.pad(masked, (prompt.shape[1], 0))]  # (n, V)
+    losses = F.cross_entropy(at_masked, answer_ids[masked], reduction="none")  # (n,)
+    weights = t.to(losses)[:, None].expand_as(masked)[masked]  # (n,)
+    return (losses / weights).sum() / answer_ids.numel(), logits
 
 
-def step(args) -> None:
-    """One forward and backward pass; prints its loss, peak memory and seconds."""
-    config, dtype, B, L, G = SIZES.get(args.size, CPU_SIZE), getattr(torch, args.dtype), args.batch, args.positions, args.answer
-    torch.manual_seed(0)
-    with torch.device(args.device):
-        torch.set_default_dtype(dtype)
-        lm = DiffusionLM(config).requires_grad_(False)
-        torch.set_default_dtype(torch.float32)
-    lm.recompute = args.recompute
+def resident() -> float:
+    """The most memory that this process has held, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def measure(lm: DiffusionLM, B: int, P: int, G: int, everywhere: bool, repeat: int) -> str:
+    """Loss, peak memory, seconds and fraction of the peak FLOPs of the last of `repeat` steps."""
+    weight = lm.embedding.weight
     generator = torch.Generator().manual_seed(0)
-    answers = torch.randint(0, 1000, (B, G), generator=generator)
+    answer_ids = torch.randint(0, 1000, (B, G), generator=generator)
     t = noise_levels(B, generator, stratified=True)
-    noisy = noise(answers, t, config.mask_id, generator).to(args.device)
-    answers = answers.to(args.device)
-    prompt = torch.randn(B, max(L - G, 1), config.width, generator=generator).to(args.device, dtype).requires_grad_()
-    weights = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    for _ in range(args.repeat):
+    noisy_ids = noise(answer_ids, t, lm.config.mask_id, generator).to(weight.device)
+    answer_ids = answer_ids.to(weight.device)
+    prompt = torch.randn(B, P, lm.config.width, generator=generator).to(weight)
+    prompt.requires_grad_()
+
+    before = resident()
+    for _ in range(repeat):
         started = time.perf_counter()
-        inputs = lm, prompt, None, answers, noisy, t, answers.numel()
-        loss, logits = everywhere(*inputs) if args.all else (diffusion_loss(*inputs), None)
+        logits = None
+        if everywhere:
+            loss, logits = loss_everywhere(lm, prompt, answer_ids, noisy_ids, t)
+        else:
+            loss = diffusion_loss(lm, prompt, None, answer_ids, noisy_ids, t, answer_ids.numel())
         loss.backward()
         del logits
-        value, seconds = loss.item(), time.perf_counter() - started
-    cuda = args.device == "cuda"
-    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    share = lm_flops(config, B, L, int((noisy == config.mask_id).sum())) / seconds / measured_peak(torch.device(args.device), dtype)
-    print(f"loss {value:.4f}, peak {peak:.2f} GB, before the step {weights:.2f} GB, {seconds:.2f} s, {share:.0%} of peak FLOPs", flush=True)
+        value = loss.item()  # waits for the device
+        seconds = time.perf_counter() - started
+
+    peak = torch.cuda.max_memory_allocated() / 2**30 if weight.is_cuda else resident()
+    n_masked = int((noisy_ids == lm.config.mask_id).sum()) / B
+    flops = lm_flops(lm.config, B, P + G, P + G, n_masked, backward=True)
+    fraction = flops / seconds / measured_peak(weight.device, weight.dtype)
+    return (
+        f"loss {value:.4f}, peak {peak:.2f} GB, before the step {before:.2f} GB, {seconds:.2f} s, "
+        f"{fraction:.0%} of peak FLOPs"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="python -m lab.measure_step")
     parser.add_argument("--size", default="cpu", choices=["cpu", *SIZES])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--positions", type=int, default=500, help="prompt and answer")
-    parser.add_argument("--answer", type=int, default=128, help="of them")
-    parser.add_argument("--repeat", type=int, default=1, help="the last one's time counts")
-    parser.add_argument("--variant", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--recomputed-only", action="store_true", help="only the first two")
+    parser.add_argument("--answer", type=int, default=128, help="of these positions")
+    parser.add_argument("--everywhere", action="store_true", help="logits at all positions")
+    parser.add_argument("--recompute", action="store_true", help="blocks in the backward pass")
+    parser.add_argument("--repeat", type=int, default=1, help="steps; the last one is timed")
     args = parser.parse_args()
-    variants = [("masked positions, blocks recomputed", False, True), ("all positions, blocks recomputed", True, True),
-                ("masked positions", False, False), ("all positions", True, False)]  # fmt: skip
-    if args.variant is not None:
-        _, args.all, args.recompute = variants[args.variant]
-        return step(args)
-    for i, (name, _, _) in enumerate(variants[:2] if args.recomputed_only else variants):
-        print(f"{name}: ", end="", flush=True)
-        subprocess.run([sys.executable, *sys.argv, "--variant", str(i)], env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"})
+
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        lm = DiffusionLM(SIZES.get(args.size, CPU_SIZE))
+    lm = randomize(lm, getattr(torch, args.dtype), args.device).requires_grad_(False)
+    if args.recompute:
+        recompute_blocks(lm)
+
+    P = max(args.positions - args.answer, 1)
+    print(measure(lm, args.batch, P, args.answer, args.everywhere, args.repeat))
 
 
 if __name__ == "__main__":

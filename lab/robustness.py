@@ -1,10 +1,10 @@
-"""How much does it understand of a worse recording? The held-out clips with noise, at other speeds, by telephone.
+"""How well does the model do on degraded recordings? The held-out clips with noise, at other speeds, by telephone.
 
     python -m lab.robustness --run runs/toy        writes runs/toy/ablations/robustness.json and prints a table
 
-Nothing is trained: stage 1 transcribes and stage 2 answers, by the threshold rule, what neither has met in training. A
-degradation is a pure function of a waveform (S,) at 16 kHz and a generator; the questions' answers stay those of the clean
-clip, also where the speed itself is asked about.
+Nothing is trained: stage 1 transcribes and stage 2 answers, by the threshold rule, and neither has met a degraded clip in
+training. A degradation is a pure function of a waveform (S,) at 16 kHz and a generator. The targets remain those of the
+clean clip, also for questions about the speed itself.
 
 Shapes: S samples.
 """
@@ -21,98 +21,149 @@ import torchaudio.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from training.clips import StateCache
+from checkpoints.command_line import one_line_errors
 from checkpoints.files import read_json, write_json
-from data import AudioError, ManifestError, load_manifest, read_audio, word_error_rate
+from data import AudioError, load_manifest, read_audio
 from diffa import DIFFA
 from encoder import SAMPLE_RATE
-from toy.evaluate import THRESHOLD, answer, questions
-from lab.findings import robustness_table
+from evaluation.wer import word_error_rate
+from lab.findings import markdown
+from toy.evaluate import THRESHOLD, answers_to, questions
+from toy.grammar import VOICE_KINDS
+from training.states import StateCache
 
 TELEPHONE_RATE = 8000  # Hz
-MU_LAW_LEVELS = 256  # 8 bits, as ITU-T G.711 has them
-SHARPNESS = 64  # of the resampling filters; torchaudio's usual 6 lets 0.7 % of white noise's power through above 4 kHz
+MU_LAW_LEVELS = 256  # 8 bits, as in ITU-T G.711
+# Width of the resampling filters. torchaudio's default of 6 lets 0.7 % of white noise's power through above 4 kHz.
+SHARPNESS = 64
 
 
 def add_noise(waveform: Tensor, generator: torch.Generator, snr: float) -> Tensor:
-    """White Gaussian noise added to a waveform (S,), `snr` dB below the clip's mean power, its silences included."""
+    """Add white Gaussian noise to a waveform (S,), `snr` dB below the clip's mean power."""
     noise = torch.randn(waveform.shape, generator=generator)  # (S,)
     power = waveform.pow(2).mean() / 10 ** (snr / 10)
     return waveform + noise * (power / noise.pow(2).mean()).sqrt()
 
 
 def change_speed(waveform: Tensor, generator: torch.Generator, factor: float) -> Tensor:
-    """A waveform (S,) played `factor` times as fast, (about S / factor,). By resampling: the pitch moves along, by the same factor."""
+    """Play a waveform (S,) `factor` times as fast, (S / factor,). Resampling raises the pitch too."""
     return F.speed(waveform, SAMPLE_RATE, factor)[0]
 
 
 def telephone(waveform: Tensor, generator: torch.Generator) -> Tensor:
-    """A waveform (S,) as a telephone carries it: sampled at 8 kHz, 8 bits a sample by the mu-law, and back to 16 kHz, (S,)."""
+    """Sample a waveform (S,) at 8 kHz with 8 bits by the mu-law, and back to 16 kHz, (S,)."""
     narrow = F.resample(waveform, SAMPLE_RATE, TELEPHONE_RATE, SHARPNESS).clamp(-1, 1)  # (S / 2,)
     narrow = F.mu_law_decoding(F.mu_law_encoding(narrow, MU_LAW_LEVELS), MU_LAW_LEVELS)
     return F.resample(narrow, TELEPHONE_RATE, SAMPLE_RATE, SHARPNESS)[: len(waveform)]
 
 
-CONDITIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+Degradation = Callable[[Tensor, torch.Generator], Tensor]
+CONDITIONS: dict[str, Degradation] = {
     "clean": lambda waveform, generator: waveform,
-    **{f"white noise, {snr} dB": functools.partial(add_noise, snr=snr) for snr in (20, 10, 5)},
+    **{f"white noise, {n} dB": functools.partial(add_noise, snr=n) for n in (20, 10, 5)},
     **{f"speed {factor}": functools.partial(change_speed, factor=factor) for factor in (0.9, 1.1)},
     "telephone": telephone,
 }
 
 
-def degraded(items: list[dict], degrade: Callable, folder: Path, longest: int) -> dict[str, str]:
-    """Write each of the items' clips anew into a folder; returns {clip: its new file}, without those of more than `longest` samples."""
+def degraded(items: list[dict], degrade: Degradation, folder: Path, longest: int) -> dict[str, str]:
+    """Write the items' clips, degraded, into a folder; returns {clip: new file}.
+
+    Clips that are now longer than `longest` samples are left out.
+    """
     files = {}
     for i, clip in enumerate(dict.fromkeys(item["audio_filepath"] for item in items)):
         waveform = degrade(read_audio(clip), torch.Generator().manual_seed(i))
         if len(waveform) <= longest:
             files[clip] = str(folder / f"{i:06d}.wav")
-            soundfile.write(files[clip], waveform.numpy(), SAMPLE_RATE, subtype="FLOAT")  # 16 bits would add a noise of their own
+            # Floats, because 16 bits would add a noise of their own.
+            soundfile.write(files[clip], waveform.numpy(), SAMPLE_RATE, subtype="FLOAT")
     return files
 
 
-def measure(run: Path, path: Path, device: str) -> dict:
-    """Error rates and accuracies in percent of a run's two stages, {condition: {...}}; conditions that `path` holds are not done again.
+def with_files(items: list[dict], files: dict[str, str]) -> list[dict]:
+    """The items whose clip has a new file, with that file."""
+    kept = [item for item in items if item["audio_filepath"] in files]
+    return [item | {"audio_filepath": files[item["audio_filepath"]]} for item in kept]
 
-    Raises ManifestError, AudioError: clips cannot be read. WeightsError: the run has no encoder, LM or adapters.
+
+def measure_condition(stage1: DIFFA, stage2: DIFFA, asr: list[dict], instruct: list[dict]) -> dict:
+    """WER of stage 1 and accuracies of stage 2 on two manifests of the same clips, in percent."""
+    states = StateCache(stage2, asr)
+    texts, _ = answers_to(stage1, states, asr, THRESHOLD)
+    table = questions(stage2, states, instruct)
+
+    scored = {kind: row for kind, row in table.items() if isinstance(row, dict)}
+    return {
+        "word_error_rate": word_error_rate(texts, [item["transcription"] for item in asr]),
+        "items": len(asr),
+        "content_mean": table["content_mean"],
+        "voice_mean": table["voice_mean"],
+        "accuracy": {kind: row["accuracy"] for kind, row in scored.items() if "accuracy" in row},
+    }
+
+
+def measure(run: Path, path: Path, device: str) -> dict:
+    """Measure a run's two stages under each condition; returns {condition: row} and writes it to `path`.
+
+    Conditions that `path` already holds are not measured again.
+    Raises:
+        ManifestError, AudioError: clips cannot be read. WeightsError: the run lacks encoder, LM or adapters.
     """
     rows = read_json(path) if path.is_file() else {}
-    if rows.keys() >= CONDITIONS.keys():
+    missing = [name for name in CONDITIONS if name not in rows]
+    if not missing:
         return rows
-    asr, instruct = (load_manifest(run / f"corpus/{name}_test.json") for name in ("asr", "instruct"))
-    first, second = (DIFFA.from_pretrained(run / "whisper", run / "llada", run / stage, device=device).eval() for stage in ("stage1", "stage2"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for name, degrade in tqdm(CONDITIONS.items(), "robustness"):
-        if name in rows:
-            continue
+
+    asr = load_manifest(run / "corpus/asr_test.json")
+    instruct = load_manifest(run / "corpus/instruct_test.json")
+    stage1, stage2 = (
+        DIFFA.from_pretrained(run / "whisper", run / "llada", run / stage, device=device).eval()
+        for stage in ("stage1", "stage2")
+    )
+
+    for name in tqdm(missing, "robustness"):
         with tempfile.TemporaryDirectory() as folder:
-            files = degraded(asr, degrade, Path(folder), first.encoder.config.n_samples)
-            said, asked = ([item | {"audio_filepath": files[item["audio_filepath"]]} for item in items if item["audio_filepath"] in files]
-                           for items in (asr, instruct))  # fmt: skip
-            if not said:
-                raise AudioError(f"{name}: every clip of {run / 'corpus/asr_test.json'} is longer than the encoder's window")
-            heard = StateCache(second, said)
-            texts, _ = answer(first, heard, said, THRESHOLD)
-            table = questions(second, heard, asked)
-        rows[name] = {
-            "word_error_rate": word_error_rate(texts, [item["transcription"] for item in said]), "items": len(said),
-            "too_long": len(asr) - len(said), "content_mean": table["content_mean"], "voice_mean": table["voice_mean"],
-            "accuracy": {kind: row["accuracy"] for kind, row in table.items() if isinstance(row, dict) and "accuracy" in row},
-        }  # fmt: skip
+            longest = stage1.encoder.config.n_samples
+            files = degraded(asr, CONDITIONS[name], Path(folder), longest)
+            if not files:
+                manifest = run / "corpus/asr_test.json"
+                raise AudioError(
+                    f"{name}: every clip of {manifest} is longer than the encoder's window; "
+                    "choose shorter clips, or an encoder with a longer window"
+                )
+            clips = with_files(asr, files)
+            row = measure_condition(stage1, stage2, clips, with_files(instruct, files))
+
+        # Written after each condition, so that a run that is stopped can resume.
+        rows[name] = row | {"too_long": len(asr) - len(clips)}
         write_json(path, rows)
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Error rates on degraded clips.")
-    parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="what `make demo` wrote")
+def robustness_table(rows: dict) -> str:
+    """WER and accuracies by condition (robustness.measure)."""
+    cells = []
+    for name, row in rows.items():
+        means = (row["word_error_rate"], row["content_mean"], row["voice_mean"])
+        accuracies = (row["accuracy"][kind] for kind in VOICE_KINDS)
+        figures = [f"{number:.1f}" for number in (*means, *accuracies)]
+        cells.append([name, *figures, str(row["items"]), str(row["too_long"])])
+
+    heads = ["condition", "WER %", "content %", "voice %", *VOICE_KINDS]
+    return markdown([*heads, "clips", "left out, too long"], cells)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lab.robustness", description="WER and accuracies on degraded clips."
+    )
+    parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="from `make demo`")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
-    try:
+    args = parser.parse_args(arguments)
+
+    with one_line_errors("python -m lab.robustness"):
         rows = measure(args.run, args.run / "ablations/robustness.json", args.device)
-    except (AudioError, ManifestError, ValueError, OSError) as error:
-        raise SystemExit(f"robustness.py: {error}") from None
     print(robustness_table(rows))
 
 

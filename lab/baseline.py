@@ -1,0 +1,110 @@
+"""Train the autoregressive baseline of a run's language model (toy/autoregressive.py).
+
+    python -m lab.baseline --run runs/toy        after `python -m toy.pretrain lm`; writes RUN/baseline and RUN/baseline.json
+
+It starts from the same random weights as the run's diffusion LM and reads the same batches for as many steps, but learns to
+predict the next token. Only its learning rate differs: one cosine over all steps, where the diffusion LM has one for each
+phase. lab/ablations.py trains adapters on it.
+"""
+
+import argparse
+import bisect
+import itertools
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from checkpoints.command_line import one_line_errors
+from checkpoints.files import read_json, write_json
+from checkpoints.lm import read_lm_config, save_lm
+from checkpoints.tokenizer import load_tokenizer
+from toy.autoregressive import CausalLM, greedy
+from toy.pretrain_lm import GATE, GrammarText, new_lm, next_token_text_loss, phases, short_of
+from training.loop import fit
+
+
+def existing(path: Path) -> Path:
+    """`path`, or the name that earlier versions gave it ("twin" for "baseline") if only that exists."""
+    old = path.with_name(path.name.replace("baseline", "twin"))
+    return old if old.exists() and not path.exists() else path
+
+
+def pretrain_baseline(run: Path, seed: int, device: str) -> dict:
+    """Train and save RUN/baseline; returns the figures that toy.pretrain_lm returns of RUN/llada.
+
+    Args:
+        seed: the one that the run's LM was trained with; another one gives other text.
+    Raises:
+        ValueError: the run has no diffusion LM, or one of other phases than toy/pretrain_lm.py now has.
+    """
+    # The record of the diffusion LM determines the steps and what was trained in each phase.
+    if not (run / "lm.json").is_file():
+        raise ValueError(
+            f"{run / 'lm.json'}: no such file; it records the steps that the baseline trains for. "
+            f"Run python -m toy.pretrain lm --out {run}"
+        )
+    record = read_json(run / "lm.json")
+    steps = record["steps"]
+    wanted = [[], [], *record["asked"]]
+    training = phases(seed)
+    ends = list(itertools.accumulate(phase.steps for phase in training))
+    if steps not in ends:
+        raise ValueError(
+            f"{run / 'lm.json'}: its LM took {steps} steps, but the phases of toy/pretrain_lm.py "
+            f"end after {ends}; train that LM again"
+        )
+
+    config = read_lm_config(run / "llada")
+    text = GrammarText(load_tokenizer(run / "llada", config), seed)
+    lm = new_lm(CausalLM, config, seed, device)
+
+    def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
+        # The same batch as in the diffusion LM's phase; only its first phase read clean embeddings.
+        number = bisect.bisect_right(ends, step)
+        phase = training[number]
+        step -= ends[number] - phase.steps
+        kinds = wanted[number]
+        blurred = number > 0
+        return next_token_text_loss(lm, text, phase, step, generator, wanted=kinds, blurred=blurred)
+
+    # The recipe of the diffusion phase, over all steps.
+    recipe = replace(training[1], steps=steps, seed=seed)
+    checkpoint = run / "checkpoints" / "baseline.pt"
+    losses = fit(dict(lm.named_parameters()), loss_of_step, recipe, checkpoint, "baseline LM")
+    result = text.examine(lm, greedy)
+
+    save_lm(lm, run / "baseline", causal=True)
+    shutil.copy(run / "llada/tokenizer.model", run / "baseline/tokenizer.model")
+    return result | {"steps": steps, "asked": record["asked"], "losses": losses}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lab.baseline", description="Train a run's autoregressive baseline."
+    )
+    parser.add_argument("--run", type=Path, default=Path("runs/toy"))
+    parser.add_argument("--seed", type=int, default=0, help="the run's")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(arguments)
+
+    started = time.perf_counter()
+    with one_line_errors("python -m lab.baseline"):
+        result = pretrain_baseline(args.run, args.seed, args.device)
+    result["minutes"] = (time.perf_counter() - started) / 60
+    write_json(args.run / "baseline.json", result)
+    tqdm.write(json.dumps({name: value for name, value in result.items() if name != "losses"}))
+
+    # Only a warning: how well it reads is one of the things that are compared.
+    short = short_of(GATE, result)
+    if short:
+        tqdm.write(f"warning: below what a diffusion LM needs to be trained on: {short}")
+
+
+if __name__ == "__main__":
+    main()
