@@ -22,7 +22,7 @@ from checkpoints.key_tables import ACOUSTIC_KEYS, WHISPER_DROPPED
 from data import read_audio
 from diffusion_lm import DiffusionLM, LMConfig
 from encoder import SAMPLE_RATE, log_mel
-from lab.measure_window import difference, states_in_window
+from lab.measure_window import states_of_clips
 from toy.autoregressive import CausalLM
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -54,7 +54,7 @@ def test_encoder_states_equal_transformers_and_its_decoder_is_dropped(tmp_path, 
     )  # fmt: skip
     theirs = transformers.WhisperForConditionalGeneration(config).eval()
     theirs.save_pretrained(tmp_path)
-    names, _ = read_checkpoint(tmp_path)
+    names = [tensor.name for tensor in read_checkpoint(tmp_path)]
     assert all(any(name.startswith(prefix) for name in names) for prefix in WHISPER_DROPPED)
     compare_states(theirs, tmp_path, torch.randn(2, n_mels, 2 * context), 1e-4)
 
@@ -123,12 +123,16 @@ def test_real_encoder_states_equal_two_other_implementations_on_speech(tmp_path)
 @torch.no_grad()
 @pytest.mark.skipif(not (SHARED / "whisper-tiny.en").is_dir() or not CLIP.is_file(), reason="no real encoder on this machine")
 def test_a_shorter_window_moves_the_real_encoder_s_states_little_and_the_less_the_longer_it_is():
-    whole, cut, longer = (
-        states_in_window(load_whisper(SHARED / "whisper-tiny.en", audio_context=seconds), [str(CLIP)])[0] for seconds in (30, 4, 10)
-    )
-    moved = [[difference(state, reference)[0] for state, reference in zip(states, whole)] for states in (cut, longer)]
-    assert moved[0][0] < 1e-3 and moved[1][0] < 1e-3  # before any block has looked at the silence
-    assert all(0 < less < more < 30 for more, less in zip(moved[0][1:], moved[1][1:]))
+    windows = {}
+    for seconds in (30, 4, 10):
+        encoder = load_whisper(SHARED / "whisper-tiny.en", audio_context=seconds)
+        windows[seconds], _ = states_of_clips(encoder, [str(CLIP)])
+    moved = {}
+    for seconds in (4, 10):
+        pairs = zip(windows[seconds], windows[30], strict=True)
+        moved[seconds] = [100 * ((state - whole).norm() / whole.norm()).item() for state, whole in pairs]
+    assert moved[4][0] < 1e-3 and moved[10][0] < 1e-3  # before any block has attended to the silence
+    assert all(0 < less < more < 30 for more, less in zip(moved[4][1:], moved[10][1:], strict=True))
 
 
 def test_qformer_block_equals_bert_with_cross_attention():
