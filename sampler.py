@@ -117,8 +117,8 @@ def generate_plain(
     started = time.perf_counter()
     P = prompt.embeddings.shape[1]
     n_blocks = config.length // config.block_length
-    is_masked = torch.arange(P + config.length, device=prompt.mask.device)[None] >= P  # (1, L)
-    x = torch.full_like(is_masked, lm.config.mask_id, dtype=torch.long)  # only the answer is read
+    is_answer = torch.arange(P + config.length, device=prompt.mask.device)[None] >= P  # (1, L)
+    x = torch.full_like(is_answer, lm.config.mask_id, dtype=torch.long)  # only the answer is read
     calls = 0
 
     for block, n_steps in enumerate(split_evenly(config.steps, n_blocks)):
@@ -139,11 +139,10 @@ def generate_plain(
             confidence = probabilities.gather(-1, proposed[..., None])[..., 0]  # (1, L)
 
             # Masks up to the end of the block compete, and the most confident are committed.
-            confidence[~is_masked] = -torch.inf
+            confidence[~is_answer | (x != lm.config.mask_id)] = -torch.inf
             confidence[:, block_end:] = -torch.inf
             best = confidence[0].topk(n_commit).indices
             x[0, best] = proposed[0, best]
-            is_masked[0, best] = False
             calls += 1
 
     return Generation(
@@ -171,8 +170,8 @@ def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple
     """
     logits = logits.float()
     total = logits.logsumexp(dim=-1)  # (B, N)
-    blocked = torch.tensor([mask_id], device=logits.device)
-    logits = logits.index_fill(-1, blocked, -torch.inf)
+    never = torch.full_like(total, -torch.inf)
+    logits = logits.select_scatter(never, -1, mask_id)
     if gumbel is None:
         best, tokens = logits.max(dim=-1)
     else:
@@ -411,8 +410,8 @@ def generate(
         block = slice(number * N, (number + 1) * N)
         limits = torch.tensor(step_limits(config, n_steps), dtype=torch.float32)
         for turn, limit in enumerate(limits.to(canvas.ids.device)):
-            # Which items still wait in this block? Fast-dLLM always makes a second call in a block,
-            # even if the first filled it. We do the same so that call counts match.
+            # Which items still wait? Fast-dLLM always makes a second call in a block, even if the
+            # first filled it. We do the same so that call counts match.
             waiting = canvas.masks(slice(None), block).any(dim=1)  # (B,)
             if turn == 1 and config.cache != "none" and config.rule != "count":
                 waiting = ~canvas.ended
@@ -435,7 +434,6 @@ def generate(
             canvas.ids[where] = ids
             canvas.confidence[where] = torch.where(keep, confidence, canvas.confidence[where])
             canvas.calls += waiting
-
             if config.stop_at_end:
                 canvas.finish_ended()
             if on_step:
