@@ -79,12 +79,14 @@ def shapes_of_release(tensors: Checkpoint, n_layers: int, taps: tuple[int, ...] 
     if LAYER_WEIGHTS not in tensors:
         return {"taps": taps} if taps else {}
 
-    n_queries, n_taps = tensors[LAYER_WEIGHTS].shape
+    n_queries, n_taps = tensors[LAYER_WEIGHTS].shape  # (Q, K)
     if len(taps) != n_taps:
         raise ValueError(
             f"taps {n_taps} hidden states, and of {n_layers} encoder layers {len(taps)} are "
             "tapped; pass taps=, or another Whisper"
         )
+
+    # The Q-Former: as many blocks as the names number.
     blocks = [int(name.split(".")[3]) for name in tensors if name.startswith(QFORMER)]
     shapes = {"taps": taps, "n_queries": n_queries, "qformer_layers": max(blocks, default=-1) + 1}
     inner = tensors.get(f"{QFORMER}0.intermediate.dense.weight")

@@ -15,6 +15,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
     Args:
         adapters_default: of --adapters, which differs between commands.
     """
+    # The model's files.
     parser.add_argument(
         "--whisper",
         default="runs/toy/whisper",
@@ -28,12 +29,16 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
         default=adapters_default,
         help="trained adapters: directory, or the release's file",
     )
+
+    # Where and how it runs.
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
         help="of the frozen encoder and LM (default: the LM as in its file, the encoder float32)",
     )
+
+    # What deviates from the published model.
     parser.add_argument(
         "--audio-context",
         type=float,

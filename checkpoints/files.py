@@ -54,9 +54,7 @@ def download_command(piece: str, path: Path) -> str:
 
     # The last part of a path says more than the folders above it.
     known = PUBLISHED[piece]
-    words = [
-        word for part in reversed(path.parts) for word in known if word and word in part.lower()
-    ]
+    words = [w for part in reversed(path.parts) for w in known if w and w in part.lower()]
     repository = known[words[0] if words else ""]
 
     # Of a Whisper two files are enough: the others are for other libraries.
@@ -82,14 +80,14 @@ def require(**pieces: str | Path | None) -> None:
     for piece, given in pieces.items():
         if given is None:
             continue
+
+        # A directory without its config.json was downloaded in part.
         path = Path(given)
-        if not path.exists():
-            problem = "no such directory or file"
-        elif piece != "adapters" and path.is_dir() and not (path / "config.json").is_file():
+        problem = "" if path.exists() else "no such directory or file"
+        if piece != "adapters" and path.is_dir() and not (path / "config.json").is_file():
             problem = "holds no config.json"
-        else:
-            continue
-        lines.append(f"--{piece} {path}: {problem}\n  {download_command(piece, path)}")
+        if problem:
+            lines.append(f"--{piece} {path}: {problem}\n  {download_command(piece, path)}")
     if lines:
         raise WeightsError("\n".join(lines))
 
@@ -161,10 +159,10 @@ def unpickle(path: Path) -> object:
 
 def named_tensors(value: object, source: Path) -> dict[str, Tensor]:
     """The value itself if it is a dict of tensors by name, else WeightsError."""
-    if isinstance(value, dict):
-        if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
-            return value
-    raise WeightsError(f"{source}: holds something else than tensors with names")
+    fits = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+    if not fits or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+        raise WeightsError(f"{source}: holds something else than tensors with names")
+    return value
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -178,7 +176,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     refuse_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise WeightsError(
             f"{path}: not a whole safetensors file, cut short or padded ({error}); "
@@ -203,6 +202,8 @@ class Checkpoint(Mapping[str, Tensor]):
         for path in paths:
             self._path = path
             self._tensors = read_tensors(path)
+
+            # Which of the two would count?
             twice = sorted(self._tensors.keys() & self.files.keys())
             if twice:
                 other = self.files[twice[0]].name
@@ -243,14 +244,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def read_shards(index: Path) -> Checkpoint:
     """All tensors of a checkpoint in shards, by its `*.index.json`."""
     names = read_json(index).get("weight_map")
-    if (
-        not isinstance(names, dict)
-        or not names
-        or not all(isinstance(v, str) for v in names.values())
-    ):
+    values = list(names.values()) if isinstance(names, dict) else []
+    if not values or not all(isinstance(value, str) for value in values):
         raise WeightsError(f"{index}: lacks weight_map, which gives the file of each tensor")
 
-    shards = [index.parent / shard for shard in sorted(set(names.values()))]
+    # A download that stopped halfway lacks whole files.
+    shards = [index.parent / shard for shard in sorted(set(values))]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise WeightsError(
@@ -258,6 +257,7 @@ def read_shards(index: Path) -> Checkpoint:
             "the download is incomplete, start it again"
         )
 
+    # Index and shards must agree about every tensor.
     tensors = Checkpoint(*shards)
     different = sorted(set(tensors) ^ set(names))
     if different:
@@ -286,6 +286,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         OSError: the file cannot be written; the message names it.
     """
     path = Path(path)
+
     # Several processes may write the same file, hence the process id.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:

@@ -18,11 +18,8 @@ from tqdm import tqdm
 from checkpoints.files import WeightsError
 
 PAGE = 4096  # bytes of a memory page
-FIELD_TYPES = {
-    "rope_theta": (int, float),
-    "norm_eps": (int, float),
-    "tied": (bool,),
-}  # all other fields are int
+# All other fields of our configs are int.
+FIELD_TYPES = {"rope_theta": (int, float), "norm_eps": (int, float), "tied": (bool,)}
 
 
 class Unfilled(TorchFunctionMode):
@@ -51,10 +48,10 @@ def their_name(table: dict[str, str], ours: str) -> str:
 
 def named(module: nn.Module, table: dict[str, str]) -> dict[str, Tensor]:
     """The module's tensors under their names in the file, ready to be saved; tied tensors once."""
-    return {
-        their_name(table, ours): p.detach().cpu().contiguous()
-        for ours, p in module.named_parameters()
-    }
+    tensors = {}
+    for ours, parameter in module.named_parameters():
+        tensors[their_name(table, ours)] = parameter.detach().cpu().contiguous()
+    return tensors
 
 
 def our_fields(raw: dict, table: dict[str, str], fixed: dict[str, tuple], source: Path) -> dict:
@@ -70,16 +67,15 @@ def our_fields(raw: dict, table: dict[str, str], fixed: dict[str, tuple], source
     if missing:
         raise WeightsError(f"{source}: lacks {', '.join(missing)}")
 
+    # Values of another type, negative ones, and those that switch on what we do not have.
     bad = []
     for ours, theirs in table.items():
         right_type = type(raw[theirs]) in FIELD_TYPES.get(ours, (int,))
         if not right_type or (raw[theirs] < 0 and not ours.endswith("_id")):
             bad.append(theirs)
-    bad += [
-        theirs
-        for theirs, can in fixed.items()
-        if raw.get(theirs) is not None and raw[theirs] not in can
-    ]
+    for theirs, supported in fixed.items():
+        if raw.get(theirs) not in (None, *supported):
+            bad.append(theirs)
     if bad:
         found = ", ".join(f"{theirs} is {raw[theirs]!r}" for theirs in bad)
         raise WeightsError(f"{source}: {found}, which this code cannot run")
@@ -101,33 +97,31 @@ def first_line(error: Exception) -> str:
 
 def check_device(device: str | torch.device, dtype: torch.dtype) -> None:
     """Try out the device. Raises WeightsError when it is missing, full, or cannot run `dtype`."""
+    # A torch that was built without CUDA raises AssertionError.
     try:
         torch.ones(1, device=device)
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # AssertionError: a torch that was built without CUDA
+    except (RuntimeError, AssertionError) as error:
         raise WeightsError(
             f"--device {device}: cannot be used here ({first_line(error)}); try --device cpu"
         ) from error
 
+    # Attention and a linear layer, in miniature.
     other = "float16, or float32 where memory allows" if dtype == torch.bfloat16 else "float32"
     name = str(dtype).removeprefix("torch.")
     cannot = f"--device {device} cannot run {name}; pass --dtype {other}"
     try:
         x = torch.ones(1, 1, 2, 2, device=device, dtype=dtype)
         F.linear(F.scaled_dot_product_attention(x, x, x), x[0, 0])
-    except torch.OutOfMemoryError as error:  # says nothing about the dtype
-        raise WeightsError(
-            f"--device {device}: its memory is full already ({first_line(error)})"
-        ) from error
+    except torch.OutOfMemoryError as error:
+        full = f"--device {device}: its memory is full already ({first_line(error)})"
+        raise WeightsError(full) from error
     except (RuntimeError, TypeError) as error:
         raise WeightsError(f"{cannot} ({first_line(error)})") from error
 
     # An old GPU runs bfloat16, but emulates it.
-    if torch.device(device).type == "cuda" and dtype == torch.bfloat16:
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise WeightsError(f"{cannot} (it would be emulated)")
+    emulates = torch.device(device).type == "cuda" and dtype == torch.bfloat16
+    if emulates and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise WeightsError(f"{cannot} (it would be emulated)")
 
 
 def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -138,6 +132,16 @@ def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
             new[id(old)] = nn.Parameter(tensors[name], requires_grad=old.requires_grad)
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, new[id(old)])
+
+
+def place(tensor: Tensor, dtype: torch.dtype | None, device: str | torch.device) -> Tensor:
+    """The tensor on the device; without a copy where neither device nor dtype changes."""
+    placed = tensor.to(device=device, dtype=dtype or tensor.dtype).contiguous()
+
+    # Read mapped pages now, under the progress bar, not in the first forward pass.
+    if placed.is_cpu and placed.numel():
+        placed.flatten().view(torch.uint8)[::PAGE].amax()
+    return placed
 
 
 def fill(
@@ -160,72 +164,60 @@ def fill(
     Raises:
         WeightsError: tensors do not fit (all are listed, with shapes and files), or memory is full.
     """
-    parameters = {their_name(table, ours): (ours, p.shape) for ours, p in module.named_parameters()}
-    names = [name for name in tensors if not name.startswith(dropped)]
-    total = check_fit(
-        {name: shape for name, (_, shape) in parameters.items()},
-        tensors,
-        names,
-        source,
-        files or {},
-    )
+    # Before anything is copied: do all tensors fit? Their shapes are enough for that.
+    ours = {their_name(table, name): name for name, _ in module.named_parameters()}
+    needed = {their_name(table, name): p for name, p in module.named_parameters()}
+    found = {}
+    for name in tensors:
+        if not name.startswith(dropped):
+            found[name] = torch.empty_like(tensors[name], device="meta")
+    check_fit(needed, found, source, files or {})
 
     placed = {}
+    total = sum(tensor.nbytes for tensor in found.values())
     title = f"loading {Path(source).name}"
     with tqdm(total=total, desc=title, unit="B", unit_scale=True, delay=1, leave=False) as bar:
-        for name in names:
-            tensor = tensors[name]
-            bar.update(tensor.nbytes)
+        for name, shape in found.items():
+            bar.update(shape.nbytes)
             try:
-                # No copy where neither the device nor the dtype changes.
-                tensor = tensor.to(device=device, dtype=dtype or tensor.dtype).contiguous()
-            except (
-                RuntimeError
-            ) as error:  # torch.OutOfMemoryError, and what the allocator of the CPU raises
-                progress = f"after {bar.n / 1e9:.1f} of {total / 1e9:.1f} GB on {device}"
-                advice = "take a smaller model, --dtype bfloat16, or --device cpu"
+                placed[ours[name]] = place(tensors[name], dtype, device)
+            except RuntimeError as error:  # includes torch.OutOfMemoryError
                 raise WeightsError(
-                    f"{source}: {progress}: {first_line(error)}; {advice}"
+                    f"{source}: after {bar.n / 1e9:.1f} of {total / 1e9:.1f} GB on {device}: "
+                    f"{first_line(error)}; take a smaller model, --dtype bfloat16, or --device cpu"
                 ) from error
-
-            # Read mapped pages now, under the bar, not in the first forward pass.
-            if tensor.is_cpu and tensor.numel():
-                tensor.flatten().view(torch.uint8)[::PAGE].amax()
-            placed[parameters[name][0]] = tensor
     assign(module, placed)
 
 
 def check_fit(
-    shapes: dict[str, torch.Size],
-    tensors: Mapping[str, Tensor],
-    names: list[str],
+    needed: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
     source: Path,
     files: Mapping[str, Path],
-) -> int:
-    """The size in bytes of all tensors `names`, if they are those of `shapes` (by their names).
+) -> None:
+    """Raise WeightsError that lists all missing, extra, mis-shaped and quantised tensors.
 
-    Raises WeightsError that lists all missing, extra, mis-shaped and quantised tensors.
+    Args:
+        needed: the module's parameters, found: the file's tensors, both by their names.
+        source, files: as for fill.
     """
-    problems = [
-        f"missing {name} {tuple(shape)}" for name, shape in shapes.items() if name not in tensors
-    ]
-    size = 0
-    for name in names:
-        tensor = tensors[name]
-        size += tensor.nbytes
+    problems = []
+    for name, parameter in needed.items():
+        if name not in found:
+            problems.append(f"missing {name} {tuple(parameter.shape)}")
+
+    for name, tensor in found.items():
         shape = tuple(tensor.shape)
         file = Path(files.get(name, source)).name
-        if name not in shapes:
+        if name not in needed:
             problems.append(f"extra {name} {shape} in {file}")
-        elif shape != shapes[name]:
-            problems.append(
-                f"{name} is {shape} in the file, {tuple(shapes[name])} by the config ({file})"
-            )
+        elif shape != needed[name].shape:
+            config = tuple(needed[name].shape)
+            problems.append(f"{name} is {shape} in the file, {config} by the config ({file})")
         elif not tensor.is_floating_point():
             problems.append(f"{name} is {tensor.dtype}: quantised weights are not read ({file})")
 
     if problems:
-        shown = "\n  ".join(problems[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise WeightsError(f"{source}: tensors do not fit\n  {shown}{more}")
-    return size
+        if len(problems) > 10:
+            problems[10:] = [f"and {len(problems) - 10} more"]
+        raise WeightsError("\n  ".join([f"{source}: tensors do not fit", *problems]))

@@ -62,7 +62,7 @@ OPENAI_KEYS = {
     },
 )
 OPENAI_DROPPED = ("decoder.",)
-# The width of the feed-forward layer is not stored: it is always four times the width.
+# The feed-forward layer is always four times as wide.
 OPENAI_CONFIG = {
     "n_mels": "n_mels",
     "width": "n_audio_state",

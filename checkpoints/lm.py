@@ -37,6 +37,8 @@ def read_lm_config(path: str | Path) -> LMConfig:
     require(llm=path)
     source = path / "config.json"
     raw = read_config(path, tuple(LM_FAMILIES))
+
+    # What the config need not state, and what it states nowhere.
     family = LM_FAMILIES[raw["model_type"]]
     ours = {"family": family}
     if family == "llada":
@@ -45,7 +47,6 @@ def read_lm_config(path: str | Path) -> LMConfig:
         implied = implied_by_qwen3(raw, source)
         ours |= {"qk_norm": True} | qwen3_ids(raw, path)
 
-    # A field that the config does not state has its implied value.
     raw |= {theirs: value for theirs, value in implied.items() if raw.get(theirs) is None}
     _, table, fixed = LM_TABLES[family]
     return make_config(LMConfig, our_fields(raw, table, fixed, source) | ours, source)
@@ -119,6 +120,7 @@ def load_lm(
     path = Path(path)
     config = read_lm_config(path)
     check_kind(path, lm_class)
+
     tensors = read_checkpoint(path)
     table, _, _ = LM_TABLES[config.family]
     embedding = their_name(table, "embedding.weight")
@@ -134,9 +136,12 @@ def load_lm(
             )
         dropped = (unembedding,)
 
+    # All parameters take the dtype of the embedding table, where none is given.
     keep = dtype is None and embedding in tensors
     chosen = tensors[embedding].dtype if keep else dtype
     check_device(device, chosen or torch.float32)
+
+    # Shapes first, then the weights.
     with torch.device("meta"), Unfilled():
         lm = lm_class(config)
     fill(lm, tensors, table, dropped, path, tensors.files, chosen, device)
@@ -149,13 +154,13 @@ def check_kind(path: Path, lm_class: type[DiffusionLM]) -> None:
     causal = bool(read_json(source).get("causal"))
     if causal and lm_class is DiffusionLM:
         raise WeightsError(
-            f"{source}: causal is true, so this is an autoregressive baseline, which cannot fill "
-            "in masks; pass a diffusion LM. Only `python -m lab.baseline` uses this one"
+            f"{source}: causal is true, an autoregressive baseline, which cannot fill in masks; "
+            "pass a diffusion LM. This one is for `python -m lab.ablations` only"
         )
     if not causal and lm_class is not DiffusionLM:
         raise WeightsError(
-            f"{source}: causal is not true, so this is a diffusion LM, which cannot write token by "
-            "token; pass the baseline that `python -m lab.baseline` makes"
+            f"{source}: causal is not true, a diffusion LM, which cannot write token by token; "
+            "pass the baseline that `python -m lab.baseline` makes"
         )
 
 
@@ -188,6 +193,7 @@ def save_lm(lm: DiffusionLM, path: str | Path, n_shards: int = 1, **config_field
     index = {"metadata": {}, "weight_map": weight_map}
     write_json(path / "model.safetensors.index.json", index)
 
+    # The config, with the ids under the names that both families know.
     raw = {theirs: getattr(config, ours) for ours, theirs in config_table.items()}
     raw |= {
         "model_type": "llada" if config.family == "llada" else "a2d-qwen3",

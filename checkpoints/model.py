@@ -87,6 +87,7 @@ def load_for_training(
         encoder = cut_window(encoder, recorded if audio_context is None else audio_context)
         lm = load_lm(llm, dtype, device, lm_class)
 
+    # Which parts: those of the given stage, or of the recorded one.
     usual = "stage2" if "acoustic" in found or random_weights else "stage1"
     chosen = stage or info.get("stage") or usual
     if chosen not in AUDIO_PARTS:
@@ -112,6 +113,7 @@ def fitting_adapters(
     """
     widths = {"encoder_width": encoder.width, "lm_width": lm.width}
     if path is None:
+        # New ones, of the paper's shapes for this encoder.
         if encoder.n_layers not in TAPS and "taps" not in shapes:
             raise ValueError(
                 f"no tapped layers are known for {encoder.n_layers} encoder layers; pass taps="
@@ -121,11 +123,13 @@ def fitting_adapters(
         parts = {}
         info = {}
     else:
+        # Trained ones: their file gives the shapes.
         if other := sorted(shapes.keys() - {"taps"}):
             raise ValueError(f"{', '.join(other)}: the shapes of adapters in {path} are known")
         taps = shapes.get("taps")
         config, parts, info = load_adapters(path, encoder.n_heads, encoder.n_layers, taps)
 
+    # Do they fit?
     for name, width in widths.items():
         if getattr(config, name) != width:
             raise ValueError(
@@ -166,6 +170,8 @@ def randomize(model: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
     new = {}
     for name, parameter in model.named_parameters():
         tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
+
+        # "weight" of one dimension belongs to a norm.
         if tensor.ndim > 1:
             tensor.normal_(std=0.02)
         else:
@@ -206,6 +212,7 @@ def random_pieces(
         encoder = WhisperEncoder(ENCODER_SIZES[whisper])
         lm = lm_class(config)
 
+    # The positions are Whisper's own, as they are no weights but a formula.
     encoder = randomize(encoder, dtype or torch.float32, device)
     encoder.positions.data.copy_(sinusoids(encoder.config.context, encoder.config.width))
     encoder = cut_window(encoder, audio_context).eval()

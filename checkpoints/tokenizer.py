@@ -169,6 +169,8 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
             embeddings.
     """
     path = Path(path)
+
+    # Which of the two formats is there?
     kinds = {"tokenizer.json": JSONTokenizer, "tokenizer.model": SentencePieceTokenizer}
     file = next((path / name for name in kinds if (path / name).is_file()), None)
     if file is None:
@@ -176,10 +178,14 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
             f"{path}: holds neither tokenizer.json nor tokenizer.model; is the download complete?"
         )
     refuse_pointer(file)
+
+    # The libraries raise no narrower class.
     try:
         tokenizer = kinds[file.name](file)
-    except Exception as error:  # tokenizers raises no narrower class
+    except Exception as error:
         raise ValueError(f"{file}: not a whole tokenizer ({error}); download it again") from error
+
+    # Does it belong to this LM?
     tokenizer.chat = CHATS[lm_config.family]
     check_markers(tokenizer, lm_config, file)
 
@@ -192,7 +198,7 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
 
 
 def check_markers(tokenizer: Tokenizer, lm_config: LMConfig, file: Path) -> None:
-    """Raise ValueError if a chat marker is missing or not where the LM has it; see load_tokenizer."""
+    """Raise ValueError unless all chat markers are there, at the LM's ids; see load_tokenizer."""
     chat = tokenizer.chat
 
     # Of a published model the ids of all markers are known; of any other, the two in its config.

@@ -44,12 +44,15 @@ def read_openai(path: Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
             f"--whisper {path}: pass the directory that holds it and its config.json, "
             "or OpenAI's own .pt file"
         )
+
     whole = unpickle(path)
-    is_dict = isinstance(whole, dict) and isinstance(whole.get("dims"), dict)
-    if not is_dict or "model_state_dict" not in whole:
+    has_dims = isinstance(whole, dict) and isinstance(whole.get("dims"), dict)
+    if not has_dims or "model_state_dict" not in whole:
         raise WeightsError(
             f"{path}: not one of OpenAI's Whisper files, which hold dims and model_state_dict"
         )
+
+    # The width of the feed-forward layer is not stored.
     fields = our_fields(whole["dims"], keys.OPENAI_CONFIG, {}, path)
     config = make_config(EncoderConfig, fields | {"ffn": 4 * fields["width"]}, path)
     return config, named_tensors(whole["model_state_dict"], path)
@@ -72,6 +75,8 @@ def load_whisper(
     """
     path = Path(path)
     require(whisper=path)
+
+    # The two formats have different configs and names, and the same tensors.
     if path.is_dir():
         config = read_whisper_config(path)
         tensors = read_checkpoint(path)
@@ -84,6 +89,7 @@ def load_whisper(
         table = keys.OPENAI_KEYS
         dropped = keys.OPENAI_DROPPED
 
+    # Shapes first, then the weights.
     check_device(device, dtype or torch.float32)
     with torch.device("meta"), Unfilled():
         encoder = WhisperEncoder(config)
@@ -102,6 +108,7 @@ def cut_window(encoder: WhisperEncoder, seconds: float | None) -> WhisperEncoder
     """
     if seconds is None:
         return encoder
+
     context = round(seconds * FRAMES_PER_SECOND)
     if not 0 < context <= encoder.config.context:
         longest = encoder.config.context / FRAMES_PER_SECOND

@@ -14,17 +14,10 @@ STRIPE = 2048  # rows of the weight in one product; 512 to 8192 are equally fast
 
 
 class FewRowsLinear(nn.Linear):
-    """A linear layer without bias that shares the weight of another; equal but for rounding.
+    """A linear layer without bias, equal to nn.Linear but for rounding.
 
     It takes the fast path for 2 to FEW_ROWS rows of float32 on a CPU, when gradients are off.
     """
-
-    def __init__(self, layer: nn.Linear):
-        nn.Module.__init__(self)  # nn.Linear's would draw a new weight
-        self.in_features = layer.in_features
-        self.out_features = layer.out_features
-        self.weight = layer.weight  # (out, D)
-        self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) -> (..., out)."""
@@ -33,19 +26,17 @@ class FewRowsLinear(nn.Linear):
             return super().forward(x)
 
         flat = x.flatten(0, -2).t()  # (D, rows)
-        stripes = [
-            (stripe @ flat).t() for stripe in self.weight.split(STRIPE)
-        ]  # (rows, STRIPE) each
+        stripes = [(stripe @ flat).t() for stripe in self.weight.split(STRIPE)]  # (rows, STRIPE)
         return torch.cat(stripes, dim=-1).unflatten(0, x.shape[:-1])  # (..., out)
 
 
 def use_few_rows(lm: nn.Module) -> nn.Module:
-    """Replace each large linear layer without bias of `lm`, in place; returns `lm`.
+    """Let each large linear layer of `lm` without a bias be a FewRowsLinear; returns `lm`.
 
-    Names of parameters stay, and tied weights stay tied.
+    The layers stay the same objects with the same weights: only their `forward` changes.
     """
-    for module in list(lm.modules()):
-        for name, layer in list(module.named_children()):
-            if type(layer) is nn.Linear and layer.bias is None and layer.weight.numel() >= LARGE:
-                setattr(module, name, FewRowsLinear(layer))
+    for layer in lm.modules():
+        large = type(layer) is nn.Linear and layer.weight.numel() >= LARGE
+        if large and layer.bias is None:
+            layer.__class__ = FewRowsLinear
     return lm

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
+from conftest import QWEN3, SHAPES, edit_config, edit_tensors
 from safetensors.torch import load_file, save_file
 
 from checkpoints import files, fill
 from checkpoints.command_line import one_line_errors
-from checkpoints.fill import check_device
 from checkpoints.files import WeightsError, read_tensors, save_tensors, whole_file, write_json
+from checkpoints.fill import check_device
 from checkpoints.lm import load_lm, save_lm
 from checkpoints.model import save_trained
 from checkpoints.whisper import load_whisper
-from conftest import QWEN3, SHAPES, edit_config, edit_tensors
 from data import AudioError, ManifestError
 from diffa import DIFFA
 from diffusion_lm import DiffusionLM
@@ -31,7 +31,9 @@ def test_a_truncated_safetensors_file_is_named(dirs, share):
 def test_a_padded_safetensors_file_is_named(dirs):
     with open(dirs["whisper"] / "model.safetensors", "ab") as file:
         file.write(b"\0" * 64)
-    with pytest.raises(WeightsError, match="model.safetensors.*cut short or padded.*download it again"):
+    with pytest.raises(
+        WeightsError, match="model.safetensors.*cut short or padded.*download it again"
+    ):
         load_whisper(dirs["whisper"])
 
 
@@ -39,7 +41,9 @@ def test_a_padded_safetensors_file_is_named(dirs):
 def test_a_pointer_of_git_lfs_is_said_to_be_one(dirs, name):
     if name == "pytorch_model.bin":
         (dirs["whisper"] / "model.safetensors").unlink()
-    (dirs["whisper"] / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 34\n")
+    (dirs["whisper"] / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 34\n"
+    )
     with pytest.raises(WeightsError, match=f"{name}: only a Git LFS pointer.*git lfs pull"):
         load_whisper(dirs["whisper"])
 
@@ -72,7 +76,9 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, zipped):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("value", [torch.ones(3), {"epoch": 3}, {"model": {"weight": torch.ones(3)}}])
+@pytest.mark.parametrize(
+    "value", [torch.ones(3), {"epoch": 3}, {"model": {"weight": torch.ones(3)}}]
+)
 def test_a_bin_file_of_anything_but_named_tensors_is_refused(tmp_path, value):
     torch.save(value, tmp_path / "x.bin")
     with pytest.raises(WeightsError, match="x.bin"):
@@ -83,7 +89,9 @@ def test_shards_that_are_absent_are_all_named(dirs):
     save_lm(load_lm(dirs["llm"]), dirs["llm"], n_shards=3)
     for i in (1, 3):
         (dirs["llm"] / f"model-0000{i}-of-00003.safetensors").unlink()
-    with pytest.raises(WeightsError, match="model-00001-of-00003.safetensors, model-00003-of-00003.safetensors"):
+    with pytest.raises(
+        WeightsError, match="model-00001-of-00003.safetensors, model-00003-of-00003.safetensors"
+    ):
         load_lm(dirs["llm"])
 
 
@@ -101,14 +109,24 @@ def test_a_tensor_in_two_shards_is_refused(dirs):
         load_lm(dirs["llm"])
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"x": 3}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"x": 3}}']
+)
 def test_a_broken_index_is_named(dirs, text):
     (dirs["llm"] / "model.safetensors.index.json").write_text(text)
     with pytest.raises(WeightsError, match="model.safetensors.index.json"):
         load_lm(dirs["llm"])
 
 
-@pytest.mark.parametrize("value", [{"model": {}}, {"dims": 3, "model_state_dict": {}}, {"dims": {"n_mels": 80}, "model_state_dict": {}}, [1]])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"model": {}},
+        {"dims": 3, "model_state_dict": {}},
+        {"dims": {"n_mels": 80}, "model_state_dict": {}},
+        [1],
+    ],
+)
 def test_a_pt_file_that_is_not_openai_s_is_refused(tmp_path, value):
     torch.save(value, tmp_path / "tiny.pt")
     with pytest.raises(WeightsError, match="tiny.pt"):
@@ -143,19 +161,31 @@ def test_config_fields_that_lack_are_named(dirs):
         load_whisper(dirs["whisper"])
 
 
-@pytest.mark.parametrize("field, value", [
-    ("activation_function", "relu"), ("d_model", "16"), ("d_model", 16.0), ("encoder_layers", True), ("encoder_ffn_dim", -32),
-    ("encoder_attention_heads", 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("activation_function", "relu"),
+        ("d_model", "16"),
+        ("d_model", 16.0),
+        ("encoder_layers", True),
+        ("encoder_ffn_dim", -32),
+        ("encoder_attention_heads", 3),
+    ],
+)
 def test_a_config_that_asks_for_what_we_cannot_do_is_refused(dirs, field, value):
     edit_config(dirs["whisper"], **{field: value})
     with pytest.raises(WeightsError, match=str(dirs["whisper"])):
         load_whisper(dirs["whisper"])
 
 
-@pytest.mark.parametrize("fields, said", [
-    ({"rope": False}, "rope is False"), ({"layer_norm_type": "low_precision"}, "layer_norm_type"), ({"n_kv_heads": 3}, "4 heads do not divide"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"rope": False}, "rope is False"),
+        ({"layer_norm_type": "low_precision"}, "layer_norm_type"),
+        ({"n_kv_heads": 3}, "4 heads do not divide"),
+    ],
+)
 def test_an_lm_of_another_architecture_is_refused(dirs, fields, said):
     edit_config(dirs["llm"], **fields)
     with pytest.raises(WeightsError, match=f"config.json: .*{said}"):
@@ -169,26 +199,43 @@ def test_stretched_rotary_positions_are_refused(tmp_path):
         load_lm(tmp_path)
 
 
-@pytest.mark.parametrize("piece, name, command", [
-    ("whisper", "whisper-small", "hf download openai/whisper-small config.json model.safetensors --local-dir "),
-    ("whisper", "whisper-large-v3", "hf download openai/whisper-large-v3 config.json"),
-    ("whisper", "medium.en.pt", "hf download openai/whisper-medium.en config.json"),
-    ("whisper", "turbo.pt", "hf download openai/whisper-large-v3-turbo config.json"),
-    ("llm", "models--GSAI-ML--LLaDA-8B-Base/snapshots/b0", "hf download GSAI-ML/LLaDA-8B-Base --local-dir "),
-    ("adapters", "a folder/diffa", "/a folder/diffa'"),
-    ("adapters", "diffa/stage2/pytorch_model.bin", "/diffa/stage2"),
-    ("llm", "llada-8b", "hf download GSAI-ML/LLaDA-8B-Instruct --local-dir "),
-    ("llm", "LLaDA-8B-Base", "hf download GSAI-ML/LLaDA-8B-Base --local-dir "),
-    ("llm", "llada-1.5", "hf download GSAI-ML/LLaDA-1.5 --local-dir "),
-    ("llm", "qwen3-0.6b", "hf download dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1 --local-dir "),
-    ("adapters", "diffa", "hf download zhoujiaming777/DIFFA --local-dir "),
-])  # fmt: skip
-def test_a_piece_that_is_not_there_comes_with_its_download_command(toy, toy_dirs, tmp_path, piece, name, command):
+@pytest.mark.parametrize(
+    "piece, name, command",
+    [
+        (
+            "whisper",
+            "whisper-small",
+            "hf download openai/whisper-small config.json model.safetensors --local-dir ",
+        ),
+        ("whisper", "whisper-large-v3", "hf download openai/whisper-large-v3 config.json"),
+        ("whisper", "medium.en.pt", "hf download openai/whisper-medium.en config.json"),
+        ("whisper", "turbo.pt", "hf download openai/whisper-large-v3-turbo config.json"),
+        (
+            "llm",
+            "models--GSAI-ML--LLaDA-8B-Base/snapshots/b0",
+            "hf download GSAI-ML/LLaDA-8B-Base --local-dir ",
+        ),
+        ("adapters", "a folder/diffa", "/a folder/diffa'"),
+        ("adapters", "diffa/stage2/pytorch_model.bin", "/diffa/stage2"),
+        ("llm", "llada-8b", "hf download GSAI-ML/LLaDA-8B-Instruct --local-dir "),
+        ("llm", "LLaDA-8B-Base", "hf download GSAI-ML/LLaDA-8B-Base --local-dir "),
+        ("llm", "llada-1.5", "hf download GSAI-ML/LLaDA-1.5 --local-dir "),
+        ("llm", "qwen3-0.6b", "hf download dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1 --local-dir "),
+        ("adapters", "diffa", "hf download zhoujiaming777/DIFFA --local-dir "),
+    ],
+)
+def test_a_piece_that_is_not_there_comes_with_its_download_command(
+    toy, toy_dirs, tmp_path, piece, name, command
+):
     save_trained(toy, tmp_path / "adapters", **toy_dirs)
     paths = {**toy_dirs, "adapters": tmp_path / "adapters", piece: tmp_path / name}
     with pytest.raises(WeightsError, match="no such directory") as error:
         DIFFA.from_pretrained(**paths)
-    assert command in str(error.value) and str(error.value).count("hf download") == 1 and str(tmp_path / name) in str(error.value)
+    assert (
+        command in str(error.value)
+        and str(error.value).count("hf download") == 1
+        and str(tmp_path / name) in str(error.value)
+    )
 
 
 def test_all_pieces_that_are_not_there_are_named_at_once():
@@ -212,13 +259,27 @@ def test_a_tokenizer_of_another_model_is_refused(dirs, field):
         DIFFA.from_pretrained(**dirs, **SHAPES)
 
 
-@pytest.mark.parametrize("device, dtype, said", [("cpu", torch.int8, "cannot run int8"), ("cuda:77", torch.float32, "cuda:77: cannot be used here")])
-def test_a_device_or_dtype_that_cannot_run_is_refused_with_what_to_do(toy_dirs, device, dtype, said):
+@pytest.mark.parametrize(
+    "device, dtype, said",
+    [
+        ("cpu", torch.int8, "cannot run int8"),
+        ("cuda:77", torch.float32, "cuda:77: cannot be used here"),
+    ],
+)
+def test_a_device_or_dtype_that_cannot_run_is_refused_with_what_to_do(
+    toy_dirs, device, dtype, said
+):
     with pytest.raises(WeightsError, match=f"{said}.*(--dtype|--device)"):
         load_lm(toy_dirs["llm"], dtype, device)
 
 
-@pytest.mark.parametrize("error, said", [(torch.OutOfMemoryError("out of memory"), "memory is full already"), (RuntimeError(""), "RuntimeError")])
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (torch.OutOfMemoryError("out of memory"), "memory is full already"),
+        (RuntimeError(""), "RuntimeError"),
+    ],
+)
 def test_what_a_device_says_when_tried_is_passed_on(monkeypatch, error, said):
     def fail(*arguments):
         raise error
@@ -232,8 +293,12 @@ def test_what_a_device_says_when_tried_is_passed_on(monkeypatch, error, said):
 def test_bfloat16_on_a_gpu_that_only_imitates_it_is_refused(monkeypatch):
     ones = torch.ones
     monkeypatch.setattr(torch, "ones", lambda *shape, device, **options: ones(*shape, **options))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
-    with pytest.raises(WeightsError, match="--device cuda cannot run bfloat16; pass --dtype float16"):
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation
+    )
+    with pytest.raises(
+        WeightsError, match="--device cuda cannot run bfloat16; pass --dtype float16"
+    ):
         check_device("cuda", torch.bfloat16)
 
 
@@ -250,10 +315,15 @@ def test_a_file_is_replaced_when_it_is_complete(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("error, raised", [
-    (ValueError("odd"), ValueError), (OSError(28, "No space left on device"), OSError), (RuntimeError("iostream"), OSError),
-    (KeyboardInterrupt(), KeyboardInterrupt),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error, raised",
+    [
+        (ValueError("odd"), ValueError),
+        (OSError(28, "No space left on device"), OSError),
+        (RuntimeError("iostream"), OSError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
 def test_an_old_file_stays_whole_when_the_writing_fails(tmp_path, error, raised):
     path = tmp_path / "x.json"
     write_json(path, {"old": True})
@@ -276,7 +346,9 @@ def test_tensors_that_cannot_be_written_leave_the_old_file_whole(tmp_path, monke
     monkeypatch.setattr(files, "save_file", half)
     with pytest.raises(OSError, match="x.safetensors: cannot be saved .*No space left"):
         save_tensors(path, {"a": torch.zeros(2)})
-    assert torch.equal(read_tensors(path)["a"], torch.ones(2)) and list(tmp_path.iterdir()) == [path]
+    assert torch.equal(read_tensors(path)["a"], torch.ones(2)) and list(tmp_path.iterdir()) == [
+        path
+    ]
 
 
 def test_a_file_where_a_folder_should_be_is_named(tmp_path):
@@ -288,11 +360,16 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path):
 # Errors of commands
 
 
-@pytest.mark.parametrize("error, line", [
-    (WeightsError("llm: no such file"), "ask.py: llm: no such file"), (AudioError("a.wav: empty"), "ask.py: a.wav: empty"),
-    (ManifestError("m.json: empty"), "ask.py: m.json: empty"), (OSError("disk full"), "ask.py: disk full"),
-    (KeyboardInterrupt(), "ask.py: stopped; run the same command to resume"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (WeightsError("llm: no such file"), "ask.py: llm: no such file"),
+        (AudioError("a.wav: empty"), "ask.py: a.wav: empty"),
+        (ManifestError("m.json: empty"), "ask.py: m.json: empty"),
+        (OSError("disk full"), "ask.py: disk full"),
+        (KeyboardInterrupt(), "ask.py: stopped; run the same command to resume"),
+    ],
+)
 def test_an_error_that_a_user_can_cause_is_one_line(error, line):
     with pytest.raises(SystemExit) as raised, one_line_errors("ask.py"):
         raise error

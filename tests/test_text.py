@@ -1,13 +1,13 @@
-"""Tokenizers of the hub: chat formats, special ids, and prompts whose text the sound cuts in two."""
+"""Tokenizers of the hub: chat formats, special ids, and prompts that the audio cuts in two."""
 
 import json
 from dataclasses import replace
 
 import pytest
 import tokenizers
-from checkpoints.lm import added_ids
 
 from checkpoints.files import LFS_POINTER, WeightsError
+from checkpoints.lm import added_ids
 from checkpoints.tokenizer import CHATS, ByteTokenizer, JSONTokenizer, load_tokenizer
 from data import (
     SYSTEM,
@@ -21,30 +21,46 @@ from diffusion_lm import SIZES, LMConfig
 
 INSTRUCTION = "What is said?"
 LLADA_BEFORE = (
-    "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nYou are a helpful voice assistant.<|eot_id|>"
+    "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\n"
+    "You are a helpful voice assistant.<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\nThis is the audio:"
 )
 LLADA_AFTER = " <audio>. What is said?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-QWEN3_BEFORE = "<|im_start|>system\nYou are a helpful voice assistant.<|im_end|>\n<|im_start|>user\nThis is the audio:"
+QWEN3_BEFORE = (
+    "<|im_start|>system\nYou are a helpful voice assistant.<|im_end|>\n"
+    "<|im_start|>user\nThis is the audio:"
+)
 QWEN3_AFTER = " <audio>. What is said?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 TEXTS = {"llada": (LLADA_BEFORE, LLADA_AFTER), "qwen3": (QWEN3_BEFORE, QWEN3_AFTER)}
 
 
-def byte_level_bpe(path, family="llada", lines=(SYSTEM, "This is the audio: <audio>. What is said?"), first=None):
-    """Train a byte-level BPE with the family's markers, as the hub's are made; returns the config of a model that fits."""
+def byte_level_bpe(
+    path, family="llada", lines=(SYSTEM, "This is the audio: <audio>. What is said?"), first=None
+):
+    """Train a byte-level BPE with the family's markers; returns the config of an LM that fits."""
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    # Without the usual regex, merges run over spaces and punctuation, also over the place where the sound goes.
+    # Without the usual regex, merges cross spaces and punctuation, also where the audio goes.
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False, min_frequency=1)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, show_progress=False, min_frequency=1
+    )
     bpe.train_from_iterator(list(lines) * 4, trainer)
     chat = CHATS[family]
     bpe.add_special_tokens([first, *chat.published] if first else list(chat.published))
     path.mkdir(exist_ok=True)
     bpe.save(str(path / "tokenizer.json"))
     special = {"mask_id": bpe.token_to_id(chat.mask), "end_id": bpe.token_to_id(TEXT_END)}
-    return LMConfig(width=32, n_layers=1, n_heads=2, ffn=48, vocab=bpe.get_vocab_size() + 7, family=family, **special)
+    return LMConfig(
+        width=32,
+        n_layers=1,
+        n_heads=2,
+        ffn=48,
+        vocab=bpe.get_vocab_size() + 7,
+        family=family,
+        **special,
+    )
 
 
 @pytest.mark.parametrize("family", TEXTS)
@@ -53,7 +69,9 @@ def test_the_prompt_is_its_family_s_chat_with_a_place_for_the_sound(tmp_path, fa
     prompt = build_prompt(tokenizer, INSTRUCTION)
     assert (tokenizer.decode(prompt.before), tokenizer.decode(prompt.after)) == TEXTS[family]
     markers = {tokenizer.id(marker) for marker in CHATS[family].published}
-    assert sum(i in markers for i in prompt.before + prompt.after) == sum(text.count("<|") for text in TEXTS[family])  # one id each
+    assert sum(i in markers for i in prompt.before + prompt.after) == sum(
+        text.count("<|") for text in TEXTS[family]
+    )  # one id each
 
 
 @pytest.mark.parametrize("family", TEXTS)
@@ -65,7 +83,9 @@ def test_no_token_joins_the_text_on_both_sides_of_the_sound(tmp_path, family):
     assert prompt.before == reference.encode(before, add_special_tokens=False).ids
     assert prompt.after == reference.encode(after, add_special_tokens=False).ids
     whole = reference.encode(before + after, add_special_tokens=False)
-    assert whole.ids != prompt.before + prompt.after  # here one token does cross the place, were the text encoded as one
+    assert (
+        whole.ids != prompt.before + prompt.after
+    )  # here one token does cross the place, were the text encoded as one
     assert any(start < len(before) < end for start, end in whole.offsets)
 
 
@@ -75,7 +95,9 @@ def test_padding_and_limits_in_the_file_are_not_those_of_prompts(tmp_path):
     expected = whole.encode(LLADA_BEFORE, add_special_tokens=False).ids
     whole.enable_truncation(4)
     whole.enable_padding(length=30)
-    whole.post_processor = tokenizers.processors.TemplateProcessing("<|startoftext|> $A", special_tokens=[("<|startoftext|>", 1)])
+    whole.post_processor = tokenizers.processors.TemplateProcessing(
+        "<|startoftext|> $A", special_tokens=[("<|startoftext|>", 1)]
+    )
     whole.save(str(tmp_path / "tokenizer.json"))
     assert build_prompt(load_tokenizer(tmp_path, config), "x").before == expected
 
@@ -86,13 +108,18 @@ def test_answers_end_at_the_end_of_turn_or_text(tmp_path, family):
     (ids,) = encode_answers(tokenizer, ["is said"], 20).tolist()
     assert decode_answer(tokenizer, ids) == "is said"
     turn_end = tokenizer.id(CHATS[family].turn_end)
-    assert decode_answer(tokenizer, tokenizer.encode("audio") + [turn_end] + tokenizer.encode("help")) == "audio"
+    assert (
+        decode_answer(tokenizer, tokenizer.encode("audio") + [turn_end] + tokenizer.encode("help"))
+        == "audio"
+    )
 
 
 @pytest.mark.parametrize("family", ["llada", "qwen3"])
 def test_a_turn_of_text_alone_is_in_the_family_s_chat(tmp_path, family):
     tokenizer = load_tokenizer(tmp_path, byte_level_bpe(tmp_path, family))
-    before, after = (text.replace("This is the audio:", "").replace(" <audio>. ", "") for text in TEXTS[family])
+    before, after = (
+        text.replace("This is the audio:", "").replace(" <audio>. ", "") for text in TEXTS[family]
+    )
     prompt = build_text_prompt(tokenizer, INSTRUCTION)
     assert tokenizer.decode(prompt.before) == before + after and prompt.after == []
     assert tokenizer.id(tokenizer.chat.turn_end) in prompt.before
@@ -109,11 +136,19 @@ def test_ids_that_differ_from_the_config_s_are_refused(tmp_path, field):
 
 
 def test_a_published_model_has_its_published_markers():
-    assert [CHATS["llada"].published[m] for m in ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>")] == [126_080, 126_081, 126_336]
-    assert [CHATS["llada"].published[m] for m in ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")] == [126_346, 126_347, 126_348]
+    assert [
+        CHATS["llada"].published[m] for m in ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>")
+    ] == [126_080, 126_081, 126_336]
+    assert [
+        CHATS["llada"].published[m]
+        for m in ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    ] == [126_346, 126_347, 126_348]
     for size, family in (("llada-8b", "llada"), ("qwen3-0.6b", "qwen3")):
         published = CHATS[family].published
-        assert (SIZES[size].mask_id, SIZES[size].end_id) == (published[CHATS[family].mask], published[TEXT_END])
+        assert (SIZES[size].mask_id, SIZES[size].end_id) == (
+            published[CHATS[family].mask],
+            published[TEXT_END],
+        )
 
 
 def test_a_marker_of_a_published_model_at_another_id_is_refused(tmp_path, monkeypatch):
@@ -122,7 +157,10 @@ def test_a_marker_of_a_published_model_at_another_id_is_refused(tmp_path, monkey
     mine = {marker: tokenizer.id(marker) for marker in CHATS["llada"].published}
     monkeypatch.setitem(CHATS, "llada", replace(CHATS["llada"], published=mine))
     load_tokenizer(tmp_path, config)
-    swapped = mine | {"<|eot_id|>": mine["<|start_header_id|>"], "<|start_header_id|>": mine["<|eot_id|>"]}
+    swapped = mine | {
+        "<|eot_id|>": mine["<|start_header_id|>"],
+        "<|start_header_id|>": mine["<|eot_id|>"],
+    }
     monkeypatch.setitem(CHATS, "llada", replace(CHATS["llada"], published=swapped))
     with pytest.raises(ValueError, match="belong to different models"):
         load_tokenizer(tmp_path, config)
@@ -159,10 +197,16 @@ def test_the_byte_tokenizer_speaks_the_chat_of_its_size(size):
     before, after = TEXTS[SIZES[size].family]
     assert tokenizer.decode(prompt.before) == before
     assert tokenizer.decode(prompt.after) == after.replace(INSTRUCTION, "Ünïcödé?")
-    assert max(prompt.before) == max(SIZES[size].end_id, *(i for m, i in CHATS[SIZES[size].family].published.items() if m in before))
+    assert max(prompt.before) == max(
+        SIZES[size].end_id,
+        *(i for m, i in CHATS[SIZES[size].family].published.items() if m in before),
+    )
 
 
 def test_added_tokens_are_found_in_the_file(tmp_path):
     byte_level_bpe(tmp_path, "qwen3", first="<|other|>")
-    ids = {entry["content"]: entry["id"] for entry in json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]}
+    ids = {
+        entry["content"]: entry["id"]
+        for entry in json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
+    }
     assert added_ids(tmp_path) == ids and "<|mask|>" in ids
