@@ -112,7 +112,7 @@ def main() -> None:
     # A subcommand for each corpus, whose help is the layout that its reader expects.
     commands = parser.add_subparsers(required=True, dest="corpus")
     for reader in READERS:
-        command = commands.add_parser(reader.__name__, help=reader.__doc__)
+        command = commands.add_parser(reader.__name__)
         command.set_defaults(reader=reader)
         option = command.add_argument
         option("root", type=Path, metavar="ROOT", help=reader.__doc__)

@@ -112,10 +112,8 @@ def lm_answers(
     ends = {tokenizer.id(TEXT_END), tokenizer.id(tokenizer.chat.turn_end)}
 
     # An answer with no end token filled its whole length.
-    found = {}
-    for name, reply in tqdm(zip(texts, answers), "answering", len(texts), leave=False):
-        found[name] = (reply.text, ends.isdisjoint(reply.ids))
-    return found
+    replies = tqdm(zip(texts, answers), "answering", len(texts), leave=False)
+    return {name: (reply.text, ends.isdisjoint(reply.ids)) for name, reply in replies}
 
 
 def with_targets(
