@@ -20,7 +20,7 @@ from pathlib import Path
 from checkpoints.command_line import one_line_errors
 from checkpoints.files import whole_file
 from corpora.measure import measured, seed_transcript
-from corpora.readers import READERS, Clip, CorpusError, download_librispeech, librispeech
+from corpora.readers import READERS, Clip, CorpusError
 from corpora.workers import map_in_processes
 from data import TRANSCRIBE, AudioError, read_audio
 from encoder import SAMPLE_RATE
@@ -83,28 +83,25 @@ def make_manifests(clips: Iterable[Clip], corpus: str, out: Path, held_out: floa
     """
     results = map_in_processes(functools.partial(corpus_item, corpus=corpus), list(clips), corpus)
 
-    # A speaker's name decides between training and test, so no voice is in both.
-    files = collections.defaultdict(list)
-    skipped = []
-    for result in results:
-        if isinstance(result, str):
-            skipped.append(result)
-            continue
-        is_test = zlib.crc32(result["speaker"].encode()) % 1000 < 10 * held_out
-        part = "_test" if is_test else "_train"
-        files[f"{corpus}{part if held_out else ''}.json"].append(result)
-
     # Say what is missing; the first reasons are enough to find the cause.
+    skipped = [result for result in results if isinstance(result, str)]
     for reason in skipped[:20]:
         print(f"skipped: {reason}")
+    print(f"{corpus}: {len(skipped)} clips skipped")
+
+    # A speaker's name decides between training and test, so no voice is in both.
+    files = collections.defaultdict(list)
+    for item in results:
+        if isinstance(item, dict):
+            is_test = zlib.crc32(item["speaker"].encode()) % 1000 < 10 * held_out
+            part = "_test" if is_test else "_train"
+            files[f"{corpus}{part if held_out else ''}.json"].append(item)
     if not files:
-        cause = f"; {len(skipped)} cannot be read" if skipped else " where its layout has them"
-        raise CorpusError(f"{corpus}: no clip found{cause}")
+        raise CorpusError(f"{corpus}: no clip found that can be read; --help shows the layout")
 
     for name, items in files.items():
         write_manifest(out / name, items)
-        print(f"{corpus}: {len(items)} items in {out / name}")
-    print(f"{corpus}: {len(skipped)} clips skipped")
+        print(f"{len(items)} items in {out / name}")
 
 
 def main() -> None:
@@ -114,26 +111,25 @@ def main() -> None:
 
     # A subcommand for each corpus, whose help is the layout that its reader expects.
     commands = parser.add_subparsers(required=True, dest="corpus")
-    for name, reader in READERS.items():
-        option = commands.add_parser(name, help=reader.__doc__).add_argument
+    for reader in READERS:
+        command = commands.add_parser(reader.__name__)
+        command.set_defaults(reader=reader)
+        option = command.add_argument
         option("root", type=Path, metavar="ROOT", help=reader.__doc__)
         option("--out", type=Path, required=True, help="folder of the manifests")
         option("--held-out", type=float, default=0.0, help="percent of the speakers for a test")
-        if name == "librispeech":
+        if reader.__name__ == "librispeech":
             option("--subset", default="train-clean-100", help="dev-clean, test-clean, ...")
             option("--download", action="store_true", help="fetch it first")
     args = parser.parse_args()
 
     with one_line_errors("python -m corpora.manifests"):
         name = args.corpus
+        options = {}
         if name == "librispeech":
-            name = f"librispeech-{args.subset}"
-            if args.download:
-                download_librispeech(args.root, args.subset)
-            clips = librispeech(args.root, args.subset)
-        else:
-            clips = READERS[name](args.root)
-        make_manifests(clips, name, args.out, args.held_out)
+            name += f"-{args.subset}"
+            options = {"subset": args.subset, "download": args.download}
+        make_manifests(args.reader(args.root, **options), name, args.out, args.held_out)
 
 
 if __name__ == "__main__":

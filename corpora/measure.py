@@ -19,10 +19,10 @@ VOLUME = (-32, -18)  # dB below full scale, over frames with sound
 SPEED = (2.0, 3.3)  # words a second
 
 
-def pitch(waveform: Tensor, low: float = 60.0, high: float = 400.0) -> float | None:
-    """Median fundamental frequency of a clip (S,) in Hz; None if nothing is voiced.
+def pitch(waveform: Tensor) -> float | None:
+    """Median fundamental frequency of a clip (S,), 60 to 400 Hz; None if nothing is voiced.
 
-    low, high: in Hz, between which it is looked for, by autocorrelation.
+    It is the lag of the first high peak of the autocorrelation.
     """
     # 50 ms hold three periods of the lowest voice.
     window = SAMPLE_RATE // 20
@@ -44,8 +44,8 @@ def pitch(waveform: Tensor, low: float = 60.0, high: float = 400.0) -> float | N
     shape = shape / (fading / fading[0]).clamp(min=1e-3)
 
     # The first peak that is nearly the highest; the others are its multiples, octaves too low.
-    first = int(SAMPLE_RATE / high)
-    last = int(SAMPLE_RATE / low)
+    first = SAMPLE_RATE // 400
+    last = SAMPLE_RATE // 60
     here = shape[:, first:last]  # (n, lags)
     highest = here.max(dim=1, keepdim=True).values
     is_peak = (here >= shape[:, first - 1 : last - 1]) & (here >= shape[:, first + 1 : last + 1])
@@ -66,28 +66,26 @@ def autocorrelation(frames: Tensor) -> Tensor:
 def volume(waveform: Tensor) -> float:
     """Loudness of a clip (S,) in dB below full scale, over the frames that hold sound."""
     power = F.avg_pool1d(waveform.pow(2)[None], min(400, len(waveform)))[0]
-    sounding = power[power > 0.01 * power.max()]
-    return 10 * sounding.mean().clamp(min=1e-12).log10().item()
+    power = power[power > 0.01 * power.max()].mean()
+    return 10 * power.clamp(min=1e-12).log10().item()
 
 
-def range_name(value: float, bounds: tuple[float, float], names: tuple[str, str, str]) -> str:
-    """The name of the range that a value falls in."""
-    low, high = bounds
-    return names[(value > low) + (value > high)]
+def range_name(value: float, bounds: tuple, names: str = "low normal high") -> str:
+    """The name of the range that a value falls in: below, between or above the two bounds."""
+    return names.split()[sum(value > bound for bound in bounds)]
 
 
 def measured(waveform: Tensor, words: str, gender: str) -> dict[str, str]:
     """Attributes of a clip (S,) taken from its signal. words, gender: "" where unknown."""
-    levels = ("low", "normal", "high")
-    attributes = {"Volume": range_name(volume(waveform), VOLUME, levels)}
+    attributes = {"Volume": range_name(volume(waveform), VOLUME)}
 
     hertz = pitch(waveform)
     if hertz is not None:
-        attributes["Pitch"] = range_name(hertz, PITCH[gender], levels)
+        attributes["Pitch"] = range_name(hertz, PITCH[gender])
 
     if words:
         speed = len(words.split()) / (len(waveform) / SAMPLE_RATE)
-        attributes["Speaking speed"] = range_name(speed, SPEED, ("slow", "normal", "fast"))
+        attributes["Speaking speed"] = range_name(speed, SPEED, "slow normal fast")
     return attributes
 
 

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torchaudio
+
 GENDERS = {"M": "male", "F": "female"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Clip:
     """A recording and what the corpus says of it; words and values of attributes are "" if unknown.
 
@@ -35,14 +37,18 @@ def need(path: Path) -> Path:
     """The path, if it exists. Raises CorpusError."""
     if not path.exists():
         raise CorpusError(
-            f"{path} is not there: ROOT should be the folder that the corpus unpacks to; "
-            "the command's --help shows its layout"
+            f"{path} is not there: ROOT should be the folder that the corpus unpacks to, "
+            "as --help shows it"
         )
     return path
 
 
-def librispeech(root: Path, subset: str) -> Iterator[Clip]:
+def librispeech(root: Path, subset: str, download: bool) -> Iterator[Clip]:
     """ROOT/LibriSpeech/{SPEAKERS.TXT, SUBSET/SPEAKER/CHAPTER/{S-C.trans.txt, S-C-0000.flac}}."""
+    # torchaudio's class verifies the archive's checksum.
+    if download:
+        root.mkdir(parents=True, exist_ok=True)
+        torchaudio.datasets.LIBRISPEECH(root, url=subset, download=True)
     home = need(root / "LibriSpeech")
 
     # Rows such as "14 | F | dev-clean | 25.03 | NAME"; comments begin with a semicolon.
@@ -56,21 +62,8 @@ def librispeech(root: Path, subset: str) -> Iterator[Clip]:
         speaker = transcripts.parts[-3]
         for line in transcripts.read_text().splitlines():
             name, words = line.split(maxsplit=1)
-            yield Clip(
-                id=name,
-                path=transcripts.parent / f"{name}.flac",
-                speaker=speaker,
-                words=words.lower(),
-                attributes={"Gender": genders[speaker]},
-            )
-
-
-def download_librispeech(root: Path, subset: str) -> None:
-    """Fetch a subset into ROOT/LibriSpeech with torchaudio's class, which verifies the checksum."""
-    from torchaudio.datasets import LIBRISPEECH
-
-    root.mkdir(parents=True, exist_ok=True)
-    LIBRISPEECH(root, url=subset, download=True)
+            audio = transcripts.parent / f"{name}.flac"
+            yield Clip(name, audio, speaker, words.lower(), {"Gender": genders[speaker]})
 
 
 def vctk(root: Path) -> Iterator[Clip]:
@@ -95,13 +88,8 @@ def vctk(root: Path) -> Iterator[Clip]:
         if not audio.is_file():
             audio = root / "wav48" / speaker / f"{text.stem}.wav"
         if audio.is_file():
-            yield Clip(
-                id=text.stem,
-                path=audio,
-                speaker=speaker,
-                words=" ".join(text.read_text().split()),
-                attributes=speakers.get(speaker, {}),
-            )
+            words = " ".join(text.read_text().split())
+            yield Clip(text.stem, audio, speaker, words, speakers.get(speaker, {}))
 
 
 def accentdb(root: Path) -> Iterator[Clip]:
@@ -109,13 +97,8 @@ def accentdb(root: Path) -> Iterator[Clip]:
     for audio in sorted(need(root / "data").glob("*/*/*.wav")):
         accent = audio.parts[-3]
         speaker = f"{accent}-{audio.parts[-2]}"
-        yield Clip(
-            id=f"{speaker}-{audio.stem}",
-            path=audio,
-            speaker=speaker,
-            words="",
-            attributes={"Accent": accent.replace("_", " ")},
-        )
+        attributes = {"Accent": accent.replace("_", " ")}
+        yield Clip(f"{speaker}-{audio.stem}", audio, speaker, "", attributes)
 
 
 # "oth" and "xxx", on which the raters did not agree, are not among them.
@@ -166,14 +149,10 @@ def dailytalk(root: Path) -> Iterator[Clip]:
         for number in sorted(dialogs[dialog], key=int):
             turn = dialogs[dialog][number]
             name = f"{number}_{turn['speaker']}_d{dialog}"
-            emotion = "neutral" if turn["emotion"] == "no emotion" else turn["emotion"]
-            yield Clip(
-                id=name,
-                path=root / "data" / dialog / f"{name}.wav",
-                speaker=f"dialog {dialog}",
-                words=turn["text"].strip(),
-                attributes={"Emotion": emotion, "Intent": turn["act"]},
-            )
+            audio = root / "data" / dialog / f"{name}.wav"
+            emotion = turn["emotion"].replace("no emotion", "neutral")
+            attributes = {"Emotion": emotion, "Intent": turn["act"]}
+            yield Clip(name, audio, f"dialog {dialog}", turn["text"].strip(), attributes)
 
 
 def voxceleb1(root: Path) -> Iterator[Clip]:
@@ -189,16 +168,8 @@ def voxceleb1(root: Path) -> Iterator[Clip]:
 
     for audio in sorted(root.glob("**/wav/id*/*/*.wav")):
         speaker, video = audio.parts[-3:-1]
-        yield Clip(
-            id=f"{speaker}-{video}-{audio.stem}",
-            path=audio,
-            speaker=speaker,
-            words="",
-            attributes=speakers.get(speaker, {}),
-        )
+        name = f"{speaker}-{video}-{audio.stem}"
+        yield Clip(name, audio, speaker, "", speakers.get(speaker, {}))
 
 
-READERS = {
-    reader.__name__: reader
-    for reader in (librispeech, vctk, accentdb, iemocap, dailytalk, voxceleb1)
-}
+READERS = (librispeech, vctk, accentdb, iemocap, dailytalk, voxceleb1)

@@ -8,9 +8,9 @@ LM's own, and the external answers rewritten by the diffusion LM.
     python -m corpora.targets self M.json --llm DIR --out T.json
     python -m corpora.targets rewrite M.json --answers answers.jsonl --llm DIR --out T.json
 
-prompts.jsonl holds {"id", "prompt"} a line for the external LLM, answers.jsonl {"id", "answer"}.
-T.json is M.json with `input` the question and `target` the answer. Answers that are empty, cut off
-or repeat themselves are dropped, and so are items without an answer; their number is printed.
+prompts.jsonl holds {"id", "prompt"} a line, answers.jsonl {"id", "answer"}. T.json is M.json with
+`input` the question and `target` the answer. Answers that are empty, cut off or repeat themselves
+are dropped, and so are items without an answer; their number is printed.
 """
 
 import argparse
@@ -62,8 +62,7 @@ def target_problem(text: str, cut_off: bool | None = None) -> str:
     # Nothing to read, or an end in the middle of a sentence.
     if not any(character.isalnum() for character in text):
         return "empty"
-    no_room = not text.rstrip().endswith(ENDS) if cut_off is None else cut_off
-    if no_room:
+    if not text.rstrip().endswith(ENDS) if cut_off is None else cut_off:
         return "truncated"
 
     # A degenerate model says one word four times in a row, or three words in a row three times.
@@ -74,12 +73,14 @@ def target_problem(text: str, cut_off: bool | None = None) -> str:
     return "repeating" if max(counts.values(), default=0) >= 3 else ""
 
 
-def write_prompts(items: list[dict], question: str, path: Path) -> None:
-    """Write an external model's prompts as a JSONL file."""
-    with whole_file(path) as temporary, open(temporary, "w") as file:
-        for item in items:
-            prompt = ASK.format(seed=item["seed_transcript"], question=question)
-            file.write(json.dumps({"id": item["audio_id"], "prompt": prompt}) + "\n")
+def prompts_about(items: list[dict], template: str, question: str) -> dict[str, str]:
+    """A text model's prompts by audio_id. template: ASK, or REWRITE for the items' targets."""
+    return {
+        item["audio_id"]: template.format(
+            seed=item["seed_transcript"], question=question, answer=item["target"]
+        )
+        for item in items
+    }
 
 
 def read_answers(path: Path) -> Answers:
@@ -103,23 +104,16 @@ def read_answers(path: Path) -> Answers:
 
 
 def lm_answers(
-    lm: DiffusionLM,
-    tokenizer: Tokenizer,
-    texts: dict[str, str],
-    config: SamplerConfig,
-    batch: int = 16,
+    lm: DiffusionLM, tokenizer: Tokenizer, texts: dict[str, str], config: SamplerConfig, batch: int
 ) -> Answers:
     """The diffusion LM's answers to texts by audio_id. One without an end of text was cut off."""
-    # Prompts of text alone, decoded in batches.
     prompts = [build_text_prompt(tokenizer, text) for text in texts.values()]
     answers = answer(lm, tokenizer, prompts, None, config, batch=batch)
     ends = {tokenizer.id(TEXT_END), tokenizer.id(tokenizer.chat.turn_end)}
 
     # An answer with no end token filled its whole length.
-    found = {}
-    for name, reply in tqdm(zip(texts, answers), "answering", len(texts), leave=False):
-        found[name] = (reply.text, ends.isdisjoint(reply.ids))
-    return found
+    replies = tqdm(zip(texts, answers), "answering", len(texts), leave=False)
+    return {name: (reply.text, ends.isdisjoint(reply.ids)) for name, reply in replies}
 
 
 def with_targets(
@@ -138,13 +132,13 @@ def with_targets(
     return kept, dropped
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line; see the top of this file."""
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
     # A subcommand for each way, with the options of what it reads and of the LM that it runs.
+    parser.set_defaults(answers=None, llm=None)
     commands = parser.add_subparsers(required=True, dest="way")
     for way in ("prompts", "external", "self", "rewrite"):
         option = commands.add_parser(way).add_argument
@@ -159,44 +153,33 @@ def parse_arguments() -> argparse.Namespace:
             option("--batch", type=int, default=16)
             option("--dtype", choices=DTYPES, default="bfloat16")
             option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    args = parser.parse_args()
 
-
-def main() -> None:
-    args = parse_arguments()
     with one_line_errors("python -m corpora.targets"):
         items = load_manifest(args.manifest)
         if args.way == "prompts":
-            write_prompts(items, args.question, args.out)
-            print(f"{len(items)} prompts in {args.out}")
+            prompts = prompts_about(items, ASK, args.question)
+            rows = [{"id": name, "prompt": text} for name, text in prompts.items()]
+            with whole_file(args.out) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            print(f"{len(rows)} prompts in {args.out}")
             return
 
         # External answers first: what cannot be a target is not worth rewriting either.
         dropped = collections.Counter()
-        if args.way in ("external", "rewrite"):
+        if args.answers:
             items, dropped = with_targets(items, read_answers(args.answers), args.question)
 
         # The diffusion LM's own answers, or its rewriting of the external ones.
-        if args.way in ("self", "rewrite"):
+        if args.llm:
+            prompts = prompts_about(items, REWRITE if args.answers else ASK, args.question)
             lm = load_lm(args.llm, DTYPES[args.dtype], args.device).eval()
             tokenizer = load_tokenizer(args.llm, lm.config)
             block_length = min(32, args.length)
             config = SamplerConfig(length=args.length, block_length=block_length, rule="threshold")
-
-            template = ASK if args.way == "self" else REWRITE
-            texts = {
-                item["audio_id"]: template.format(
-                    seed=item["seed_transcript"], question=args.question, answer=item["target"]
-                )
-                for item in items
-            }
-            answers = lm_answers(lm, tokenizer, texts, config, args.batch)
+            answers = lm_answers(lm, tokenizer, prompts, config, args.batch)
             items, more = with_targets(items, answers, args.question)
             dropped += more
-
-        # Training must find the audio from the new manifest's folder too.
-        for item in items:
-            item["audio_filepath"] = str(Path(item["audio_filepath"]).resolve())
 
         # Say what was dropped, also when nothing is left.
         reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"

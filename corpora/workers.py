@@ -22,8 +22,7 @@ def map_in_processes(function: Callable, items: Sequence, label: str) -> list:
         return list(tqdm(results, label, len(items), unit=" clips"))
     except BrokenProcessPool:
         raise ChildProcessError(
-            "a process that speaks or reads clips died, or memory ran out; free some memory, then "
-            "run the same command again"
+            "a process for clips died, or memory ran out; free some, then run the same command"
         ) from None
     finally:
         # After an error or Ctrl-C, nothing more is started.

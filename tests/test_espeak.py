@@ -20,7 +20,7 @@ TRAIN, TEST = 24, 12
 def corpus(tmp_path_factory):
     """A tiny corpus: its folder and its four manifests."""
     out = tmp_path_factory.mktemp("corpus")
-    assert make_toy(out, seed=3, train=TRAIN, test=TEST)
+    make_toy(out, seed=3, train=TRAIN, test=TEST)
     return out, {
         name: json.loads((out / f"{name}.json").read_text())
         for name in ("asr_train", "asr_test", "instruct_train", "instruct_test")
@@ -99,7 +99,7 @@ def test_attributes_are_balanced_and_independent():
     rng = random.Random(0)
     drawn = [grammar.random_attributes(rng) for _ in range(6400)]
     joint = Counter((a.gender, a.accent, a.speed, a.pitch) for a in drawn)  # 32 cells of 200
-    assert len(joint) == 32 and 140 < min(joint.values()) and max(joint.values()) < 260
+    assert len(joint) == 32 and min(joint.values()) > 140 and max(joint.values()) < 260
 
 
 def test_attributes_are_what_was_spoken(corpus):
@@ -130,7 +130,7 @@ def test_attributes_are_what_was_spoken(corpus):
 def test_same_seed_same_bytes(corpus, tmp_path):
     """A clip depends neither on how many there are nor on those spoken before it."""
     out, manifests = corpus
-    assert make_toy(tmp_path / "again", seed=3, train=5, test=2)
+    make_toy(tmp_path / "again", seed=3, train=5, test=2)
     for path in sorted((tmp_path / "again" / "audio").rglob("*.wav")):
         assert path.read_bytes() == (out / path.relative_to(tmp_path / "again")).read_bytes(), path
     assert (
@@ -145,11 +145,10 @@ def test_same_seed_same_bytes(corpus, tmp_path):
 
 
 def test_every_real_voice_speaks_alike_each_time(tmp_path):
-    library, data = speech.prepare_espeak(tmp_path)
+    speech.prepare_espeak(tmp_path)
     for voice in (voice for group in speech.REAL_VOICES.values() for voice in group):
         first, second = (
-            speech.speak("arthur painted", f"en-us+{voice}", 240, 50, library, data)
-            for _ in range(2)
+            speech.speak("arthur painted", f"en-us+{voice}", 240, 50, tmp_path) for _ in range(2)
         )
         assert (first[0].shape, first[1]) == (second[0].shape, second[1]) and (
             first[0] == second[0]
@@ -159,7 +158,7 @@ def test_every_real_voice_speaks_alike_each_time(tmp_path):
 def test_finished_corpus_is_skipped_and_others_left_alone(corpus, capsys):
     out, _ = corpus
     before = (out / "asr_train.json").stat().st_mtime_ns
-    assert not make_toy(out, seed=3, train=TRAIN, test=TEST)
+    make_toy(out, seed=3, train=TRAIN, test=TEST)
     assert "already" in capsys.readouterr().out
     with pytest.raises(FileExistsError, match="another corpus"):
         make_toy(out, seed=4, train=TRAIN, test=TEST)
@@ -167,7 +166,7 @@ def test_finished_corpus_is_skipped_and_others_left_alone(corpus, capsys):
 
 
 def test_a_process_that_dies_ends_the_run_with_an_error(tmp_path, monkeypatch):
-    """eSpeak is C: it can crash. Nothing may wait for it, and no half corpus be taken for a whole one."""
+    """eSpeak is C: it can crash. Nothing may wait for it or take half a corpus for a whole one."""
     monkeypatch.setattr(toy.corpus, "speak", lambda *_: os._exit(1))
     with pytest.raises(ChildProcessError, match="died, or memory ran out"):
         make_toy(tmp_path, seed=5, train=1, test=1)
@@ -178,7 +177,7 @@ def test_unfinished_corpus_is_made_again(tmp_path):
     make_toy(tmp_path, seed=5, train=1, test=1)
     (tmp_path / "corpus.json").unlink()
     (tmp_path / "asr_test.json").unlink()
-    assert make_toy(tmp_path, seed=5, train=1, test=1)
+    make_toy(tmp_path, seed=5, train=1, test=1)
     assert len(json.loads((tmp_path / "asr_test.json").read_text())) == 1
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -256,7 +255,8 @@ def test_seed_transcripts_name_the_words_and_the_voice(corpus):
     for item in manifests["asr_test"]:
         a = item["attributes"]
         assert item["seed_transcript"].endswith(
-            f"(Gender: {a['gender']}, Accent: {a['accent']}, Speaking speed: {a['speed']}, Pitch: {a['pitch']})"
+            f"(Gender: {a['gender']}, Accent: {a['accent']}, "
+            f"Speaking speed: {a['speed']}, Pitch: {a['pitch']})"
         )
 
 

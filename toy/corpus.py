@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from checkpoints.command_line import one_line_errors
-from checkpoints.files import whole_file
+from checkpoints.files import read_json, whole_file
 from corpora.manifests import transcription_item, write_manifest
 from corpora.measure import describe_clip
 from corpora.workers import map_in_processes
@@ -32,12 +32,13 @@ MAX_SECONDS = 3.15
 
 
 def spoken_sentence(
-    rng: random.Random, split: str, attributes: grammar.Attributes, library: str, data: Path
+    rng: random.Random, split: str, attributes: grammar.Attributes, data: Path
 ) -> tuple[grammar.Sentence, dict, np.ndarray, list[int]]:
     """Draw a sentence and a voice with these attributes until the clip is short enough.
 
-    library, data: from `prepare_espeak`. Returns the sentence, what the engine was given, and what
-    `speak` returned. Raises RuntimeError: no clip is short enough, or eSpeak counts other words.
+    data: the folder of `prepare_espeak`. Returns the sentence, all that was drawn for the voice,
+    and what `speak` returned. Raises RuntimeError: no clip is short enough, or eSpeak counts other
+    words.
     """
     voices = VOICES[split, attributes.gender]
     length = rng.choice(list(grammar.TEMPLATES))
@@ -53,20 +54,18 @@ def spoken_sentence(
         pitch = rng.randint(*grammar.PITCHES[attributes.pitch])
 
         name = f"{grammar.ACCENTS[attributes.accent]}+{voice}"
-        samples, marks = speak(sentence.text, name, rate, pitch, library, data)
+        samples, marks = speak(sentence.text, name, rate, pitch, data)
         if len(marks) != length + 1:
             raise RuntimeError(f"eSpeak NG marked {len(marks) - 1} words in: {sentence.text}")
 
         samples = without_silence(samples)
         if len(samples) <= MAX_SECONDS * ESPEAK_RATE:
             drawn = {"voice": voice, "rate": rate, "pitch_parameter": pitch}
-            return sentence, drawn, samples, marks
+            return sentence, asdict(attributes) | drawn, samples, marks
     raise RuntimeError(f"no {attributes.gender} voice can say {length} words in {MAX_SECONDS} s")
 
 
-def toy_clip(
-    index: int, split: str, out: Path, seed: int, library: str, data: Path
-) -> tuple[dict, list[dict]]:
+def toy_clip(index: int, split: str, out: Path, seed: int, data: Path) -> tuple[dict, list[dict]]:
     """Draw, speak and write clip number `index` of a split.
 
     Returns its item for the asr manifest and its items for the instruct manifest.
@@ -74,7 +73,7 @@ def toy_clip(
     # A generator of its own, so that no clip depends on how many there are.
     rng = random.Random(f"{seed}/{split}/{index}")
     attributes = grammar.random_attributes(rng)
-    sentence, drawn, samples, marks = spoken_sentence(rng, split, attributes, library, data)
+    sentence, drawn, samples, marks = spoken_sentence(rng, split, attributes, data)
     path = f"audio/{split}/{index:06d}.wav"
     seconds = write_clip(out / path, samples, rng)
 
@@ -97,7 +96,7 @@ def toy_clip(
     # For recognition: how the clip was spoken, and when each word begins and ends.
     times = [round(min(mark / ESPEAK_RATE, seconds), 3) for mark in marks]
     spans = list(zip(sentence.text.split(), times, times[1:]))
-    asr = item | {"attributes": asdict(attributes) | drawn, "words": spans}
+    asr = item | {"attributes": drawn, "words": spans}
 
     # For instruction: a few of its questions to train on, all of them to test on.
     pairs = grammar.instructions(sentence, attributes, rng)
@@ -108,47 +107,35 @@ def toy_clip(
     return asr, instruct
 
 
-def make_toy(out: Path, seed: int = 0, train: int = 6000, test: int = 400) -> bool:
-    """Make the toy corpus in a folder: the same seed gives the same files, bit for bit.
+def make_toy(out: Path, seed: int, train: int, test: int) -> None:
+    """Make the toy corpus in the folder `out`, unless it is there already.
 
-    Args:
-        train, test: number of clips.
-    Returns:
-        False if the finished corpus is there already.
-    Raises:
-        FileExistsError: the folder holds another corpus, which is left alone.
+    The same seed gives the same files, bit for bit. train, test: numbers of clips. Raises
+    FileExistsError: the folder holds another corpus, which is left alone.
     """
     arguments = {"corpus": "toy", "seed": seed, "train": train, "test": test}
     record = out / "corpus.json"
     if record.exists():
-        found = record.read_text()
-        if json.loads(found) != arguments:
-            raise FileExistsError(
-                f"{out} holds another corpus, {found.strip()}. Choose another --out."
-            )
+        found = read_json(record)
+        if found != arguments:
+            raise FileExistsError(f"{out} holds another corpus, {found}. Choose another --out.")
         print(f"{out} holds this corpus already.")
-        return False
+        return
 
-    manifests = {}
     with tempfile.TemporaryDirectory() as temporary:
-        library, data = prepare_espeak(Path(temporary))
+        data = Path(temporary)
+        prepare_espeak(data)
         for split, count in (("train", train), ("test", test)):
             (out / "audio" / split).mkdir(parents=True, exist_ok=True)
-            clip = functools.partial(
-                toy_clip, split=split, out=out, seed=seed, library=library, data=data
-            )
+            clip = functools.partial(toy_clip, split=split, out=out, seed=seed, data=data)
             clips = map_in_processes(clip, range(count), f"speaking {split}")
-            manifests[f"asr_{split}.json"] = [asr for asr, _ in clips]
-            manifests[f"instruct_{split}.json"] = [item for _, items in clips for item in items]
-
-    # The manifests come after all the audio, so that a killed run leaves no half corpus.
-    for name, items in manifests.items():
-        write_manifest(out / name, items)
+            instruct = [item for _, items in clips for item in items]
+            write_manifest(out / f"asr_{split}.json", [item for item, _ in clips])
+            write_manifest(out / f"instruct_{split}.json", instruct)
 
     # Last comes the record, which says that all the rest is complete.
     with whole_file(record) as temporary:
         temporary.write_text(json.dumps(arguments) + "\n")
-    return True
 
 
 def main() -> None:

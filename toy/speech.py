@@ -121,18 +121,17 @@ WORD = 1
 END = 5
 
 
-def prepare_espeak(folder: Path) -> tuple[str, Path]:
-    """Copy what English needs of eSpeak's data to `folder` and add the synthetic voices.
+def prepare_espeak(folder: Path) -> None:
+    """Copy what English needs of eSpeak's data to `folder`, and add the synthetic voices.
 
-    Returns the paths of library and data, for `speak`. Raises OSError: eSpeak NG does not load.
+    Raises OSError: eSpeak NG is not installed, or does not load.
     """
     try:
         import espeakng_loader
 
         # Load the library once, to see that it can be.
-        library = espeakng_loader.get_library_path()
         installed = Path(espeakng_loader.get_data_path())
-        _ctypes.dlclose(ctypes.CDLL(library)._handle)
+        _ctypes.dlclose(ctypes.CDLL(espeakng_loader.get_library_path())._handle)
     except (ImportError, OSError, RuntimeError) as error:
         raise OSError(
             f"eSpeak NG does not load ({error}). Install it: pip install espeakng-loader"
@@ -150,27 +149,26 @@ def prepare_espeak(folder: Path) -> tuple[str, Path]:
             shutil.copy(installed / "voices" / "!v" / name, variants)
         for name in SYNTHETIC_VOICES[group]:
             (variants / name).write_text(synthetic_voice(name, group[1]))
-    return library, folder
 
 
-def speak(
-    text: str, voice: str, rate: int, pitch: int, library: str, data: Path
-) -> tuple[np.ndarray, list[int]]:
+def speak(text: str, voice: str, rate: int, pitch: int, data: Path) -> tuple[np.ndarray, list[int]]:
     """Speak a text; the same arguments always give the same samples.
 
     Args:
         voice: accent and voice, such as "en-us+f2".
         rate: words a minute. pitch: 0 to 99, as eSpeak counts it.
-        library, data: from `prepare_espeak`.
+        data: the folder that `prepare_espeak` has filled.
     Returns:
         int16 samples (S,) at ESPEAK_RATE, and the samples at which each word begins and the last
         one ends. eSpeak takes some pairs of words ("has been") for one.
     Raises:
         RuntimeError: eSpeak does not start, or has no such voice.
     """
+    import espeakng_loader
+
     # eSpeak's oscillators run on from one text into the next, so a clip would depend on those
     # before it. Loading the library anew for each clip takes 0.4 ms and resets them.
-    engine = ctypes.CDLL(library)
+    engine = ctypes.CDLL(espeakng_loader.get_library_path())
     chunks = []
     marks = []
 
