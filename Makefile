@@ -82,7 +82,7 @@ benchmark: $(INSTALLED)  ## every sampler and cache against the published proced
 # Stage 2 keeps the states of 6,000 clips in memory: 3.7 GB for tiny.en.
 real-encoder: $(INSTALLED)  ## both stages with a real Whisper: WHISPER=DIR
 	$(PY) train_asr.py --whisper $(WHISPER) --audio-context 3.2 --llm $(RUN)/llada --train $(RUN)/corpus/asr_train.json --out $(RUN)/real/stage1 --seed $(SEED)
-	$(PY) train_instruct.py --whisper $(WHISPER) --llm $(RUN)/llada --adapters $(RUN)/real/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/real/stage2 --steps 1400 --whiten --lr 2e-3 --inherited 0.25 --seed $(SEED)
+	$(PY) train_instruct.py --whisper $(WHISPER) --llm $(RUN)/llada --adapters $(RUN)/real/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/real/stage2 --steps 1400 --whiten --lr 2e-3 --pretrained-lr-scale 0.25 --seed $(SEED)
 	$(PY) -m toy.evaluate --run $(RUN)/real --whisper $(WHISPER) --llm $(RUN)/llada --corpus $(RUN)/corpus
 
 # SPEECH holds train.json and test.json, manifests of recorded prompts.

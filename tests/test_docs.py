@@ -50,23 +50,34 @@ def test_commands_exist(page):
             assert (ROOT / script).is_file(), command
 
 
+def sources() -> str:
+    """All code outside tests."""
+    files = [path for path in ROOT.glob("*/*.py") if path.parent.name != "tests"]
+    return "".join(path.read_text() for path in [*ROOT.glob("*.py"), *files])
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_exist(page):
-    files = [path for path in ROOT.glob("*/*.py") if path.parent.name != "tests"]
-    sources = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *files])
-
     for command in commands(page):
         if not re.search(r"\bpython -m|\w+\.py\b", command) or command.startswith("pytest"):
             continue
         # What follows the script or module; torchrun's own options stand before it.
         arguments = re.split(r"python -m \S+|\w+\.py\b", command, maxsplit=1)[1]
-        for option in re.findall(r"(?<=\s)(--[a-z][a-z-]*)", arguments):
-            assert f'"{option}"' in sources, command
+        for option in re.findall(r"(?<=\s)(--[a-z][a-z0-9-]*)", arguments):
+            assert f'"{option}"' in sources(), command
 
 
-def test_the_makefile_runs_modules_that_exist():
-    for module in re.findall(r"\$\(PY\) -m (\w+\.\w+)", (ROOT / "Makefile").read_text()):
-        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+def test_the_makefile_runs_modules_and_options_that_exist():
+    # Each command, without those of pip, pytest and ruff.
+    lines = re.findall(r"^\t\$\(PY\) (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    ours = [line for line in lines if not re.match(r"-m (pip|pytest|ruff)\b", line)]
+    assert ours
+
+    for line in ours:
+        for module in re.findall(r"^-m (\w+\.\w+)", line):
+            assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), line
+        for option in re.findall(r"(?<=\s)(--[a-z][a-z0-9-]*)", line):
+            assert f'"{option}"' in sources(), line
 
 
 def test_the_readme_is_two_screens():
