@@ -57,9 +57,7 @@ class CorpusSettings:
 
 
 # ---- the corpus
-def spoken_clip(
-    index: int, text: Text, settings: CorpusSettings, out: Path, library: str, data: Path
-) -> dict:
+def spoken_clip(index: int, text: Text, settings: CorpusSettings, out: Path, data: Path) -> dict:
     """Draw a sentence, let eSpeak speak it, write the clip; returns its manifest item.
 
     Raises ManifestError: no sentence is short enough.
@@ -73,7 +71,7 @@ def spoken_clip(
         voice = rng.choice(speech.VOICES["train", gender])
         rate = rng.randint(*RATES)
         pitch = rng.randint(*PITCHES)
-        samples, _ = speech.speak(sentence, f"en-us+{voice}", rate, pitch, library, data)
+        samples, _ = speech.speak(sentence, f"en-us+{voice}", rate, pitch, data)
         samples = speech.without_silence(samples)
         if len(samples) <= most:
             break
@@ -150,10 +148,9 @@ def make_corpus(out: Path, settings: CorpusSettings) -> None:
     text = Text(words, sorted({item["transcription"] for item in train}), held_out)
     (out / "audio").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        library, data = speech.prepare_espeak(Path(temporary))
-        clip = functools.partial(
-            spoken_clip, text=text, settings=settings, out=out, library=library, data=data
-        )
+        data = Path(temporary)
+        speech.prepare_espeak(data)
+        clip = functools.partial(spoken_clip, text=text, settings=settings, out=out, data=data)
         spoken = map_in_processes(clip, range(settings.spoken), "speaking")
 
     # 3. Manifests, text, and the record.
