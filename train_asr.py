@@ -8,7 +8,8 @@ what the LM has to do with them; stage 2's instructions take their place.
 
 A run that was stopped or killed resumes when the same command is run again.
 
-Shapes: B batch, b clips of one part, A audio embeddings, P prompt positions, G answer tokens, D LM width.
+Shapes: B batch, b clips of one part, A audio embeddings, P prompt positions, G answer tokens,
+D LM width.
 """
 
 import argparse
@@ -20,10 +21,9 @@ from torch import Tensor
 from diffa import DIFFA, splice
 from diffusion_lm import diffusion_loss, noise, noise_levels
 from training.batches import Batch
-from training.command_line import add_training_arguments, run_command
 from training.optimizers import TrainConfig
-from training.recipe import Execution, Recipe
-from training.stage import Stage
+from training.recipe import Execution, Recipe, add_training_arguments
+from training.stage import Stage, run_command
 
 # Where a value comes from: the paper (arXiv 2507.18452), its release, LLaDA, or ours.
 RECIPES = {
@@ -43,7 +43,7 @@ RECIPES = {
         stratified=False,  # LLaDA: the noise levels of a batch are independent
         match_embedding_scale=False,  # paper: new parts start as PyTorch draws them
         shapes={},  # paper: AdapterConfig's defaults
-        dtype="bfloat16",  # paper: frozen parts and arithmetic; the adapters' weights are float32
+        dtype="bfloat16",  # paper: frozen parts and arithmetic; weights of adapters are float32
         bucket_by_length=True,  # ours: clips of similar length in a batch, so little is padded
         execution=Execution(
             workers=8,  # ours: processes that read audio ahead
@@ -101,9 +101,7 @@ STAGE = Stage(parts="stage1", target="transcription", loss=transcript_loss, titl
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(
-        description="Stage 1: train the semantic adapter on transcripts."
-    )
+    parser = argparse.ArgumentParser(description="Stage 1: learn to transcribe.")
 
     # The defaults are the toy's; --preset and the other options choose the recipe.
     add_training_arguments(

@@ -9,7 +9,8 @@ do. The ablation `--audio semantic` leaves the acoustic adapter out, with all el
 
 A run that was stopped or killed resumes when the same command is run again.
 
-Shapes: B batch, b clips of one part, A audio embeddings, P prompt positions, G answer tokens, D LM width.
+Shapes: B batch, b clips of one part, A audio embeddings, P prompt positions, G answer tokens,
+D LM width.
 """
 
 import argparse
@@ -22,10 +23,9 @@ from torch import Tensor
 from diffa import DIFFA, splice
 from diffusion_lm import diffusion_loss, noise, noise_levels
 from training.batches import Batch
-from training.command_line import add_training_arguments, run_command
 from training.optimizers import TrainConfig
-from training.recipe import Execution, Recipe
-from training.stage import Stage
+from training.recipe import Execution, Recipe, add_training_arguments
+from training.stage import Stage, run_command
 
 # Where a value comes from: the paper (arXiv 2507.18452), its release, LLaDA, or ours.
 RECIPES = {
@@ -45,7 +45,7 @@ RECIPES = {
         stratified=False,  # LLaDA: the noise levels of a batch are independent
         match_embedding_scale=False,  # paper: new parts start as PyTorch draws them
         shapes={},  # paper: AdapterConfig's defaults
-        dtype="bfloat16",  # paper: frozen parts and arithmetic; the adapters' weights are float32
+        dtype="bfloat16",  # paper: frozen parts and arithmetic; weights of adapters are float32
         bucket_by_length=True,  # ours: clips of similar length in a batch, so little is padded
         whiten=False,  # paper: the acoustic adapter reads the states as they are
         execution=Execution(
@@ -106,7 +106,7 @@ SEMANTIC_ALONE = replace(STAGE, parts="semantic")  # the ablation
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(description="Stage 2: train both adapters on instructions.")
+    parser = argparse.ArgumentParser(description="Stage 2: learn to answer.")
 
     # The defaults are the toy's; --preset and the other options choose the recipe.
     add_training_arguments(

@@ -8,27 +8,21 @@ Shapes: B batch, b clips of one part, P prompt positions, G answer tokens.
 
 import contextlib
 import functools
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data import Prompt
+from diffa import DIFFA
 from training import processes
 from training.examples import Examples
 from training.flops import Work, lm_flops
 from training.order import Order
-from training.recipe import Execution, Recipe
-from training.state_files import fill_folder, read_state_files, state_file
-from training.states import StateCache, Unreadable, read_padded
+from training.recipe import Recipe
 from training.stream import Heard, Stream
-
-Source = Callable[[int], Iterator[Heard]]  # from a step to the states of its local parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,27 +47,20 @@ class Batch:
     parts: Callable[[], Iterator[Part]]  # each part must be differentiated before the next is taken
 
 
+@dataclass(kw_only=True)
 class Batches:
     """The batch of every step; call it with a step."""
 
-    def __init__(
-        self,
-        model,
-        examples: Examples,
-        recipe: Recipe,
-        order: Order,
-        source: Source,
-        work: Work,
-    ):
-        """model: a DIFFA. source: of the encoder's states. work: grows with every part."""
-        self.model = model
-        self.examples = examples
-        self.recipe = recipe
-        self.order = order
-        self.source = source
-        self.work = work
-        self.hear = processes.replicate(model)
-        self.autocast = autocast_of(recipe, model.device)
+    model: DIFFA
+    examples: Examples
+    recipe: Recipe
+    order: Order
+    stream: Stream
+    work: Work  # grows with every part
+
+    def __post_init__(self):
+        self.hear = processes.replicate(self.model)
+        self.autocast = autocast_of(self.recipe, self.model.device)
 
     def __call__(self, step: int) -> Batch:
         rows = torch.from_numpy(self.order.rows_of_step(step))
@@ -84,7 +71,7 @@ class Batches:
         """The local parts of a step."""
         item_rows = self.order.parts_of(step)
         last = len(item_rows) - 1
-        for i, heard in enumerate(self.source(step)):
+        for i, heard in enumerate(self.stream(step)):
             # Dropout depends on the part alone, whichever process computes it. Part 0 keeps the
             # seed of the step.
             number = processes.rank() * len(item_rows) + i
@@ -120,7 +107,7 @@ class Batches:
         B = len(prompts)
         G = self.recipe.answer_length
         n_audio = audio_mask.sum(dim=1).tolist()
-        lengths = [len(p.before) + n + len(p.after) for p, n in zip(prompts, n_audio, strict=True)]
+        lengths = [len(p.before) + n + len(p.after) for p, n in zip(prompts, n_audio)]
         L = max(lengths) + G
         self.work.tokens += B * L
         self.work.flops += lm_flops(self.model.lm.config, B, L, L, G, backward=True)
@@ -130,48 +117,3 @@ def autocast_of(recipe: Recipe, device: torch.device) -> Callable[[], torch.auto
     """Makes the context in which the adapters compute: bfloat16, if the recipe's dtype is that."""
     enabled = recipe.dtype == "bfloat16"
     return functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=enabled)
-
-
-def make_source(
-    model, items: list[dict], order: Order, execution: Execution, encoder_name: str, work: Work
-) -> Source:
-    """Where the encoder's states come from: memory, audio that is read ahead, or a folder.
-
-    Args:
-        model: a DIFFA. items: of a manifest. encoder_name: tells encoders and dtypes apart in the
-            folder. work: its `waited` grows by the seconds that the loop waits for states.
-    Raises:
-        AudioError: too many clips cannot be read, now or when their step comes.
-    """
-    unreadable = Unreadable(execution.max_unreadable)
-    if execution.cache == "memory":
-        return from_memory(model, items, order, unreadable, work)
-
-    config = model.encoder.config
-    used = model.read_states
-    if execution.cache == "none":
-        read = functools.partial(read_padded, n_samples=config.n_samples)
-    else:
-        folder = Path(execution.cache)
-        file_of = functools.partial(state_file, folder, encoder_name, used=used)
-        fill_folder(model, items, file_of, execution.workers, unreadable)
-        read = functools.partial(read_state_files, file_of=file_of, used=used, width=config.width)
-    return Stream(model, items, order, read, execution.workers, unreadable, work)
-
-
-def from_memory(
-    model, items: list[dict], order: Order, unreadable: Unreadable, work: Work
-) -> Source:
-    """The source that encodes every clip now and keeps the states."""
-    bar = functools.partial(tqdm, desc="encoding", leave=False, disable=processes.rank() > 0)
-    cache = StateCache(model, items, progress=bar, unreadable=unreadable, used=model.read_states)
-
-    def source(step: int) -> Iterator[Heard]:
-        for rows in order.parts_of(step):
-            started = time.perf_counter()
-            chosen = [items[row] for row in rows]
-            states, frames = cache(chosen)
-            work.waited += time.perf_counter() - started
-            yield states, frames, cache.is_readable(chosen)
-
-    return source

@@ -5,6 +5,7 @@ Shapes: N items, G answer tokens.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +33,16 @@ class Examples:
             items=self.items[:n], prompts=self.prompts[:n], answer_ids=self.answer_ids[:n]
         )
 
+    def names(self, rows: Iterable[int]) -> list[str]:
+        """The audio_id of some rows."""
+        return [self.items[row]["audio_id"] for row in rows]
+
     @property
     def digest(self) -> str:
         """A name for what trains: clips, instructions and answers."""
         known = [
             [item["audio_id"], item["input"], ids]
-            for item, ids in zip(self.items, self.answer_ids.tolist(), strict=True)
+            for item, ids in zip(self.items, self.answer_ids.tolist())
         ]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 

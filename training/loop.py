@@ -275,7 +275,7 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(saved["parameters"][name_on_disk(name)])
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+        for optimizer, state in zip(self.optimizers, saved["optimizers"]):
             optimizer.load_state_dict(state)
         self.losses = saved["losses"]
 

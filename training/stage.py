@@ -1,4 +1,4 @@
-"""A stage of training, from manifests to saved adapters. Which loss it trains is the stage's own."""
+"""A stage of training, from manifests to saved adapters. The stage brings its own loss."""
 
 import functools
 import hashlib
@@ -12,19 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from checkpoints.command_line import one_line_errors
 from checkpoints.files import write_json
 from checkpoints.model import Loaded, load_for_training, save_trained
 from data import load_manifest
 from diffa import DIFFA, match_embedding_scale
 from diffusion_lm import DiffusionLM
 from training import processes
-from training.batches import Batch, Batches, autocast_of, make_source
+from training.batches import Batch, Batches, autocast_of
 from training.examples import Examples, usable
 from training.flops import Work, measured_peak
 from training.loop import Trainer
 from training.order import Order, local_rows, pick, pick_by_length
-from training.recipe import Execution, Recipe
+from training.recipe import Execution, Recipe, chosen_recipe, given
 from training.run_files import name_on_disk
+from training.stream import make_stream
 from training.validation import Validation
 from training.whitening import whiten
 
@@ -102,6 +104,12 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         }
         write_json(run.out / "training.json", result)
     processes.finish()  # after the files are written
+
+
+def run_command(name: str, stage: Stage, recipes: dict[str, Recipe], options: dict) -> None:
+    """Run a stage with parsed options (recipe.add_training_arguments); errors end in one line."""
+    with one_line_errors(name):
+        run_stage(stage, chosen_recipe(recipes, options), Run(**given(Run, options)))
 
 
 # The model
@@ -197,19 +205,16 @@ def describe(recipe: Recipe, run: Run, loaded: Loaded, made_of: dict[str, str]) 
     if processes.rank() > 0:
         return
     settings = asdict(recipe)
-    execution = {
-        "device": run.device,
-        "processes": processes.world(),
-        **settings.pop("execution"),
-    }
+    execution = {"device": run.device, "processes": processes.world()} | settings.pop("execution")
     settings = settings.pop("train") | settings
-    print("recipe: " + ", ".join(f"{name} {value}" for name, value in settings.items()))
-    print("execution: " + ", ".join(f"{name} {value}" for name, value in execution.items()))
+    for title, values in (("recipe", settings), ("execution", execution)):
+        print(f"{title}: " + ", ".join(f"{name} {value}" for name, value in values.items()))
 
     model = loaded.model
-    for name, part, source in (("encoder", model.encoder, run.whisper), ("lm", model.lm, run.llm)):
-        frozen = f"frozen, {recipe.dtype}, from {source} ({made_of[name]})"
-        print(f"  {name:9} {n_parameters(part):>13,} {frozen}")
+    sources = {"encoder": run.whisper, "lm": run.llm}
+    for name, source in sources.items():
+        n = n_parameters(getattr(model, name))
+        print(f"  {name:9} {n:>13,} frozen, {recipe.dtype}, from {source} ({made_of[name]})")
     for name, part in model.trained_parts().items():
         source = "new, random weights" if name in loaded.new else f"from {run.adapters}"
         print(f"  {name:9} {n_parameters(part):>13,} trained, float32, {source}")
@@ -253,12 +258,17 @@ def make_trainer(
 ) -> Trainer:
     """The loop of a stage; its run writes run.out. held_out: clips for validation."""
     model = loaded.model
-    items = examples.items
-    order = make_order(items, recipe)
+    order = make_order(examples.items, recipe)
     work = Work(peak=measured_peak(model.device, getattr(torch, recipe.dtype)))
     encoder_name = f"{made_of['encoder']} {recipe.dtype}"
-    source = make_source(model, items, order, recipe.execution, encoder_name, work)
-    batches = Batches(model, examples, recipe, order, source, work)
+    batches = Batches(
+        model=model,
+        examples=examples,
+        recipe=recipe,
+        order=order,
+        stream=make_stream(model, examples.items, order, recipe.execution, encoder_name, work),
+        work=work,
+    )
 
     validate = None
     if held_out:
@@ -277,7 +287,7 @@ def make_trainer(
         checkpoint=run.out / "checkpoint.pt",
         title=stage.title,
         identity={**made_of, **settings, "corpus": examples.digest},
-        names_of_step=lambda step: [items[i]["audio_id"] for i in order.rows_of_step(step)],
+        names_of_step=lambda step: examples.names(order.rows_of_step(step)),
         validate=validate,
         keep_best=lambda: save_trained(model, run.out / "best", run.whisper, run.llm),
         metrics=run.out / "metrics.jsonl",

@@ -1,19 +1,27 @@
-"""The frozen encoder's states of clips, computed once and kept in memory.
+"""Clips, and the hidden states that the frozen encoder makes of them.
 
-A clip that cannot be read keeps its row, filled with silence. `readable` says which clips were
-read, so that the loss can leave the others out.
+A clip that cannot be read keeps its row in a batch, filled with silence. A message in `errors` says
+what is wrong with it, so that the loss can leave it out.
 
 Shapes: B clips, N clips in the cache, S samples, T encoder frames, D_w encoder width.
 """
 
+import functools
+from collections.abc import Callable, Iterable, Iterator
+
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data import AudioError, pad_waveforms, read_audio
 from encoder import SAMPLE_RATE
 
-States = list[Tensor]  # n_layers + 1 hidden states (B, T, D_w); empty tensors where none is read
+PREFETCH = 4  # batches that each worker prepares ahead
+
+# Clips read together: waveforms (B, S), or states {index: (B, T, D_w)}; samples, or real frames,
+# (B,); and what is wrong with each clip ("": nothing).
+Read = tuple[Tensor | dict[int, Tensor], Tensor, list[str]]
 
 
 class Unreadable:
@@ -23,27 +31,23 @@ class Unreadable:
         self.limit = limit
         self.reasons: dict[str, str] = {}
 
-    def add(self, path: str, reason: str) -> None:
-        """Note a clip, once. Raises AudioError: there are too many; all are listed."""
-        if path in self.reasons:
-            return
-        self.reasons[path] = reason
+    def add(self, paths: Iterable[str], errors: list[str]) -> None:
+        """Note those clips that have an error. Raises AudioError: too many; all are listed."""
+        for path, error in zip(paths, errors):
+            if not error or path in self.reasons:
+                continue
+            self.reasons[path] = error
 
-        n = len(self.reasons)
-        if n > self.limit:
-            listed = "\n  ".join(self.reasons.values())
-            raise AudioError(
-                f"{n} clips cannot be read, more than the {self.limit} allowed:\n  {listed}"
-            )
-        tqdm.write(f"skipped ({n} so far): {reason}")
+            n = len(self.reasons)
+            if n > self.limit:
+                listed = "\n  ".join(self.reasons.values())
+                limit = f"more than the {self.limit} allowed"
+                raise AudioError(f"{n} clips cannot be read, {limit}:\n  {listed}")
+            tqdm.write(f"skipped ({n} so far): {error}")
 
 
-def read_padded(paths: list[str], n_samples: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Clips as one batch; one that cannot be read becomes a second of silence.
-
-    Returns:
-        waveforms (B, n_samples), real samples (B,), and what is wrong with each clip ("": nothing).
-    """
+def read_padded(paths: list[str], n_samples: int) -> Read:
+    """Clips as waveforms (B, n_samples); one that cannot be read becomes a second of silence."""
     waveforms = []
     errors = []
     for path in paths:
@@ -58,6 +62,68 @@ def read_padded(paths: list[str], n_samples: int) -> tuple[Tensor, Tensor, list[
     return *pad_waveforms(waveforms, n_samples, paths), errors
 
 
+class Clips(Dataset):
+    """Batches of clips, as worker processes read them."""
+
+    def __init__(self, paths: list[str], read: Callable[[list[str]], Read]):
+        self.paths = paths
+        self.read = read
+
+    def __getitem__(self, rows: Iterable[int]) -> Read:
+        return self.read([self.paths[row] for row in rows])
+
+
+def load_ahead(
+    clips: Clips, batches: Iterable[Iterable[int]], workers: int, pin: bool = False
+) -> Iterator[Read]:
+    """Read the clips of each batch (rows of clips) in turn, in `workers` processes ahead."""
+    loader = DataLoader(
+        clips,
+        batch_size=None,
+        sampler=batches,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        # A generator of its own: DataLoader would draw from the global one, which drives dropout.
+        generator=torch.Generator(),
+        pin_memory=pin,
+    )
+    return iter(loader)
+
+
+def encode_clips(
+    model,
+    paths: list[str],
+    batch: int,
+    unreadable: Unreadable,
+    workers: int = 0,
+    progress: Callable[[list], Iterable] = iter,
+) -> Iterator[tuple[range, list[Tensor], Tensor, list[str]]]:
+    """What a DIFFA's encoder hears in clips, batch after batch.
+
+    Args:
+        unreadable: collects the clips that cannot be read. workers: processes that read ahead.
+        progress: wraps the list of batches, such as tqdm.
+    Yields:
+        rows (B) of paths, all hidden states (B, T, D_w), real frames (B,), errors (B).
+    """
+    batches = [range(i, min(i + batch, len(paths))) for i in range(0, len(paths), batch)]
+    read = functools.partial(read_padded, n_samples=model.encoder.config.n_samples)
+    loader = load_ahead(Clips(paths, read), batches, workers)
+
+    for rows, (waveforms, n_samples, errors) in zip(progress(batches), loader):
+        unreadable.add((paths[row] for row in rows), errors)
+        states, frames = model.encode(waveforms.to(model.device), n_samples.to(model.device))
+        yield rows, states, frames, errors
+
+
+def on_device(model, read: dict[int, Tensor]) -> list[Tensor]:
+    """States as DIFFA.encode gives them, from those that were kept; the others are empty."""
+    states = [torch.empty(0)] * (model.encoder.config.n_layers + 1)
+    for k, state in read.items():
+        states[k] = state.to(model.device, non_blocking=True).float()  # (B, T, D_w)
+    return states
+
+
 class StateCache:
     """States of every clip in float16. The encoder never changes, so one pass serves all epochs."""
 
@@ -66,58 +132,45 @@ class StateCache:
         model,
         items: list[dict],
         batch: int = 64,
-        progress=lambda iterable: iterable,
+        progress: Callable[[list], Iterable] = iter,
         unreadable: Unreadable | None = None,
         used: tuple[int, ...] | None = None,
     ):
         """
         Args:
             model: a DIFFA, whose encoder is used. items: of a manifest. batch: clips at a time.
-            progress: wraps the iterable of batches, such as tqdm.
+            progress: wraps the list of batches, such as tqdm.
             unreadable: collects clips that cannot be read; by default none may be.
             used: indices of the states to keep; by default all that any adapter of this encoder
                 reads, so that one cache serves the models of every stage.
         Raises:
             AudioError: too many clips cannot be read.
         """
-        unreadable = unreadable or Unreadable()
         paths = list(dict.fromkeys(item["audio_filepath"] for item in items))
         config = model.encoder.config
+        self.model = model
         self.row_of = {path: row for row, path in enumerate(paths)}
-        self.device = model.device
-        self.n_states = config.n_layers + 1
-        self.used = used or tuple(sorted({*model.config.taps, config.n_layers}))
+        self.frames = torch.empty(len(paths), dtype=torch.long)
+        self.errors: list[str] = []
 
         shape = (len(paths), config.context, config.width)
-        self.states = {k: torch.empty(shape, dtype=torch.float16) for k in self.used}  # (N, T, D_w)
-        self.frames = torch.empty(len(paths), dtype=torch.long)
-        self.readable = torch.ones(len(paths), dtype=torch.bool)
+        used = used or tuple(sorted({*model.config.taps, config.n_layers}))
+        self.states = {k: torch.empty(shape, dtype=torch.float16) for k in used}  # (N, T, D_w)
 
-        for start in progress(range(0, len(paths), batch)):
-            rows = slice(start, start + batch)
-            waveforms, n_samples, errors = read_padded(paths[rows], config.n_samples)
-            for row, error in enumerate(errors, start):
-                if error:
-                    unreadable.add(paths[row], error)
-                    self.readable[row] = False
-
-            states, frames = model.encode(waveforms.to(self.device), n_samples.to(self.device))
-            for k in self.used:
-                self.states[k][rows] = states[k]
+        encoded = encode_clips(model, paths, batch, unreadable or Unreadable(), progress=progress)
+        for rows, states, frames, errors in encoded:
             self.frames[rows] = frames.cpu()
+            self.errors += errors
+            for k in self.states:
+                self.states[k][rows] = states[k].half().cpu()
 
-    def rows(self, items: list[dict]) -> list[int]:
-        """The cache's rows of these items."""
-        return [self.row_of[item["audio_filepath"]] for item in items]
+    def read(self, paths: list[str]) -> Read:
+        """The states of clips that are in the cache."""
+        rows = [self.row_of[path] for path in paths]
+        states = {k: kept[rows] for k, kept in self.states.items()}  # (B, T, D_w)
+        return states, self.frames[rows], [self.errors[row] for row in rows]
 
-    def __call__(self, items: list[dict]) -> tuple[States, Tensor]:
-        """What DIFFA.encode gives for these items: states and real frames (B,)."""
-        rows = self.rows(items)
-        states = [torch.empty(0)] * self.n_states
-        for k in self.used:
-            states[k] = self.states[k][rows].to(self.device).float()  # (B, T, D_w)
-        return states, self.frames[rows].to(self.device)
-
-    def is_readable(self, items: list[dict]) -> Tensor:
-        """(B,), false where a clip could not be read."""
-        return self.readable[self.rows(items)]
+    def __call__(self, items: list[dict]) -> tuple[list[Tensor], Tensor]:
+        """What DIFFA.encode gives for these items: states, and real frames (B,)."""
+        states, frames, _ = self.read([item["audio_filepath"] for item in items])
+        return on_device(self.model, states), frames.to(self.model.device)

@@ -36,7 +36,7 @@ class Validation:
         batch: int,
         autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
-        """model: a DIFFA. examples: N; their clips are encoded here, once. batch: clips at a time."""
+        """model: a DIFFA. examples: N, whose clips are encoded now. batch: clips at a time."""
         self.model = model
         self.examples = examples
         self.batch = batch
