@@ -167,7 +167,7 @@ def time_setting(
 ) -> Row:
     """Time one setting on all prompts, one at a time.
 
-    Where `decode` stops before the config's steps, as generate_plain may, its seconds are scaled up.
+    Where `decode` stops early, as generate_plain may, its seconds are scaled up.
     """
     device = str(lm.embedding.weight.device)
     row = Row(name_of(config))

@@ -21,8 +21,7 @@ ARMS = {
 }
 KINDS = [k for k in (*CONTENT_KINDS, *VOICE_KINDS) if k != "repeat"]  # those scored by accuracy
 
-# DIFFA (arXiv 2507.18452), tables 5 and 6: accuracy in percent of the lesser model, then of the full
-# one. VoiceBench's score is its own.
+# DIFFA (arXiv 2507.18452), tables 5 and 6: percent of the lesser model, then of the full one.
 BENCHMARKS = ("MMAU", "MMSU", "VoiceBench")
 PAPER = {
     "adapters": {"semantic": (47.70, 52.88), "both": (49.71, 56.04)},
@@ -141,7 +140,7 @@ def speed_findings(timed: dict[str, list[dict]]) -> list[str]:
 
 
 def findings(results: dict) -> list[str]:
-    """A paragraph for each finding: ours, the paper's, the verdict. results: of ablations.ablate."""
+    """A paragraph for each finding: ours, the paper's, the verdict. results: from ablate."""
     return [
         *model_findings(results["questions"], results["self_targets"]),
         *step_findings(results["sweep"]["both"]),

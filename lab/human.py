@@ -1,11 +1,12 @@
-"""The method on human speech: a corpus of recorded prompts and of synthetic speech, an LM for its words, a report.
+"""The method on human speech: recorded prompts, synthetic speech of their words, an LM, a report.
 
-A few minutes of one person's speech are too little for an adapter to learn all words and their order. So eSpeak NG speaks
-sentences of the same words (lab/human_text.py), and each recorded prompt occurs among them several times. The vocabulary is
-closed and includes the words of the test prompts; some of these no human says in training. The test sentences are held out:
-no training sentence equals one.
+A few minutes of one person's speech are too little for an adapter to learn all words and their
+order. So eSpeak NG speaks sentences of the same words (lab/human_text.py), and each recorded prompt
+occurs among them several times. The vocabulary is closed and includes the words of the test
+prompts, some of which no human says in training. The test sentences are held out: no training
+sentence equals one.
 
-FOLDER holds two manifests (data.py), train.json and test.json, of clips in English. `make human` runs
+FOLDER holds two manifests (data.py) of English clips, train.json and test.json. `make human` runs
 
     python -m lab.human corpus FOLDER --out runs/human/corpus --seconds 4
     python -m lab.human lm --run runs/human
