@@ -27,10 +27,11 @@ from diffa import DIFFA, Spliced, splice
 from diffusion_lm import SIZES, DiffusionLM, LMConfig
 from evaluation.figure import figure
 from evaluation.wer import word_error_rate
-from lab.findings import ANSWER_LENGTH
 from lab.roofline import Rates, clock, floor_of_answer, measure_rates, seconds_of
-from sampler import BUCKET, SamplerConfig, generate, generate_plain
+from sampler import SamplerConfig, generate, generate_plain
+from speed.compiled import BUCKET
 from speed.few_rows import use_few_rows
+from toy.pretrain_lm import ANSWER_LENGTH
 from training.states import StateCache
 
 RANDOM = {

@@ -6,9 +6,8 @@ and not sizes. A list of tables has one table for each seed.
 """
 
 from toy.grammar import CONTENT_KINDS, VOICE_KINDS
-from train_instruct import RECIPES
+from toy.pretrain_lm import ANSWER_LENGTH
 
-ANSWER_LENGTH = RECIPES["toy"].answer_length
 FULL = f"count {ANSWER_LENGTH}"  # one call for each token
 FAST = "threshold 0.9"  # the usual threshold
 TOLERANCE = 1.0  # points: a smaller loss counts as none
@@ -48,7 +47,7 @@ def values(tables: list[dict], *path: str) -> list[float]:
     return found
 
 
-def accuracy(tables: list[dict]) -> list[float]:
+def mean_accuracy(tables: list[dict]) -> list[float]:
     """Mean accuracy over KINDS in percent, of each table."""
     return [sum(table[kind]["accuracy"] for kind in KINDS) / len(KINDS) for table in tables]
 
@@ -84,8 +83,8 @@ def model_findings(tables: dict[str, list[dict]], targets: dict) -> list[str]:
     both = tables["both"]
     voice = minus(values(both, "voice_mean"), values(tables["semantic"], "voice_mean"))
     content = minus(values(both, "content_mean"), values(tables["semantic"], "content_mean"))
-    backbone = minus(accuracy(both), accuracy(tables["baseline"]))
-    own = minus(accuracy(tables["self"]), accuracy(both))
+    backbone = minus(mean_accuracy(both), mean_accuracy(tables["baseline"]))
+    own = minus(mean_accuracy(tables["self"]), mean_accuracy(both))
 
     return [
         "The acoustic adapter carries how something is said. Both adapters minus semantic alone: "

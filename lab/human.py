@@ -37,11 +37,10 @@ from encoder import FRAMES_PER_SECOND
 from evaluation.wer import word_error_rate
 from lab.human_text import Text, draw_sentence, plain_words, train_lm
 from toy import speech
-from toy.evaluate import THRESHOLD, answers_to, transcription
-from train_asr import RECIPES
+from toy.evaluate import answers_to, transcription
+from toy.pretrain_lm import ANSWER_LENGTH, THRESHOLD
 from training.states import StateCache
 
-ANSWER_LENGTH = RECIPES["toy"].answer_length  # tokens, the end token included
 RATES = (140, 230)  # words a minute
 PITCHES = (20, 80)  # of eSpeak's 0 to 99
 

@@ -28,8 +28,9 @@ from diffa import DIFFA
 from encoder import SAMPLE_RATE
 from evaluation.wer import word_error_rate
 from lab.findings import markdown
-from toy.evaluate import THRESHOLD, answers_to, questions
+from toy.evaluate import answers_to, questions
 from toy.grammar import VOICE_KINDS
+from toy.pretrain_lm import THRESHOLD
 from training.states import StateCache
 
 TELEPHONE_RATE = 8000  # Hz

@@ -10,7 +10,7 @@ import train_instruct
 from data import load_manifest
 from lab import ablation_report, ablations, findings
 from lab.baseline import existing
-from lab.findings import KINDS, accuracy, spread, verdict
+from lab.findings import KINDS, mean_accuracy, spread, verdict
 from toy.grammar import SLOTS, VOICE_KINDS
 from toy.pretrain_lm import answer_text
 from training import flops, loop
@@ -256,7 +256,7 @@ def test_one_seed_against_it_is_enough():
 
 def test_accuracy_counts_each_kind_with_one_right_answer_once():
     assert len(KINDS) == len(SLOTS) + len(VOICE_KINDS) + 1  # and count
-    assert accuracy([table(100.0, 0.0)]) == [pytest.approx(60.0)]
+    assert mean_accuracy([table(100.0, 0.0)]) == [pytest.approx(60.0)]
 
 
 def test_seeds_that_agree_have_no_reach_below_nothing():

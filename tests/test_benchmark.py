@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffa import Spliced
 from diffusion_lm import DiffusionLM, LMConfig
 from lab import benchmark, roofline
-from sampler import SamplerConfig
+from sampler import SamplerConfig, refine
+from speed import compiled
 from training import flops
 
 SMALL = LMConfig(
@@ -75,17 +76,17 @@ def test_prompts_one_by_one_have_no_padding():
 
 
 def test_the_benchmark_prints_a_row_for_every_setting(monkeypatch, fast_measurements, capsys):
-    from speed import compiled
-
-    monkeypatch.setattr(compiled, "compiled_refine", lambda device: None)
-    settings_of = benchmark.settings_of
-    eager = lambda *given: [c for c in settings_of(*given) if not c.compile]  # noqa: E731
-    monkeypatch.setattr(benchmark, "settings_of", eager)
+    monkeypatch.setattr(compiled, "compiled_refine", lambda device: refine)  # not compiled: fast
     monkeypatch.setitem(benchmark.RANDOM, "150m", SMALL)
     benchmark.main(["--device", "cpu", "--length", "8", "--block-length", "4"])
     printed = capsys.readouterr().out
     rows = ("generate_plain, 8 steps", "count 2 steps, none", "count 8 steps, prefix")
-    for name in (*rows, "count 8 steps, dual", "factor 4.25, dual"):
+    for name in (
+        *rows,
+        "count 8 steps, dual",
+        "factor 4.25, dual",
+        "count 2 steps, dual, compiled",
+    ):
         assert f"| {name} |" in printed
     assert "GFLOP/s" in printed and "nan" not in printed
 
