@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from evaluation.figure import figure
-from lab.findings import ARMS, FULL, KINDS, PAPER, accuracy, findings, markdown, spread, values
+from lab.findings import ARMS, FULL, KINDS, PAPER, findings, markdown, mean_accuracy, spread, values
 from toy.grammar import SLOTS, VOICE_KINDS
 
 
@@ -29,7 +29,7 @@ def question_table(tables: dict[str, list[dict]]) -> str:
     for name, kinds in (("content_mean", SLOTS), ("voice_mean", VOICE_KINDS)):
         cells = [spread(values(tables[arm], name)) for arm in ARMS]
         rows.append([f"mean of {', '.join(kinds)}", *cells])
-    cells = [spread(accuracy(tables[arm])) for arm in ARMS]
+    cells = [spread(mean_accuracy(tables[arm])) for arm in ARMS]
     rows.append([f"mean of all {len(KINDS)} scored by accuracy", *cells])
 
     # The paper's figures, in the columns of the arms that they correspond to.

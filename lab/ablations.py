@@ -20,6 +20,7 @@ On a CPU several processes of one thread share the work. What they print goes to
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import multiprocessing
 import random
@@ -46,34 +47,25 @@ from diffusion_lm import DiffusionLM
 from evaluation.wer import word_error_rate
 from lab.ablation_report import write_report
 from lab.baseline import existing, pretrain_baseline
-from lab.findings import ANSWER_LENGTH, ARMS
+from lab.findings import ARMS
 from sampler import SamplerConfig
 from toy.autoregressive import CausalLM, next_token_stage_loss
 from toy.evaluate import answers_to, mean_calls, questions
 from toy.grammar import ATTRIBUTES, Attributes
 from toy.imitation import ImitationItem, imitate_clip
-from toy.pretrain_lm import answer_text
+from toy.pretrain_lm import ANSWER_LENGTH, answer_text
 from training.recipe import Recipe
 from training.stage import Run, Stage, run_stage
 from training.states import StateCache
 
-
-def sampler_settings() -> dict[str, SamplerConfig]:
-    """The settings that `both` is measured with, by name."""
-    G = ANSWER_LENGTH
-    settings = {}
-    for steps in (G, G // 2, G // 3, G // 6, 1):
-        settings[f"count {steps}"] = SamplerConfig(length=G, steps=steps)
-    for tau in (0.99, 0.9, 0.7, 0.5):
-        settings[f"threshold {tau}"] = SamplerConfig(length=G, rule="threshold", threshold=tau)
-    for factor in (0.5, 1, 2):
-        settings[f"factor {factor}"] = SamplerConfig(length=G, rule="factor", factor=factor)
-    return settings
-
-
-SETTINGS = sampler_settings()
+config_of = functools.partial(SamplerConfig, length=ANSWER_LENGTH)
+SETTINGS = {
+    **{f"count {ANSWER_LENGTH // k}": config_of(steps=ANSWER_LENGTH // k) for k in (1, 2, 3, 6)},
+    "count 1": config_of(steps=1),
+    **{f"threshold {t}": config_of(rule="threshold", threshold=t) for t in (0.99, 0.9, 0.7, 0.5)},
+    **{f"factor {f}": config_of(rule="factor", factor=f) for f in (0.5, 1, 2)},
+}
 TIMED = (f"count {ANSWER_LENGTH}", f"count {ANSWER_LENGTH // 3}", "threshold 0.9", "threshold 0.7")
-MEASURES = {arm: ("questions",) for arm in ARMS} | {"both": ("questions", "sweep")}
 N_CLIPS = 100  # of the sweep, whose twelve settings make 48 calls for each question; and timed ones
 MAX_PROCESSES = 4  # each holds the encoder's states of all training clips, about 1 GB
 
@@ -119,11 +111,6 @@ def sweep(model: DIFFA, states: StateCache, items: list[dict]) -> dict:
             "tokens": sum(row["tokens"] * row["items"] for row in rows) / len(items),
         }
     return result
-
-
-def measure(name: str, model: DIFFA, states: StateCache, items: list[dict]) -> dict:
-    """The result of one of MEASURES."""
-    return sweep(model, states, items) if name == "sweep" else questions(model, states, items)
 
 
 def time_captions(model: DIFFA, items: list[dict]) -> dict:
@@ -251,7 +238,8 @@ def measure_arm(plan: Plan, arm: str, seeds: list[int]) -> None:
     log = plan.file(f"{arm}-{seeds[0]}.log").open("a", 1)
     with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         for seed in seeds:
-            files = {name: plan.file(f"{name}-{arm}-{seed}.json") for name in MEASURES[arm]}
+            measures = {"questions": questions} | ({"sweep": sweep} if arm == "both" else {})
+            files = {name: plan.file(f"{name}-{arm}-{seed}.json") for name in measures}
             missing = [name for name, file in files.items() if not file.is_file()]
             if not missing:
                 continue
@@ -260,7 +248,7 @@ def measure_arm(plan: Plan, arm: str, seeds: list[int]) -> None:
             items = load_manifest(plan.run / "corpus/instruct_test.json")
             states = StateCache(model, items)
             for name in missing:
-                write_json(files[name], measure(name, model, states, items))
+                write_json(files[name], measures[name](model, states, items))
 
 
 def measure_all(plan: Plan) -> None:

@@ -27,10 +27,11 @@ from diffa import DIFFA, Spliced, splice
 from diffusion_lm import SIZES, DiffusionLM, LMConfig
 from evaluation.figure import figure
 from evaluation.wer import word_error_rate
-from lab.findings import ANSWER_LENGTH
 from lab.roofline import Rates, clock, floor_of_answer, measure_rates, seconds_of
-from sampler import BUCKET, SamplerConfig, generate, generate_plain
+from sampler import SamplerConfig, generate, generate_plain
+from speed.compiled import BUCKET
 from speed.few_rows import use_few_rows
+from toy.pretrain_lm import ANSWER_LENGTH
 from training.states import StateCache
 
 RANDOM = {
@@ -167,7 +168,7 @@ def time_setting(
 ) -> Row:
     """Time one setting on all prompts, one at a time.
 
-    Where `decode` stops before the config's steps, as generate_plain may, its seconds are scaled up.
+    Where `decode` stops early, as generate_plain may, its seconds are scaled up.
     """
     device = str(lm.embedding.weight.device)
     row = Row(name_of(config))

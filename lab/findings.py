@@ -6,9 +6,8 @@ and not sizes. A list of tables has one table for each seed.
 """
 
 from toy.grammar import CONTENT_KINDS, VOICE_KINDS
-from train_instruct import RECIPES
+from toy.pretrain_lm import ANSWER_LENGTH
 
-ANSWER_LENGTH = RECIPES["toy"].answer_length
 FULL = f"count {ANSWER_LENGTH}"  # one call for each token
 FAST = "threshold 0.9"  # the usual threshold
 TOLERANCE = 1.0  # points: a smaller loss counts as none
@@ -21,8 +20,7 @@ ARMS = {
 }
 KINDS = [k for k in (*CONTENT_KINDS, *VOICE_KINDS) if k != "repeat"]  # those scored by accuracy
 
-# DIFFA (arXiv 2507.18452), tables 5 and 6: accuracy in percent of the lesser model, then of the full
-# one. VoiceBench's score is its own.
+# DIFFA (arXiv 2507.18452), tables 5 and 6: percent of the lesser model, then of the full one.
 BENCHMARKS = ("MMAU", "MMSU", "VoiceBench")
 PAPER = {
     "adapters": {"semantic": (47.70, 52.88), "both": (49.71, 56.04)},
@@ -49,7 +47,7 @@ def values(tables: list[dict], *path: str) -> list[float]:
     return found
 
 
-def accuracy(tables: list[dict]) -> list[float]:
+def mean_accuracy(tables: list[dict]) -> list[float]:
     """Mean accuracy over KINDS in percent, of each table."""
     return [sum(table[kind]["accuracy"] for kind in KINDS) / len(KINDS) for table in tables]
 
@@ -85,8 +83,8 @@ def model_findings(tables: dict[str, list[dict]], targets: dict) -> list[str]:
     both = tables["both"]
     voice = minus(values(both, "voice_mean"), values(tables["semantic"], "voice_mean"))
     content = minus(values(both, "content_mean"), values(tables["semantic"], "content_mean"))
-    backbone = minus(accuracy(both), accuracy(tables["baseline"]))
-    own = minus(accuracy(tables["self"]), accuracy(both))
+    backbone = minus(mean_accuracy(both), mean_accuracy(tables["baseline"]))
+    own = minus(mean_accuracy(tables["self"]), mean_accuracy(both))
 
     return [
         "The acoustic adapter carries how something is said. Both adapters minus semantic alone: "
@@ -141,7 +139,7 @@ def speed_findings(timed: dict[str, list[dict]]) -> list[str]:
 
 
 def findings(results: dict) -> list[str]:
-    """A paragraph for each finding: ours, the paper's, the verdict. results: of ablations.ablate."""
+    """A paragraph for each finding: ours, the paper's, the verdict. results: from ablate."""
     return [
         *model_findings(results["questions"], results["self_targets"]),
         *step_findings(results["sweep"]["both"]),

@@ -1,11 +1,12 @@
-"""The method on human speech: a corpus of recorded prompts and of synthetic speech, an LM for its words, a report.
+"""The method on human speech: recorded prompts, synthetic speech of their words, an LM, a report.
 
-A few minutes of one person's speech are too little for an adapter to learn all words and their order. So eSpeak NG speaks
-sentences of the same words (lab/human_text.py), and each recorded prompt occurs among them several times. The vocabulary is
-closed and includes the words of the test prompts; some of these no human says in training. The test sentences are held out:
-no training sentence equals one.
+A few minutes of one person's speech are too little for an adapter to learn all words and their
+order. So eSpeak NG speaks sentences of the same words (lab/human_text.py), and each recorded prompt
+occurs among them several times. The vocabulary is closed and includes the words of the test
+prompts, some of which no human says in training. The test sentences are held out: no training
+sentence equals one.
 
-FOLDER holds two manifests (data.py), train.json and test.json, of clips in English. `make human` runs
+FOLDER holds two manifests (data.py) of English clips, train.json and test.json. `make human` runs
 
     python -m lab.human corpus FOLDER --out runs/human/corpus --seconds 4
     python -m lab.human lm --run runs/human
@@ -36,11 +37,10 @@ from encoder import FRAMES_PER_SECOND
 from evaluation.wer import word_error_rate
 from lab.human_text import Text, draw_sentence, plain_words, train_lm
 from toy import speech
-from toy.evaluate import THRESHOLD, answers_to, transcription
-from train_asr import RECIPES
+from toy.evaluate import answers_to, transcription
+from toy.pretrain_lm import ANSWER_LENGTH, THRESHOLD
 from training.states import StateCache
 
-ANSWER_LENGTH = RECIPES["toy"].answer_length  # tokens, the end token included
 RATES = (140, 230)  # words a minute
 PITCHES = (20, 80)  # of eSpeak's 0 to 99
 

@@ -1,8 +1,9 @@
 """Text of a closed vocabulary, and what the LM of lab/human.py learns from it.
 
-A sentence is a training prompt, or it is made of runs of words out of the training prompts and of single words of the
-vocabulary, so that every word occurs beside every other. The test prompts are never drawn. The LM learns as the toy's does
-(toy/pretrain_lm.py): it copies words that stand where the audio embeddings will go.
+A sentence is a training prompt, or it is made of runs of words out of the training prompts and of
+single words of the vocabulary, so that every word occurs beside every other. The test prompts are
+never drawn. The LM learns as the toy's does (toy/pretrain_lm.py): it copies words that stand where
+the audio embeddings will go.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from toy.pretrain_lm import Decode, answer_text, phases, pretrain_lm
 DIGITS = "zero one two three four five six seven eight nine".split()
 WHOLE = 0.15  # fraction of sentences that are a training prompt
 RUNS = 0.35  # probability that another continues with a run of words; single words teach rare ones
-LONGER = 3  # times the toy's steps: with six times its words and hardly a grammar, copying is learned late
+LONGER = 3  # times the toy's steps: with six times its words and no grammar, copying comes late
 BLUR = 0.3  # less than the toy's, since no grammar says which word may stand here
 N_CHECK = 200  # sentences that measure the LM's copy error
 
@@ -48,7 +49,7 @@ class Text:
 
 
 def draw_sentence(text: Text, rng: random.Random) -> str:
-    """A sentence of the vocabulary, at most as long as the longest training prompt, never held out."""
+    """A sentence of the vocabulary, no longer than the longest training prompt, not held out."""
     longest = max(len(sentence.split()) for sentence in text.sentences)
     while True:
         length = rng.randint(1, longest)
@@ -70,7 +71,7 @@ def draw_sentence(text: Text, rng: random.Random) -> str:
 
 # ---- the language model
 def train_tokenizer(path: Path, text: Text) -> Tokenizer:
-    """A tokenizer whose pieces include every word, so that an answer has one token for each word."""
+    """A tokenizer with a piece for every word, so that an answer has as many tokens as words."""
     lines = [TRANSCRIBE] * 4000 + [" ".join(text.vocabulary)] * 50
     return tokenizer_of_lines(path, lines, size=1000 + 6 * len(text.vocabulary))
 

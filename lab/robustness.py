@@ -1,10 +1,10 @@
-"""How well does the model do on degraded recordings? The held-out clips with noise, at other speeds, by telephone.
+"""How well does the model do on degraded recordings: noise, other speeds, a telephone?
 
-    python -m lab.robustness --run runs/toy        writes runs/toy/ablations/robustness.json and prints a table
+    python -m lab.robustness --run runs/toy    writes RUN/ablations/robustness.json, prints a table
 
-Nothing is trained: stage 1 transcribes and stage 2 answers, by the threshold rule, and neither has met a degraded clip in
-training. A degradation is a pure function of a waveform (S,) at 16 kHz and a generator. The targets remain those of the
-clean clip, also for questions about the speed itself.
+Nothing is trained: stage 1 transcribes and stage 2 answers, by the threshold rule, and neither has
+met a degraded clip in training. A degradation is a pure function of a waveform (S,) at 16 kHz and a
+generator. The targets remain those of the clean clip, also for questions about the speed itself.
 
 Shapes: S samples.
 """
@@ -28,13 +28,15 @@ from diffa import DIFFA
 from encoder import SAMPLE_RATE
 from evaluation.wer import word_error_rate
 from lab.findings import markdown
-from toy.evaluate import THRESHOLD, answers_to, questions
+from toy.evaluate import answers_to, questions
 from toy.grammar import VOICE_KINDS
+from toy.pretrain_lm import THRESHOLD
 from training.states import StateCache
 
 TELEPHONE_RATE = 8000  # Hz
 MU_LAW_LEVELS = 256  # 8 bits, as in ITU-T G.711
-# Width of the resampling filters. torchaudio's default of 6 lets 0.7 % of white noise's power through above 4 kHz.
+# Width of the resampling filters. torchaudio's default of 6 lets 0.7 % of the power of white noise
+# through above 4 kHz.
 SHARPNESS = 64
 
 
@@ -46,7 +48,7 @@ def add_noise(waveform: Tensor, generator: torch.Generator, snr: float) -> Tenso
 
 
 def change_speed(waveform: Tensor, generator: torch.Generator, factor: float) -> Tensor:
-    """Play a waveform (S,) `factor` times as fast, (S / factor,). Resampling raises the pitch too."""
+    """Play a waveform (S,) `factor` times as fast, (S / factor,), at a pitch as much higher."""
     return F.speed(waveform, SAMPLE_RATE, factor)[0]
 
 
@@ -90,7 +92,7 @@ def with_files(items: list[dict], files: dict[str, str]) -> list[dict]:
 def measure_condition(stage1: DIFFA, stage2: DIFFA, asr: list[dict], instruct: list[dict]) -> dict:
     """WER of stage 1 and accuracies of stage 2 on two manifests of the same clips, in percent."""
     states = StateCache(stage2, asr)
-    texts, _ = answers_to(stage1, states, asr, THRESHOLD)
+    texts = [reply.text for reply in answers_to(stage1, states, asr, THRESHOLD)]
     table = questions(stage2, states, instruct)
 
     scored = {kind: row for kind, row in table.items() if isinstance(row, dict)}
@@ -104,32 +106,29 @@ def measure_condition(stage1: DIFFA, stage2: DIFFA, asr: list[dict], instruct: l
 
 
 def measure(run: Path, path: Path, device: str) -> dict:
-    """Measure a run's two stages under each condition; returns {condition: row} and writes it to `path`.
+    """Measure a run's two stages under each condition; returns {condition: row}, kept in `path`.
 
     Conditions that `path` already holds are not measured again.
+
     Raises:
-        ManifestError, AudioError: clips cannot be read. WeightsError: the run lacks encoder, LM or adapters.
+        ManifestError, AudioError: clips cannot be read. WeightsError: no encoder, LM or adapters.
     """
     rows = read_json(path) if path.is_file() else {}
-    missing = [name for name in CONDITIONS if name not in rows]
-    if not missing:
-        return rows
-
-    asr = load_manifest(run / "corpus/asr_test.json")
+    asr_path = run / "corpus/asr_test.json"
+    asr = load_manifest(asr_path)
     instruct = load_manifest(run / "corpus/instruct_test.json")
-    stage1, stage2 = (
-        DIFFA.from_pretrained(run / "whisper", run / "llada", run / stage, device=device).eval()
-        for stage in ("stage1", "stage2")
-    )
+    parts = (run / "whisper", run / "llada")
+    stage1 = DIFFA.from_pretrained(*parts, run / "stage1", device=device).eval()
+    stage2 = DIFFA.from_pretrained(*parts, run / "stage2", device=device).eval()
 
-    for name in tqdm(missing, "robustness"):
+    for name, degrade in tqdm(CONDITIONS.items(), "robustness"):
+        if name in rows:
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            longest = stage1.encoder.config.n_samples
-            files = degraded(asr, CONDITIONS[name], Path(folder), longest)
+            files = degraded(asr, degrade, Path(folder), stage1.encoder.config.n_samples)
             if not files:
-                manifest = run / "corpus/asr_test.json"
                 raise AudioError(
-                    f"{name}: every clip of {manifest} is longer than the encoder's window; "
+                    f"{name}: every clip of {asr_path} is longer than the encoder's window; "
                     "choose shorter clips, or an encoder with a longer window"
                 )
             clips = with_files(asr, files)
@@ -155,14 +154,13 @@ def robustness_table(rows: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.robustness", description="WER and accuracies on degraded clips."
-    )
+    name = "python -m lab.robustness"
+    parser = argparse.ArgumentParser(prog=name, description="WER and accuracies, degraded clips.")
     parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="from `make demo`")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(arguments)
 
-    with one_line_errors("python -m lab.robustness"):
+    with one_line_errors(name):
         rows = measure(args.run, args.run / "ablations/robustness.json", args.device)
     print(robustness_table(rows))
 

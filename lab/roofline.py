@@ -1,9 +1,11 @@
 """The least time that one call of the language model can take on this machine.
 
-A call reads every weight once and multiplies matrices. Its floor is the greater of two times: its bytes over the memory's
-bandwidth, and its FLOPs over the rate of matrix products. Work is counted from the shapes; both rates are measured here.
+A call reads every weight once and multiplies matrices. Its floor is the greater of two times: its
+bytes over the memory's bandwidth, and its FLOPs over the rate of matrix products. Work is counted
+from the shapes (training/flops.py); both rates are measured.
 
-Shapes: P prompt positions, G answer tokens, L = P + G, M positions that pass through, N positions scored.
+Shapes: P prompt positions, G answer tokens, L = P + G, M positions that pass through, N positions
+that are scored.
 """
 
 import statistics
@@ -74,7 +76,8 @@ def floor_of_answer(
     N = config.block_length
     opening = min(G // N / calls, 1)  # fraction of the calls that open a block
 
-    # The i-th of a block's k calls scores the 1 - i / k of it that is still masked. Compiled calls score all.
+    # The i-th of a block's k calls scores the 1 - i / k of it that is still masked. Compiled calls
+    # score the whole block.
     scored = N if config.compile else N * (1 + opening) / 2
     full = floor_of_call(lm, rates, P + G, P + G, scored)
     if config.cache == "none":

@@ -1,0 +1,118 @@
+"""The benchmark prints a row for every setting, and the floor counts what a call really computes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffa import Spliced
+from diffusion_lm import DiffusionLM, LMConfig
+from lab import benchmark, roofline
+from sampler import SamplerConfig, refine
+from speed import compiled
+from training import flops
+
+SMALL = LMConfig(
+    width=16, n_layers=2, n_heads=2, ffn=24, vocab=40, max_length=1000, mask_id=39, end_id=19
+)
+RATES = roofline.Rates(bandwidth=1e9, flops=1e9)
+
+
+@pytest.fixture
+def fast_measurements(monkeypatch):
+    monkeypatch.setattr(roofline, "BYTES_READ", {"cpu": 2**20})
+    monkeypatch.setattr(flops, "MATRIX_SIZE", {"cpu": 64})
+
+
+@pytest.mark.parametrize("M, N", [(12, 3), (40, 12), (4, 4)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_floor_counts_the_flops_of_the_call_itself(M, N, groups):
+    lm = DiffusionLM(replace(SMALL, n_heads=4, n_kv_heads=4 // groups))
+    cache = lm.new_cache(1, 40)
+    indices = torch.arange(40)
+    x = torch.randn(1, M, SMALL.width)
+    # Fused attention is not counted by the counter.
+    with FlopCounterMode(display=False) as call, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        lm.head(lm(x, None, cache, indices[:M], indices[:N]))
+    assert call.get_total_flops() == flops.lm_flops(lm.config, 1, M, 40, N)
+
+
+def test_the_floor_is_the_slower_of_memory_and_arithmetic():
+    lm = DiffusionLM(SMALL)
+    both = [
+        roofline.floor_of_call(lm, roofline.Rates(bandwidth=b, flops=f), 4, 40, 4)
+        for b, f in ((1e9, 1e30), (1e30, 1e9))
+    ]
+    least = roofline.floor_of_call(lm, RATES, 4, 40, 4)
+    assert least == max(both) > min(both) > 0
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_a_cache_lowers_the_floor_of_an_answer_but_not_of_its_first_call(cache):
+    lm = DiffusionLM(SMALL)
+    config = SamplerConfig(length=16, block_length=4, cache=cache)
+    plain = replace(config, cache="none")
+    floors = [roofline.floor_of_answer(lm, RATES, c, 100, 16) for c in (config, plain)]
+    assert (floors[0] < floors[1]) == (cache != "none")
+    # With one call a block every call is a full pass.
+    floors = [roofline.floor_of_answer(lm, RATES, c, 100, 4) for c in (config, plain)]
+    assert floors[0] == pytest.approx(floors[1])
+
+
+def test_agreement_counts_the_text_and_its_end():
+    a, b = [[1, 2, 9, 5]], [[1, 3, 9, 6]]
+    assert benchmark.agreement(a, b, end_id=9) == pytest.approx(200 / 3)
+    assert benchmark.agreement(a, b, end_id=None) == 50.0
+
+
+def test_prompts_one_by_one_have_no_padding():
+    mask = torch.tensor([[False, True, True], [True, True, True]])
+    batch = Spliced(embeddings=torch.arange(6.0).view(2, 3, 1), mask=mask, is_text=mask)
+    first, second = benchmark.one_by_one(batch)
+    assert first.embeddings.flatten().tolist() == [1.0, 2.0] and first.mask.all()
+    assert second.embeddings.flatten().tolist() == [3.0, 4.0, 5.0]
+
+
+def test_the_benchmark_prints_a_row_for_every_setting(monkeypatch, fast_measurements, capsys):
+    monkeypatch.setattr(compiled, "compiled_refine", lambda device: refine)  # not compiled: fast
+    monkeypatch.setitem(benchmark.RANDOM, "150m", SMALL)
+    benchmark.main(["--device", "cpu", "--length", "8", "--block-length", "4"])
+    printed = capsys.readouterr().out
+    rows = ("generate_plain, 8 steps", "count 2 steps, none", "count 8 steps, prefix")
+    for name in (
+        *rows,
+        "count 8 steps, dual",
+        "factor 4.25, dual",
+        "count 2 steps, dual, compiled",
+    ):
+        assert f"| {name} |" in printed
+    assert "GFLOP/s" in printed and "nan" not in printed
+
+
+def test_the_last_setting_is_compiled():
+    base = SamplerConfig(length=8, block_length=4)
+    for trained in (False, True):
+        settings = benchmark.settings_of(base, 0.9, trained)
+        assert [config.compile for config in settings].count(True) == 1
+        assert benchmark.name_of(settings[-1]) == "count 2 steps, dual, compiled"
+        assert settings[-1].stop_at_end == trained
+
+
+def test_the_toy_is_timed_with_its_wer_alone_and_in_a_batch(
+    tiny_run, tmp_path, monkeypatch, fast_measurements, capsys
+):
+    few = [SamplerConfig(length=6, rule="threshold", threshold=0.9)]
+    monkeypatch.setattr(benchmark, "settings_of", lambda *given: few)
+    options = ["--run", str(tiny_run), "--clips", "3", "--length", "6", "--device", "cpu"]
+    benchmark.main(["--size", "toy", *options, "--plot", str(tmp_path / "sampling.png")])
+    printed = capsys.readouterr().out
+    assert "| threshold 0.9, none |" in printed and "3 in one batch" in printed
+    assert "ids equal" in printed
+    assert (tmp_path / "sampling.png").stat().st_size > 1000
+
+
+def test_the_benchmark_says_what_is_missing(tmp_path):
+    with pytest.raises(SystemExit, match="python -m lab.benchmark: .*whisper"):
+        benchmark.main(["--size", "toy", "--run", str(tmp_path)])
