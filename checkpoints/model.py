@@ -56,8 +56,7 @@ def load_for_training(
     global generator.
 
     Args:
-        whisper: a directory of the hub, or OpenAI's `.pt`.
-        llm: a LLaDA or Qwen3 directory, with its tokenizer.
+        whisper: a directory of the hub, or OpenAI's `.pt`. llm: LLaDA's or Qwen3's directory.
         adapters: a directory of ours, or the release's file; None: new ones of the paper's shapes.
         stage: a key of AUDIO_PARTS. None: what the adapters' directory records; else stage 2 if the
             adapters have an acoustic part or weights are random; else stage 1.
@@ -69,8 +68,7 @@ def load_for_training(
         shapes: fields of AdapterConfig for new adapters. With `adapters`, only `taps`, which the
             release does not record.
     Raises:
-        WeightsError: files are missing, damaged, or of other shapes.
-        ValueError: the pieces do not fit each other.
+        WeightsError: files that cannot be used. ValueError: pieces that do not fit each other.
     """
     # What is small comes first: a mistake shows before the LM is read.
     if random_weights:
