@@ -3,8 +3,8 @@
     python -m toy.pretrain --corpus runs/toy/corpus --out runs/toy
     python -m toy.pretrain lm --out runs/toy                            only the LM
 
-The first makes OUT/whisper and OUT/llada, on a CPU in two processes side by side. Figures of each
-are in OUT/encoder.json and OUT/lm.json. Killed or stopped, the same command resumes.
+The first makes OUT/whisper and OUT/llada in two processes side by side. Figures of each are in
+OUT/encoder.json and OUT/lm.json. Killed or stopped, the same command resumes.
 """
 
 import argparse
@@ -60,18 +60,14 @@ def make_below(*arguments) -> None:
     above.close()
 
 
-def make_both(corpus: Path, out: Path, seed: int, device: str) -> None:
-    """`make` the encoder and the LM; on a CPU with several threads side by side."""
-    arguments = (corpus, out, seed, device)
-    threads = torch.get_num_threads()
-    if device != "cpu" or threads == 1:
-        make("encoder", *arguments, threads)
-        make("lm", *arguments, threads)
-        return
+def make_both(*arguments) -> None:
+    """`make` the encoder and the LM side by side.
 
-    # Neither needs the other, and matrices as small as these gain little from a second core.
+    Neither needs the other, and matrices as small as these gain little from a second core.
+    """
+    threads = torch.get_num_threads()
     lm = multiprocessing.get_context("spawn").Process(
-        target=make_below, args=("lm", *arguments, threads // 2), daemon=True
+        target=make_below, args=("lm", *arguments, max(threads // 2, 1)), daemon=True
     )
     lm.start()
     make("encoder", *arguments, threads - threads // 2)
