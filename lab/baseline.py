@@ -26,7 +26,7 @@ from checkpoints.files import read_json, write_json
 from checkpoints.lm import read_lm_config, save_lm
 from checkpoints.tokenizer import load_tokenizer
 from toy.autoregressive import CausalLM, greedy
-from toy.pretrain_lm import GATE, GrammarText, new_lm, text_loss, phases, short_of
+from toy.pretrain_lm import GATE, GrammarText, new_lm, phases, short_of, text_loss
 from training.loop import fit
 
 
