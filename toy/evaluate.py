@@ -39,10 +39,12 @@ NAME = "python -m toy.evaluate"
 # The sampler settings that stage 1 is measured with. Every position is filled, so that the calls
 # compare the rules and nothing else.
 FILLED = {"length": G, "stop_at_end": False}
-SETTINGS = {f"{n} steps": SamplerConfig(steps=n, **FILLED) for n in (G, G // 2, G // 3, 4, 2, 1)}
+STAGE1_SETTINGS = {
+    f"{n} steps": SamplerConfig(steps=n, **FILLED) for n in (G, G // 2, G // 3, 4, 2, 1)
+}
 for tau in (0.99, 0.9, 0.7):
-    SETTINGS[f"threshold {tau}"] = SamplerConfig(rule="threshold", threshold=tau, **FILLED)
-SETTINGS["left to right"] = SamplerConfig(block_length=1, **FILLED)
+    STAGE1_SETTINGS[f"threshold {tau}"] = SamplerConfig(rule="threshold", threshold=tau, **FILLED)
+STAGE1_SETTINGS["left to right"] = SamplerConfig(block_length=1, **FILLED)
 
 
 def answers_to(
@@ -69,7 +71,7 @@ def transcription(model: DIFFA, states: StateCache, items: list[dict]) -> dict:
     targets = [item["transcription"] for item in items]
     table = {}
     examples = []
-    for name, config in tqdm(SETTINGS.items(), "sampler settings", leave=False):
+    for name, config in tqdm(STAGE1_SETTINGS.items(), "sampler settings", leave=False):
         started = time.perf_counter()
         answers = answers_to(model, states, items, config)
         texts = [a.text for a in answers]
@@ -145,9 +147,10 @@ def evaluate(
     models = [load_diffa(whisper, llm, folder, **options).eval() for folder in adapters]
     windows = {model.encoder.config.context / FRAMES_PER_SECOND for model in models}
     if len(windows) > 1:
+        names = ", ".join(str(folder) for folder in adapters)
         raise ValueError(
-            f"{', '.join(map(str, adapters))}: trained with different windows of {windows} s; "
-            "give all the same --audio-context"
+            f"{names}: trained with different windows of {sorted(windows)} s; train them with the "
+            "same --audio-context"
         )
     states = StateCache(models[0], asr)
     for model, folder in zip(models, adapters, strict=True):

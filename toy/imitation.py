@@ -63,15 +63,6 @@ class ImitationItem:
     answer: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImitationBatch:
-    """Left-padded prompts, the text that imitates audio included."""
-
-    ids: Tensor  # (B, P)
-    mask: Tensor  # (B, P) true where a position is real
-    is_audio: Tensor  # (B, P) true where a token imitates audio
-
-
 # ---- the tokenizer
 def train_tokenizer(path: Path, seed: int) -> SentencePieceTokenizer:
     """Train and save a tokenizer in which each word of the grammar is a single piece."""
@@ -202,23 +193,33 @@ def draw_question(
 
 
 # ---- batches
-def pad_items(items: list[ImitationItem], device: torch.device) -> ImitationBatch:
-    """Prompts of one length, padded on the left."""
+def pad_items(items: list[ImitationItem], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts with the text that imitates audio, padded on the left.
+
+    Returns:
+        token ids, the mask of real positions, and true where a token imitates audio: (B, P) each.
+    """
     rows = []
     flags = []
     for item in items:
         parts = (item.prompt.before, item.audio_ids, item.prompt.after)
-        rows.append(torch.tensor(sum(parts, [])))  # (P_item,)
+        rows.append(torch.tensor(sum(parts, []), device=device))  # (P_item,)
         lengths = torch.tensor([len(part) for part in parts])
-        flags.append(torch.tensor([False, True, False]).repeat_interleave(lengths))
+        is_audio = torch.tensor([False, True, False]).repeat_interleave(lengths)
+        flags.append(is_audio.to(device))
 
-    ids, mask = left_pad(rows)  # (B, P) both
-    is_audio, _ = left_pad(flags)  # (B, P)
-    return ImitationBatch(ids=ids.to(device), mask=mask.to(device), is_audio=is_audio.to(device))
+    ids, mask = left_pad(rows)
+    is_audio, _ = left_pad(flags)
+    return ids, mask, is_audio
 
 
 def blurred_embeddings(
-    lm: DiffusionLM, batch: ImitationBatch, gap_id: int, most: float, generator: torch.Generator
+    lm: DiffusionLM,
+    ids: Tensor,
+    is_audio: Tensor,
+    gap_id: int,
+    most: float,
+    generator: torch.Generator,
 ) -> Tensor:
     """Prompt embeddings (B, P, D) as an adapter in training would produce them.
 
@@ -229,10 +230,10 @@ def blurred_embeddings(
     embeddings' size stands there, and the LM learns to ignore it.
 
     Args:
+        ids, is_audio: (B, P), see `pad_items`. gap_id: of the silences.
         most: largest fraction of a word's embedding that comes from other words.
     """
-    ids = batch.ids
-    is_word = batch.is_audio & (ids != gap_id)  # (B, P)
+    is_word = is_audio & (ids != gap_id)  # (B, P)
 
     # 1. One fraction of other words for each item, zero outside the words.
     fraction = torch.rand(len(ids), 1, generator=generator).to(ids.device)  # (B, 1)
@@ -249,4 +250,4 @@ def blurred_embeddings(
     # 3. Noise at the silences.
     rms = lm.embedding.weight.detach().pow(2).mean().sqrt()
     noise = torch.randn(blurred.shape, generator=generator).to(ids.device) * rms
-    return torch.where((batch.is_audio & ~is_word)[..., None], noise, blurred)
+    return torch.where((is_audio & ~is_word)[..., None], noise, blurred)

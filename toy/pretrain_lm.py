@@ -191,24 +191,24 @@ def text_loss(
     rng = random.Random(f"{config.seed} {step}")
     items = text.draw(rng, config.batch, step % 2 == 1, wanted)
     device = lm.embedding.weight.device
-    prompts = pad_items(items, device)
+    ids, mask, is_audio = pad_items(items, device)  # (B, P)
     answers = [item.answer for item in items]
     answer_ids = encode_answers(text.tokenizer, answers, ANSWER_LENGTH).to(device)  # (B, G)
 
     # What stands in the place of the audio.
     if blurred:
         gap_id = text.tokenizer.id(GAP)
-        embeddings = blurred_embeddings(lm, prompts, gap_id, text.blur, generator)  # (B, P, D)
+        embeddings = blurred_embeddings(lm, ids, is_audio, gap_id, text.blur, generator)
     else:
-        embeddings = lm.embed(prompts.ids)
+        embeddings = lm.embed(ids)  # (B, P, D)
 
     n_tokens = answer_ids.numel()
     if isinstance(lm, CausalLM):
-        return next_token_loss(lm, embeddings, prompts.mask, answer_ids, n_tokens)
+        return next_token_loss(lm, embeddings, mask, answer_ids, n_tokens)
 
     t = noise_levels(len(items), generator, MIN_NOISE, stratified=True)  # (B,)
     noisy_ids = noise(answer_ids, t, lm.config.mask_id, generator)  # (B, G)
-    return diffusion_loss(lm, embeddings, prompts.mask, answer_ids, noisy_ids, t, n_tokens)
+    return diffusion_loss(lm, embeddings, mask, answer_ids, noisy_ids, t, n_tokens)
 
 
 def pretrain_lm(
