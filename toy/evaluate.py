@@ -56,6 +56,7 @@ def answers_to(
     def audio(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return model.hear(*states(items[rows]))
 
+    # A causal LM cannot fill in masks.
     decode = greedy if isinstance(model.lm, CausalLM) else generate
     answers = answer(model.lm, model.tokenizer, prompts, audio, config, batch=100, decode=decode)
     return list(answers)
@@ -72,6 +73,7 @@ def transcription(model: DIFFA, states: StateCache, items: list[dict]) -> dict:
     table = {}
     examples = []
     for name, config in tqdm(STAGE1_SETTINGS.items(), "sampler settings", leave=False):
+        # The clock runs from the encoder's states to the text.
         started = time.perf_counter()
         answers = answers_to(model, states, items, config)
         texts = [a.text for a in answers]
@@ -80,6 +82,7 @@ def transcription(model: DIFFA, states: StateCache, items: list[dict]) -> dict:
             "calls": mean_calls(answers),
             "seconds_a_clip": (time.perf_counter() - started) / len(items),
         }
+
         # The first setting is the published rule.
         examples = examples or [{"said": t, "heard": p} for t, p in zip(targets[:5], texts)]
     return {"items": len(items), "by_sampler": table, "examples": examples}
@@ -97,21 +100,25 @@ def questions(
     """
     table = {}
     for kind in tqdm((*CONTENT_KINDS, *VOICE_KINDS, "caption"), "questions", leave=False):
+        # Each question of this kind, once.
         chosen = [item for item in items if item["kind"] == kind]
         answers = answers_to(model, states, chosen, config)
         predictions = [a.text for a in answers]
         targets = [item["target"] for item in chosen]
 
+        # A sentence is scored by its words, any other answer must be exact.
         if kind in ("repeat", "caption"):
             table[kind] = {"word_error_rate": word_error_rate(predictions, targets)}
         else:
             table[kind] = {"accuracy": accuracy(predictions, targets)}
 
+        # What a mean answer costs.
         lengths = [len(model.tokenizer.encode(text)) + 1 for text in predictions]
         table[kind]["items"] = len(chosen)
         table[kind]["calls"] = mean_calls(answers)
         table[kind]["tokens"] = mean(min(n, config.length) for n in lengths)
 
+    # Every kind counts alike, however many questions it has.
     for name, kinds in (("content_mean", SLOTS), ("voice_mean", VOICE_KINDS)):
         table[name] = mean(table[kind]["accuracy"] for kind in kinds)
     return table
@@ -143,7 +150,7 @@ def evaluate(
             report[file.stem] = {k: v for k, v in read_json(file).items() if k != "losses"}
     minutes = {name: result["minutes"] for name, result in report.items()}
 
-    # 2. Each of the adapters; the clips are encoded once for all of them.
+    # 2. The models. One pass of the encoder serves all of them, if their windows are the same.
     models = [load_diffa(whisper, llm, folder, **options).eval() for folder in adapters]
     windows = {model.encoder.config.context / FRAMES_PER_SECOND for model in models}
     if len(windows) > 1:
@@ -153,6 +160,8 @@ def evaluate(
             "same --audio-context"
         )
     states = StateCache(models[0], asr)
+
+    # 3. Each of them on its stage's test; minutes come from its training, if that was here.
     for model, folder in zip(models, adapters, strict=True):
         if model.stage == "stage1":
             report["stage1"] = transcription(model, states, asr)
@@ -161,7 +170,7 @@ def evaluate(
         if model.stage != "semantic" and (folder / "training.json").is_file():
             minutes[model.stage] = read_json(folder / "training.json")["minutes"]
 
-    # 3. Sources and minutes; `make demo` writes RUN/started when it begins.
+    # 4. Sources and minutes; `make demo` writes RUN/started when it begins.
     parts = {"whisper": str(whisper), "llm": str(llm), "corpus": str(corpus)}
     report["parts"] = parts | {"audio_context": windows.pop()}
     report["minutes"] = minutes | {"evaluate": (time.perf_counter() - started) / 60}
@@ -188,6 +197,7 @@ def main() -> None:
     add("--check", action="store_true", help="fail when a promise is broken")
     args = parser.parse_args()
 
+    # What the options do not name lies in the run.
     run = args.run
     stages = [run / stage for stage in AUDIO_PARTS]
     trained = [path for path in stages if (path / "adapters.safetensors").is_file()]
@@ -205,6 +215,7 @@ def main() -> None:
             device=args.device,
         )
 
+    # `make demo` must fail when a promise is broken.
     print(json.dumps(report, indent=1))
     broken = broken_promises(report) if args.check else []
     if broken:

@@ -52,9 +52,6 @@ WANTED = 0.5
 # ignore the prompt.
 MIN_NOISE = 0.3
 
-# Largest fraction of a word's embedding that comes from other words.
-BLUR = 0.7
-
 # What the LM must reach, in percent: copy error at most, accuracy on each question at least. No
 # adapter can repair what the LM cannot read. It trains until it reaches the aim; below the gate, no
 # adapter is trained on it.
@@ -95,7 +92,7 @@ class GrammarText(TextSource):
 
     tokenizer: Tokenizer
     seed: int
-    blur: float = BLUR
+    blur: float = 0.7
 
     def draw(self, rng, n, stretched, wanted):
         """Draw n questions; of kinds `wanted`, if any, a fraction WANTED of them."""

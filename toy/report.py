@@ -49,6 +49,7 @@ def broken_promises(report: dict) -> list[str]:
     """A line for each figure that misses its bound in PROMISES, or was not measured."""
     lines = []
     for path, kind, bound in PROMISES:
+        # Adapters of one stage only leave the other out.
         if path.split("/")[0] not in report:
             lines.append(f"{path} was not measured")
             continue
@@ -64,6 +65,7 @@ def broken_promises(report: dict) -> list[str]:
 # ---- the table
 def summary_rows(report: dict) -> dict[str, str]:
     """The table's rows: their names, and the paths of their figures in a report."""
+    # Encoder, LM, and stage 1 by two sampler settings.
     fast = "stage1/by_sampler/threshold 0.9"
     n_kinds = len(report["lm"]["oracle"])
     rows = {
@@ -74,23 +76,28 @@ def summary_rows(report: dict) -> dict[str, str]:
         "stage 1, threshold 0.9, WER (%)": f"{fast}/word_error_rate",
         "stage 1, threshold 0.9, model calls a clip": f"{fast}/calls",
     }
+
+    # Stage 2: exact answers by kind, their means, then answers that are sentences.
     for kind in (*SLOTS, "count", *VOICE_KINDS):
         rows[f"stage 2: {kind}, accuracy (%)"] = f"stage2/{kind}/accuracy"
     for name, kinds in (("content_mean", SLOTS), ("voice_mean", VOICE_KINDS)):
         rows[f"stage 2: mean of {', '.join(kinds)} (%)"] = f"stage2/{name}"
     for kind in ("repeat", "caption"):
         rows[f"stage 2: {kind}, WER (%)"] = f"stage2/{kind}/word_error_rate"
+
     return rows | {f"minutes: {name}": f"minutes/{name}" for name in report["minutes"]}
 
 
 def summary(reports: list[dict]) -> list[str]:
     """Lines of a Markdown table over the reports of runs that differ in their seed."""
+    # The kind of question that the LM knows least is another one in each run.
     for report in reports:
         report["lm"]["worst"] = min(report["lm"]["oracle"].values())
 
     lines = ["| held-out sentences and voices | mean | range | items a run |"]
     lines += ["| --- | --- | --- | --- |"]
     for name, path in summary_rows(reports[0]).items():
+        # One figure a run.
         found = [look_up(report, path) for report in reports]
         values = [value for value, _ in found]
         span = f"{min(values):.1f} to {max(values):.1f}"
@@ -127,6 +134,7 @@ def plot_losses(run: Path) -> None:
 def plot_steps(by_sampler: dict, path: Path) -> None:
     """Word error rate against model calls, a line for each rule."""
     with figure(path, size=(5, 3.2)) as axis:
+        # Names of settings begin with their rule, or end with it.
         for rule, style in (("steps", "o-"), ("threshold", "s--"), ("left to right", "^")):
             rows = [row for name, row in by_sampler.items() if rule in name]
             points = sorted((row["calls"], row["word_error_rate"]) for row in rows)
@@ -139,6 +147,7 @@ def plot_questions(tables: dict[str, dict], path: Path) -> None:
     """Accuracy by kind of question; tables: of each choice of adapters, by name."""
     kinds = [kind for kind in (*CONTENT_KINDS, *VOICE_KINDS) if kind != "repeat"]
     with figure(path, size=(9, 3.2)) as axis:
+        # Two bars a kind, on both sides of its tick.
         for n, (name, table) in enumerate(tables.items()):
             places = [i + 0.4 * n - 0.2 for i in range(len(kinds))]
             axis.bar(places, [table[kind]["accuracy"] for kind in kinds], 0.4, label=name)
