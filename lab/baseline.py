@@ -26,7 +26,7 @@ from checkpoints.files import read_json, write_json
 from checkpoints.lm import read_lm_config, save_lm
 from checkpoints.tokenizer import load_tokenizer
 from toy.autoregressive import CausalLM, greedy
-from toy.pretrain_lm import GATE, GrammarText, new_lm, next_token_text_loss, phases, short_of
+from toy.pretrain_lm import GATE, GrammarText, new_lm, phases, short_of, text_loss
 from training.loop import fit
 
 
@@ -71,7 +71,7 @@ def pretrain_baseline(run: Path, seed: int, device: str) -> dict:
         phase = training[number]
         step -= ends[number] - phase.steps
         options = {"wanted": wanted[number], "blurred": number > 0}
-        return next_token_text_loss(lm, text, phase, step, generator, **options)
+        return text_loss(lm, text, phase, step, generator, **options)
 
     # The recipe of the diffusion phase, over all steps.
     recipe = replace(training[1], steps=steps, seed=seed)
