@@ -68,7 +68,9 @@ class Batches:
         self.rows = local_rows(config.batch, recipe.execution.accumulate)  # (parts, b)
         self.work = Work(peak=measured_peak(model.device, getattr(torch, recipe.dtype)))
         self.hear = processes.replicate(model)
-        self.autocast = autocast_of(recipe, model.device)
+        self.autocast = functools.partial(
+            torch.autocast, model.device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"
+        )
 
         # From a step to the rows (B,) of its examples.
         n = len(examples.items)
@@ -116,27 +118,19 @@ class Batches:
         """One part: rows (b,) of the batch, the same of the examples, what the encoder heard."""
         states, frames, readable = heard
         prompts = [self.examples.prompts[row] for row in example_rows]
+        B, G = len(rows), self.recipe.answer_length
 
         def hear() -> tuple[Tensor, Tensor]:
             with self.autocast():
                 audio, mask = self.hear(states, frames)
+
+            # The work that follows. All answer tokens count as scored, masked or not.
+            n_audio = mask.sum(dim=1).tolist()
+            L = G + max(len(p.before) + n + len(p.after) for p, n in zip(prompts, n_audio))
             self.work.audio += sum(self.examples.items[row]["duration"] for row in example_rows)
-            self.count(prompts, mask)
+            self.work.tokens += B * L
+            self.work.flops += lm_flops(self.model.lm.config, B, L, L, G, backward=True)
             return audio, mask
 
         on_device = readable.to(self.model.device)
         return Part(rows=rows, prompts=prompts, readable=on_device, hear=hear)
-
-    def count(self, prompts: list[Prompt], audio_mask: Tensor) -> None:
-        """Add a part to the work. All answer tokens count as scored, masked or not."""
-        G = self.recipe.answer_length
-        n_audio = audio_mask.sum(dim=1).tolist()
-        L = G + max(len(p.before) + n + len(p.after) for p, n in zip(prompts, n_audio))
-        self.work.tokens += len(prompts) * L
-        self.work.flops += lm_flops(self.model.lm.config, len(prompts), L, L, G, backward=True)
-
-
-def autocast_of(recipe: Recipe, device: torch.device) -> Callable[[], torch.autocast]:
-    """Makes the context in which the adapters compute: bfloat16, if the recipe's dtype is that."""
-    enabled = recipe.dtype == "bfloat16"
-    return functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=enabled)

@@ -77,7 +77,7 @@ class Trainer:
     checkpoint: Path
     title: str
     identity: dict | None = None
-    names_of_step: Callable[[int], list[str]] | None = None
+    names_of_step: Callable[[int], list[str]] = lambda step: []
     validate: Callable[[], dict] | None = None
     keep_best: Callable[[], None] | None = None
     metrics: Path | None = None
@@ -140,7 +140,10 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip).item()
         for name, value in (("loss", loss), ("gradient", norm)):
             if not math.isfinite(value):
-                self.refuse(step, f"{name} is {value}")
+                self.save()
+                saved = f"the weights before it are in {self.checkpoint.parent}"
+                items = f"its items: {', '.join(self.names_of_step(step)) or 'unknown'}"
+                self.exit(f"{self.title}: {name} is {value} at step {step}; {saved}; {items}")
 
         self.lr = learning_rate(step, self.config)
         for optimizer in self.optimizers:
@@ -150,13 +153,6 @@ class Trainer:
         self.losses.append(loss)
         self.norm = norm
         return n_stopped
-
-    def refuse(self, step: int, problem: str) -> None:
-        """Save and exit, with the names of the step's items."""
-        self.save()
-        names = f"; its items: {', '.join(self.names_of_step(step))}" if self.names_of_step else ""
-        saved = f"the weights before it are in {self.checkpoint.parent}"
-        self.exit(f"{self.title}: {problem} at step {step}; {saved}{names}")
 
     def after_step(self, bar: tqdm, must_stop: bool) -> None:
         """Report, save and validate, where it is time to."""

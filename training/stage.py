@@ -204,11 +204,8 @@ def describe(recipe: Recipe, run: Run, loaded: Loaded, made_of: dict[str, str]) 
     """Print the recipe, and of each part of the model its number of parameters and its source."""
     if processes.rank() > 0:
         return
-    settings = asdict(recipe)
-    execution = {"device": run.device, "processes": processes.world()} | settings.pop("execution")
-    settings = settings.pop("train") | settings
-    for title, values in (("recipe", settings), ("execution", execution)):
-        print(f"{title}: " + ", ".join(f"{name} {value}" for name, value in values.items()))
+    print(recipe)
+    print(f"device {run.device}, {processes.world()} processes")
 
     sources = {
         name: f"trained, float32, from {run.adapters}" for name in loaded.model.trained_parts()
