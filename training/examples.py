@@ -47,6 +47,7 @@ def usable(items: list[dict], source, target: str, model, length: int) -> Exampl
         ManifestError: no item is left; the message counts why.
         ValueError: a prompt and an answer exceed the LM's context.
     """
+    # Every reason is counted, so that the user knows what to change.
     seconds = model.encoder.config.context / FRAMES_PER_SECOND
     too_long = [item["duration"] > seconds + MARGIN for item in items]
     too_wordy = [len(model.tokenizer.encode(item[target])) >= length for item in items]

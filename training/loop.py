@@ -104,6 +104,7 @@ class Trainer:
         self.resume()
         self.records = Metrics(self.metrics, len(self.losses))
 
+        # The steps that are left.
         n = len(self.losses)
         steps = range(n, self.config.steps)
         bar = tqdm(
@@ -145,6 +146,7 @@ class Trainer:
                 items = f"its items: {', '.join(self.names_of_step(step)) or 'unknown'}"
                 self.exit(f"{self.title}: {name} is {value} at step {step}; {saved}; {items}")
 
+        # The step itself, at this step's learning rate.
         self.lr = learning_rate(step, self.config)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -213,6 +215,7 @@ class Trainer:
         if self.validate is None or not self.is_validation_due() or n in earlier:
             return
 
+        # The best weights so far are kept beside the last ones.
         result = self.validate()
         best = min((other["loss"] for other in earlier.values()), default=math.inf)
         if result["loss"] < best and self.keep_best and self.is_main:
@@ -240,6 +243,7 @@ class Trainer:
             return
         refuse_another_run(saved["run"], self.identity_of_run(), self.checkpoint)
 
+        # Weights, optimisers and losses; the rest follows from the step.
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(saved["parameters"][name_on_disk(name)])

@@ -83,6 +83,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, **defaults: str) -> 
     for name, (kind, text) in OPTIONS.items():
         add(f"--{name}", type=kind, help=text)
 
+    # Options that are not a plain value.
     add("--cache-encoder", dest="cache", metavar="DIR", help="encoder states; or memory, none")
     add("--optimizer", choices=OPTIMIZERS, help="muon (with adamw for the rest), or adamw for all")
     add("--whiten", action="store_true", help="new acoustic adapter: start on whitened states")
@@ -90,13 +91,15 @@ def add_training_arguments(parser: argparse.ArgumentParser, **defaults: str) -> 
     add("--recompute", action=argparse.BooleanOptionalAction, help=recompute)
     add("--compile", action="store_true", default=None, help="torch.compile")
     add("--shard", action="store_true", default=None, help="the LM over the processes (FSDP2)")
+
+    # Those of this stage: train, out, adapters.
     parser.set_defaults(**defaults)
 
 
 def given(config_class: type, options: dict) -> dict:
     """The options that are fields of a dataclass and were given."""
-    found = {field.name: options.get(field.name) for field in fields(config_class)}
-    return {name: value for name, value in found.items() if value is not None}
+    names = [field.name for field in fields(config_class)]
+    return {name: options[name] for name in names if options.get(name) is not None}
 
 
 def chosen_recipe(recipes: dict[str, Recipe], options: dict) -> Recipe:

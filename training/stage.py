@@ -110,6 +110,8 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     identity = made_of | asdict(recipe) | {"corpus": examples.digest()}
     for name in ("train", "execution", "shapes"):
         del identity[name]
+
+    # The loop.
     trainer = Trainer(
         trained,
         lambda step, generator: stage.loss(model, batches(step), generator, recipe),
@@ -144,6 +146,8 @@ def load_model(stage: Stage, recipe: Recipe, run: Run) -> Loaded:
     if shard and processes.world() == 1:
         advice = "start it with torchrun --nproc-per-node N"
         raise ValueError(f"--shard cuts the LM over several processes, and there is one; {advice}")
+
+    # New parts are drawn here.
     torch.manual_seed(recipe.train.seed)
     loaded = load_for_training(
         run.whisper,
@@ -158,6 +162,8 @@ def load_model(stage: Stage, recipe: Recipe, run: Run) -> Loaded:
         lm_class=run.lm_class,
         **({} if run.adapters else recipe.shapes),
     )
+
+    # Ours: parts that an earlier run trained stay as they are.
     if recipe.match_embedding_scale:
         parts = loaded.model.trained_parts()
         match_embedding_scale({name: parts[name] for name in loaded.new}, loaded.model.lm)
@@ -174,6 +180,8 @@ def prepare(model: DIFFA, execution: Execution, device: str) -> dict[str, nn.Par
     """Recompute, compile and shard the LM, and set the model to train. Returns what trains."""
     parts = model.trained_parts()
     trained = {n: p for n, p in model.named_parameters() if n.split(".")[0] in parts}
+
+    # The LM, whose blocks take most of the time and memory.
     if execution.recompute:
         recompute_blocks(model.lm)
     if execution.compile:
@@ -185,6 +193,7 @@ def prepare(model: DIFFA, execution: Execution, device: str) -> dict[str, nn.Par
         for parameter in trained.values():
             parameter.data = parameter.data.to(device)
 
+    # Dropout in the trained parts; no gradient for anything else.
     model.train()
     model.encoder.eval()
     return {name: parameter.requires_grad_() for name, parameter in trained.items()}
@@ -207,6 +216,7 @@ def describe(recipe: Recipe, run: Run, loaded: Loaded, made_of: dict[str, str]) 
     print(recipe)
     print(f"device {run.device}, {processes.world()} processes")
 
+    # Where the weights come from, then how many there are.
     sources = {
         name: f"trained, float32, from {run.adapters}" for name in loaded.model.trained_parts()
     }

@@ -39,6 +39,7 @@ class Unreadable:
                 continue
             self.reasons[path] = error
 
+            # A few bad clips cost little; many are a mistake that the user must know of.
             n = len(self.reasons)
             if n > self.limit:
                 listed = "\n  ".join(self.reasons.values())
@@ -54,7 +55,8 @@ def read_padded(paths: list[str], n_samples: int) -> Read:
     for path in paths:
         try:
             waveform = read_audio(path)
-            pad_waveforms([waveform], n_samples, [path])  # refuses a clip that is too long
+            # Refuses a clip that is too long.
+            pad_waveforms([waveform], n_samples, [path])
             errors.append("")
         except AudioError as error:
             waveform = torch.zeros(min(SAMPLE_RATE, n_samples))
@@ -98,10 +100,12 @@ def encode_clips(
     Yields:
         rows (B) of paths, all hidden states (B, T, D_w), real frames (B,), errors (B).
     """
+    # Decoded ahead by the workers.
     batches = [range(i, min(i + batch, len(paths))) for i in range(0, len(paths), batch)]
     read = functools.partial(read_padded, n_samples=model.encoder.config.n_samples)
     loader = Clips(paths, read).ahead(batches, workers)
 
+    # Encoded here.
     bar = tqdm(batches, desc="encoding", leave=False, disable=processes.rank() > 0)
     for rows, (waveforms, n_samples, errors) in zip(bar, loader):
         unreadable.add((paths[row] for row in rows), errors)
@@ -148,6 +152,7 @@ class StateCache:
         used = used or tuple(sorted({*model.config.taps, config.n_layers}))
         self.states = {k: torch.empty(shape, dtype=torch.float16) for k in used}  # (N, T, D_w)
 
+        # One pass over all clips.
         encoded = encode_clips(model, paths, batch, unreadable or Unreadable())
         for rows, states, frames, errors in encoded:
             self.frames[rows] = frames.cpu()

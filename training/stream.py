@@ -53,6 +53,7 @@ class Stream:
         self.unreadable = Unreadable(execution.max_unreadable)
         self.next_step: int | None = None
 
+        # From paths to clips: their states, or their waveforms.
         config = model.encoder.config
         used = model.read_states
         if execution.cache == "memory":
@@ -78,10 +79,12 @@ class Stream:
         self.next_step = step + 1
 
         for rows in self.parts_of(step):
+            # What the workers have read.
             started = time.perf_counter()
             found, lengths, errors = next(self.loader)
             self.work.waited += time.perf_counter() - started
 
+            # Waveforms still have to pass the encoder.
             self.unreadable.add((self.clips.paths[row] for row in rows), errors)
             lengths = lengths.to(device, non_blocking=True)
             if isinstance(found, dict):
