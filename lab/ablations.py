@@ -271,7 +271,7 @@ def ablate(plan: Plan) -> dict:
     """
     prepare(plan)
 
-    # The arms, side by side on a CPU: matrices as small as the toy's gain little from a second core.
+    # Side by side on a CPU: matrices as small as the toy's gain little from a second core.
     tasks = [(plan, arm, seed) for arm in ARMS for seed in plan.seeds]
     processes = min(torch.get_num_threads(), MAX_PROCESSES) if plan.device == "cpu" else 1
     if processes == 1:

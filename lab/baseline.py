@@ -47,7 +47,7 @@ def pretrain_baseline(run: Path, seed: int, device: str) -> dict:
     # The record of the diffusion LM determines the steps and what was trained in each phase.
     if not (run / "lm.json").is_file():
         raise ValueError(
-            f"{run / 'lm.json'}: no such file; it records the steps that the baseline trains for. "
+            f"{run / 'lm.json'}: no such file; it records the baseline's steps. "
             f"Run python -m toy.pretrain lm --out {run}"
         )
     record = read_json(run / "lm.json")
@@ -57,7 +57,7 @@ def pretrain_baseline(run: Path, seed: int, device: str) -> dict:
     ends = list(itertools.accumulate(phase.steps for phase in training))
     if steps not in ends:
         raise ValueError(
-            f"{run / 'lm.json'}: its LM took {steps} steps, but the phases of toy/pretrain_lm.py "
+            f"{run / 'lm.json'}: its LM took {steps} steps, but the phases of toy.pretrain_lm "
             f"end after {ends}; train that LM again"
         )
 
