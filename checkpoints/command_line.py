@@ -15,41 +15,23 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
     Args:
         adapters_default: of --adapters, which differs between commands.
     """
+    add = parser.add_argument
+
     # The model's files.
-    parser.add_argument(
-        "--whisper",
-        default="runs/toy/whisper",
-        help="Whisper: directory (hub format), or OpenAI's .pt",
-    )
-    parser.add_argument(
-        "--llm", default="runs/toy/llada", help="LLaDA or Qwen3-diffusion directory (hub format)"
-    )
-    parser.add_argument(
-        "--adapters",
-        default=adapters_default,
-        help="trained adapters: directory, or the release's file",
-    )
+    add("--whisper", default="runs/toy/whisper", help="directory (hub format), or OpenAI's .pt")
+    add("--llm", default="runs/toy/llada", help="LLaDA or Qwen3-diffusion directory (hub format)")
+    add("--adapters", default=adapters_default, help="directory, or the release's file")
 
     # Where and how it runs.
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="of the frozen encoder and LM (default: the LM as in its file, the encoder float32)",
-    )
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    usual = "the LM as in its file, the encoder float32"
+    add("--dtype", choices=DTYPES, help=f"of the frozen encoder and LM (default: {usual})")
 
     # What deviates from the published model.
-    parser.add_argument(
-        "--audio-context",
-        type=float,
-        metavar="SECONDS",
-        help="a window of the encoder that is shorter than Whisper's 30 s",
-    )
-    parser.add_argument(
-        "--random-weights",
-        metavar="SIZE",
-        help="random frozen parts, such as small+llada-8b: to measure speed and memory",
-    )
+    window = "a window of the encoder that is shorter than Whisper's 30 s"
+    add("--audio-context", type=float, metavar="SECONDS", help=window)
+    random = "random frozen parts, such as small+llada-8b: to measure speed and memory"
+    add("--random-weights", metavar="SIZE", help=random)
 
 
 def model_options(args: argparse.Namespace) -> dict:

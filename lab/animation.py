@@ -30,7 +30,6 @@ WIDTH = 720
 MARGIN = 20
 CHARACTER = 9.6
 PADDING = 7
-CELL_HEIGHT = 30
 LINE_HEIGHT = 38
 
 STEP_SECONDS = 0.8
@@ -67,31 +66,24 @@ def keyframes(n_steps: int) -> str:
     """CSS that shows an element of class t3 from step 3 on; the last step stays longer."""
     seconds = n_steps * STEP_SECONDS + LAST_SECONDS
     # Without motion all steps are visible, which is the finished answer.
-    rules = [
-        f".t{{animation:{seconds:g}s linear infinite}}",
-        "@media(prefers-reduced-motion:reduce){.t{animation:none!important}}",
-    ]
+    rules = f".t{{animation:{seconds:g}s linear infinite}}"
+    rules += "@media(prefers-reduced-motion:reduce){.t{animation:none!important}}"
 
     for k in range(n_steps):
         start = 100 * (k + 1) * STEP_SECONDS / seconds  # first, all masks for one step's time
-        rules.append(
-            f"@keyframes t{k}{{0%,{start:.1f}%{{opacity:0}}{start + 1:.1f}%{{opacity:1}}}}"
-        )
-        rules.append(f".t{k}{{animation-name:t{k}}}")
-
-    return "".join(rules)
+        shown = f"0%,{start:.1f}%{{opacity:0}}{start + 1:.1f}%{{opacity:1}}"
+        rules += f"@keyframes t{k}{{{shown}}}.t{k}{{animation-name:t{k}}}"
+    return rules
 
 
-def text_at(x: float, y: float, text: str) -> str:
-    """An SVG text, stretched to its number of characters."""
-    width = CHARACTER * len(text)
-    return f'<text x="{x:g}" y="{y:g}" textLength="{width:g}">{html.escape(text)}</text>'
-
-
-def box(x: float, y: float, width: float, fill: str) -> str:
-    """An SVG rectangle as high as a cell."""
+def cell(x: float, y: float, text: str, fill: str, width: float | None = None) -> str:
+    """A text on a rectangle that is as wide as the text or as `width`."""
+    text_width = CHARACTER * len(text)
+    width = width or text_width + 2 * PADDING
     return (
-        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{CELL_HEIGHT}" rx="5" fill="{fill}"/>'
+        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="30" rx="5" fill="{fill}"/>'
+        f'<text x="{x + PADDING:g}" y="{y + 20:g}" textLength="{text_width:g}">'
+        f"{html.escape(text)}</text>"
     )
 
 
@@ -102,7 +94,7 @@ def unmasking_svg(question: str, steps: list[Step]) -> str:
         question: shown above the answer.
         steps: one or more, as collected by the sampler's on_step (see Step).
     """
-    body = [text_at(MARGIN, MARGIN + 18, question)]
+    body = [cell(MARGIN, MARGIN, question, PANEL)]
     x = MARGIN
     y = MARGIN + LINE_HEIGHT
 
@@ -115,29 +107,24 @@ def unmasking_svg(question: str, steps: list[Step]) -> str:
             y += LINE_HEIGHT
 
         # The mask lies below; the token covers it from its step on.
-        body.append(box(x, y, width, MASK))
+        body.append(cell(x, y, "", MASK, width))
         if number is not None:
-            token = box(x, y, width, colour(confidence) if confidence > 0 else PANEL)
-            token += text_at(x + PADDING, y + 20, text)
-            body.append(f'<g class="t t{number}">{token}</g>')
+            fill = colour(confidence) if confidence > 0 else PANEL
+            body.append(f'<g class="t t{number}">{cell(x, y, text, fill)}</g>')
         x += width + 6
 
-    # The last line: each step's number covers that of the step before; and the scale of colours.
+    # The last line: the step, each covering the one before, and the colours of both ends.
     y += LINE_HEIGHT + 6
     for k in range(len(steps)):
-        label = box(MARGIN, y, 200, PANEL) + text_at(
-            MARGIN, y + 20, f"step {k + 1} of {len(steps)}"
-        )
+        label = cell(MARGIN, y, f"step {k + 1} of {len(steps)}", PANEL)
         body.append(f'<g class="t t{k}">{label}</g>')
-    scale = text_at(WIDTH - 270, y + 20, "confidence 0") + text_at(WIDTH - 30, y + 20, "1")
-    body.append(scale + box(WIDTH - 144, y, 104, "url(#scale)"))
+    body.append(cell(WIDTH - 310, y, "confidence 0", colour(0)))
+    body.append(cell(WIDTH - 170, y, "confidence 1", colour(1)))
 
-    height = y + CELL_HEIGHT + MARGIN
+    height = y + LINE_HEIGHT + MARGIN
     head = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" \
 font-family="ui-monospace,Menlo,Consolas,monospace" font-size="16" fill="{TEXT}">
 <style>{keyframes(len(steps))}</style>
-<linearGradient id="scale"><stop stop-color="{colour(0)}"/>\
-<stop offset="1" stop-color="{colour(1)}"/></linearGradient>
 <rect width="{WIDTH}" height="{height}" rx="10" fill="{PANEL}"/>"""
     return "\n".join([head, *body, "</svg>\n"])
 

@@ -26,7 +26,7 @@ from checkpoints.files import read_json, write_json
 from checkpoints.lm import read_lm_config, save_lm
 from checkpoints.tokenizer import load_tokenizer
 from toy.autoregressive import CausalLM, greedy
-from toy.pretrain_lm import GATE, GrammarText, new_lm, next_token_text_loss, phases, short_of
+from toy.pretrain_lm import GATE, GrammarText, new_lm, phases, short_of, text_loss
 from training.loop import fit
 
 
@@ -47,7 +47,7 @@ def pretrain_baseline(run: Path, seed: int, device: str) -> dict:
     # The record of the diffusion LM determines the steps and what was trained in each phase.
     if not (run / "lm.json").is_file():
         raise ValueError(
-            f"{run / 'lm.json'}: no such file; it records the steps that the baseline trains for. "
+            f"{run / 'lm.json'}: no such file; it records the baseline's steps. "
             f"Run python -m toy.pretrain lm --out {run}"
         )
     record = read_json(run / "lm.json")
@@ -57,7 +57,7 @@ def pretrain_baseline(run: Path, seed: int, device: str) -> dict:
     ends = list(itertools.accumulate(phase.steps for phase in training))
     if steps not in ends:
         raise ValueError(
-            f"{run / 'lm.json'}: its LM took {steps} steps, but the phases of toy/pretrain_lm.py "
+            f"{run / 'lm.json'}: its LM took {steps} steps, but the phases of toy.pretrain_lm "
             f"end after {ends}; train that LM again"
         )
 
@@ -71,7 +71,7 @@ def pretrain_baseline(run: Path, seed: int, device: str) -> dict:
         phase = training[number]
         step -= ends[number] - phase.steps
         options = {"wanted": wanted[number], "blurred": number > 0}
-        return next_token_text_loss(lm, text, phase, step, generator, **options)
+        return text_loss(lm, text, phase, step, generator, **options)
 
     # The recipe of the diffusion phase, over all steps.
     recipe = replace(training[1], steps=steps, seed=seed)

@@ -37,8 +37,7 @@ def plot_curves(runs: list[Path], out: Path) -> None:
             records = read_metrics(run / "metrics.jsonl")
             if not records:
                 raise ValueError(
-                    f"{run}: holds no metrics.jsonl with records; "
-                    "train_asr.py and train_instruct.py write one every 10 steps"
+                    f"{run}: holds no metrics.jsonl with records; a run adds one every 10 steps"
                 )
             for axis, (field, title, scale) in zip(axes, PANELS):
                 style = "o-" if field == "validation" else "-"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from checkpoints.files import read_json
 from checkpoints.tokenizer import Tokenizer
 from data import TRANSCRIBE, build_prompt
 from diffusion_lm import DiffusionLM
@@ -76,7 +77,7 @@ def train_tokenizer(path: Path, text: Text) -> Tokenizer:
     return tokenizer_of_lines(path, lines, size=1000 + 6 * len(text.vocabulary))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ClosedText:
     """A TextSource (toy/pretrain_lm.py) that asks for transcripts of sentences of a Text."""
 
@@ -117,10 +118,11 @@ class ClosedText:
         return result
 
 
-def train_lm(run: Path, text: Text, seed: int, device: str) -> dict:
-    """Train and save RUN/llada; returns what toy.pretrain_lm.pretrain_lm does."""
+def train_lm(run: Path, seed: int, device: str) -> dict:
+    """Train RUN/llada on RUN/corpus/text.json; returns what toy.pretrain_lm.pretrain_lm does."""
+    text = Text(**read_json(run / "corpus/text.json"))
     tokenizer = train_tokenizer(run / "llada/tokenizer.model", text)
-    source = ClosedText(tokenizer=tokenizer, text=text, seed=seed)
+    source = ClosedText(tokenizer, text, seed)
 
     # A run may only resume with the same text.
     digest = hashlib.sha256(json.dumps(asdict(text)).encode()).hexdigest()[:16]

@@ -45,13 +45,8 @@ def loss_everywhere(
     return (losses / weights).sum() / answer_ids.numel(), logits
 
 
-def resident() -> float:
-    """The most memory that this process has held, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def measure_step(lm: DiffusionLM, B: int, P: int, everywhere: bool) -> str:
-    """Loss, peak memory and seconds of the second of two steps."""
+    """Loss, peak memory and seconds of a step."""
     weight = lm.embedding.weight
     generator = torch.Generator().manual_seed(0)
     answer_ids = torch.randint(0, 1000, (B, G), generator=generator)
@@ -60,21 +55,21 @@ def measure_step(lm: DiffusionLM, B: int, P: int, everywhere: bool) -> str:
     answer_ids = answer_ids.to(weight.device)
     prompt = torch.randn(B, P, lm.config.width, generator=generator).to(weight).requires_grad_()
 
-    before = resident()
-    for _ in range(2):  # the first one warms up
-        started = time.perf_counter()
-        logits = None
-        if everywhere:
-            loss, logits = loss_everywhere(lm, prompt, answer_ids, noisy_ids, t)
-        else:
-            loss = diffusion_loss(lm, prompt, None, answer_ids, noisy_ids, t, answer_ids.numel())
-        loss.backward()
-        del logits
-        value = loss.item()  # waits for the device
-        seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    logits = None
+    if everywhere:
+        loss, logits = loss_everywhere(lm, prompt, answer_ids, noisy_ids, t)
+    else:
+        loss = diffusion_loss(lm, prompt, None, answer_ids, noisy_ids, t, answer_ids.numel())
+    loss.backward()
+    del logits
+    value = loss.item()  # waits for the device
+    seconds = time.perf_counter() - started
 
-    peak = torch.cuda.max_memory_allocated() / 2**30 if weight.is_cuda else resident()
-    return f"loss {value:.4f}, peak {peak:.2f} GB, before {before:.2f} GB, {seconds:.2f} s"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if weight.is_cuda:
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    return f"loss {value:.4f}, peak {peak:.2f} GB, {seconds:.2f} s"
 
 
 def main() -> None:
@@ -83,7 +78,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--prompt", type=int, default=500 - G, help="positions")
     parser.add_argument("--everywhere", action="store_true", help="logits at all positions")
     parser.add_argument("--recompute", action="store_true", help="blocks in the backward pass")
     args = parser.parse_args()
@@ -94,7 +88,7 @@ def main() -> None:
     lm = randomize(lm, getattr(torch, args.dtype), args.device).requires_grad_(False)
     if args.recompute:
         recompute_blocks(lm)
-    print(measure_step(lm, args.batch, args.prompt, args.everywhere))
+    print(measure_step(lm, args.batch, 500 - G, args.everywhere))
 
 
 if __name__ == "__main__":

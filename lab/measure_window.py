@@ -1,6 +1,6 @@
 """How a shorter encoder window (`--audio-context`) changes the hidden states of clips that fit it.
 
-    python -m lab.measure_window --whisper whisper-tiny.en --clips DIR/test.json
+    python -m lab.measure_window WHISPER MANIFEST
 
 Only frames of real audio are compared. For each state: the norm of the difference over the norm of
 the whole window's state, in percent, and the least cosine of two frames.
@@ -8,14 +8,12 @@ the whole window's state, in percent, and the least cosine of two frames.
 Shapes: T real encoder frames, over all clips; D width.
 """
 
-import argparse
+import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from checkpoints.command_line import one_line_errors
 from checkpoints.whisper import load_whisper
 from data import load_manifest, pad_waveforms, read_audio
 from encoder import WhisperEncoder, encoder_frames, log_mel
@@ -47,29 +45,20 @@ def difference(short: Tensor, whole: Tensor) -> str:
 
 
 def main() -> None:
-    name = "python -m lab.measure_window"
-    parser = argparse.ArgumentParser(prog=name, description="What a shorter window changes.")
-    parser.add_argument("--whisper", required=True)
-    parser.add_argument("--clips", type=Path, required=True, help="manifest")
-    args = parser.parse_args()
+    whisper, manifest = sys.argv[1:]
+    items = load_manifest(manifest)
+    clips = [item["audio_filepath"] for item in items if item["duration"] <= min(WINDOWS)]
+    clips = clips[:: max(len(clips) // N_CLIPS, 1)][:N_CLIPS]
 
-    with one_line_errors(name):
-        items = load_manifest(args.clips)
-        fit = [item["audio_filepath"] for item in items if item["duration"] <= min(WINDOWS)]
-        clips = fit[:: max(len(fit) // N_CLIPS, 1)][:N_CLIPS]
-        if not clips:
-            raise ValueError(f"{args.clips}: needs clips of at most {min(WINDOWS):g} s")
-
-        whole, seconds = states_of_clips(load_whisper(args.whisper), clips)
-        rows = [["whole", *["-"] * len(whole), f"{seconds:.3f}"]]
-        for window in WINDOWS:
-            encoder = load_whisper(args.whisper, audio_context=window)
-            short, seconds = states_of_clips(encoder, clips)
-            cells = [difference(a, b) for a, b in zip(short, whole)]
-            rows.append([f"{window:g} s", *cells, f"{seconds:.3f}"])
+    rows = []
+    whole, seconds = states_of_clips(load_whisper(whisper), clips)
+    for window in WINDOWS:
+        short, short_seconds = states_of_clips(load_whisper(whisper, audio_context=window), clips)
+        cells = [difference(a, b) for a, b in zip(short, whole)]
+        rows.append([f"{window:g} s", *cells, f"{short_seconds:.3f}"])
 
     states = [f"state {k}" for k in range(len(whole))]
-    print(f"{len(clips)} clips\n{markdown(['window', *states, 'seconds a clip'], rows)}")
+    print(markdown(["window", *states, f"seconds a clip (30 s: {seconds:.3f})"], rows))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,9 @@ CONDITIONS: dict[str, Degradation] = {
 }
 
 
-def degraded(items: list[dict], degrade: Degradation, folder: Path, longest: int) -> dict[str, str]:
+def degrade_clips(
+    items: list[dict], degrade: Degradation, folder: Path, longest: int
+) -> dict[str, str]:
     """Write the items' clips, degraded, into a folder; returns {clip: new file}.
 
     Clips that are now longer than `longest` samples are left out.
@@ -83,56 +85,53 @@ def degraded(items: list[dict], degrade: Degradation, folder: Path, longest: int
     return files
 
 
-def with_files(items: list[dict], files: dict[str, str]) -> list[dict]:
-    """The items whose clip has a new file, with that file."""
-    kept = [item for item in items if item["audio_filepath"] in files]
-    return [item | {"audio_filepath": files[item["audio_filepath"]]} for item in kept]
-
-
 def measure_condition(stage1: DIFFA, stage2: DIFFA, asr: list[dict], instruct: list[dict]) -> dict:
     """WER of stage 1 and accuracies of stage 2 on two manifests of the same clips, in percent."""
     states = StateCache(stage2, asr)
     texts = [reply.text for reply in answers_to(stage1, states, asr, THRESHOLD)]
     table = questions(stage2, states, instruct)
-
-    scored = {kind: row for kind, row in table.items() if isinstance(row, dict)}
     return {
         "word_error_rate": word_error_rate(texts, [item["transcription"] for item in asr]),
-        "items": len(asr),
         "content_mean": table["content_mean"],
         "voice_mean": table["voice_mean"],
-        "accuracy": {kind: row["accuracy"] for kind, row in scored.items() if "accuracy" in row},
+        "accuracy": {kind: table[kind]["accuracy"] for kind in VOICE_KINDS},
+        "items": len(asr),
     }
 
 
-def measure(run: Path, path: Path, device: str) -> dict:
+def measure_run(run: Path, path: Path, device: str) -> dict:
     """Measure a run's two stages under each condition; returns {condition: row}, kept in `path`.
 
     Conditions that `path` already holds are not measured again.
 
     Raises:
-        ManifestError, AudioError: clips cannot be read. WeightsError: no encoder, LM or adapters.
+        ManifestError, AudioError: clips cannot be used. WeightsError: no encoder, LM or adapters.
     """
     rows = read_json(path) if path.is_file() else {}
-    asr_path = run / "corpus/asr_test.json"
-    asr = load_manifest(asr_path)
+    asr = load_manifest(run / "corpus/asr_test.json")
     instruct = load_manifest(run / "corpus/instruct_test.json")
-    parts = (run / "whisper", run / "llada")
-    stage1 = DIFFA.from_pretrained(*parts, run / "stage1", device=device).eval()
-    stage2 = DIFFA.from_pretrained(*parts, run / "stage2", device=device).eval()
+    stage1, stage2 = (
+        DIFFA.from_pretrained(run / "whisper", run / "llada", run / stage, device=device).eval()
+        for stage in ("stage1", "stage2")
+    )
+    longest = stage1.encoder.config.n_samples
 
     for name, degrade in tqdm(CONDITIONS.items(), "robustness"):
         if name in rows:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            files = degraded(asr, degrade, Path(folder), stage1.encoder.config.n_samples)
+            files = degrade_clips(asr, degrade, Path(folder), longest)
             if not files:
-                raise AudioError(
-                    f"{name}: every clip of {asr_path} is longer than the encoder's window; "
-                    "choose shorter clips, or an encoder with a longer window"
-                )
-            clips = with_files(asr, files)
-            row = measure_condition(stage1, stage2, clips, with_files(instruct, files))
+                raise AudioError(f"{name}: no clip fits the encoder's window; choose shorter clips")
+            clips, asked = (
+                [
+                    i | {"audio_filepath": files[i["audio_filepath"]]}
+                    for i in items
+                    if i["audio_filepath"] in files
+                ]
+                for items in (asr, instruct)
+            )
+            row = measure_condition(stage1, stage2, clips, asked)
 
         # Written after each condition, so that a run that is stopped can resume.
         rows[name] = row | {"too_long": len(asr) - len(clips)}
@@ -141,16 +140,16 @@ def measure(run: Path, path: Path, device: str) -> dict:
 
 
 def robustness_table(rows: dict) -> str:
-    """WER and accuracies by condition (robustness.measure)."""
+    """WER and accuracies by condition, with the clips measured and left out."""
     cells = []
     for name, row in rows.items():
-        means = (row["word_error_rate"], row["content_mean"], row["voice_mean"])
-        accuracies = (row["accuracy"][kind] for kind in VOICE_KINDS)
-        figures = [f"{number:.1f}" for number in (*means, *accuracies)]
-        cells.append([name, *figures, str(row["items"]), str(row["too_long"])])
+        numbers = [row["word_error_rate"], row["content_mean"], row["voice_mean"]]
+        numbers += [row["accuracy"][kind] for kind in VOICE_KINDS]
+        counts = [str(row["items"]), str(row["too_long"])]
+        cells.append([name, *(f"{number:.1f}" for number in numbers), *counts])
 
-    heads = ["condition", "WER %", "content %", "voice %", *VOICE_KINDS]
-    return markdown([*heads, "clips", "left out, too long"], cells)
+    heads = ["condition", "WER %", "content %", "voice %", *VOICE_KINDS, "clips", "too long"]
+    return markdown(heads, cells)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -161,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     with one_line_errors(name):
-        rows = measure(args.run, args.run / "ablations/robustness.json", args.device)
+        rows = measure_run(args.run, args.run / "ablations/robustness.json", args.device)
     print(robustness_table(rows))
 
 

@@ -10,12 +10,11 @@ that are scored.
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from diffusion_lm import DiffusionLM, LMConfig
+from diffusion_lm import DiffusionLM
 from sampler import SamplerConfig
 from training.flops import block_weights, lm_flops, measured_peak
 
@@ -30,42 +29,34 @@ class Rates:
     flops: float  # FLOP/s of matrix products
 
 
-def clock(device: str) -> float:
+def clock(device: torch.device) -> float:
     """Seconds now, when the device has finished all work."""
-    if device.startswith("cuda"):
+    if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def seconds_of(work: Callable[[], object], device: str, repeats: int = 3) -> float:
-    """Median seconds of work(), after one warm-up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        started = clock(device)
-        work()
-        times.append(clock(device) - started)
-    return statistics.median(times)
-
-
-def measure_rates(device: str, dtype: torch.dtype) -> Rates:
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     """Both rates, the best of several tries, since a busy machine would flatter the sampler."""
-    n_bytes = BYTES_READ[torch.device(device).type]
+    n_bytes = BYTES_READ[device.type]
     large = torch.ones(n_bytes, dtype=torch.uint8, device=device).view(torch.float32)
-    fastest = min(seconds_of(large.sum, device) for _ in range(5))
-    return Rates(bandwidth=n_bytes / fastest, flops=measured_peak(torch.device(device), dtype))
-
-
-def numbers_moved(config: LMConfig, M: int, L: int) -> int:
-    """Numbers that one call reads or writes: all weights once, all keys and values, M new ones."""
-    weights = config.n_layers * sum(block_weights(config)) + config.vocab * config.width
-    return weights + 2 * config.n_layers * (L + M) * config.n_kv_heads * config.head_dim
+    times = []
+    for _ in range(8):
+        started = clock(device)
+        large.sum()
+        times.append(clock(device) - started)
+    return Rates(bandwidth=n_bytes / min(times), flops=measured_peak(device, dtype))
 
 
 def floor_of_call(lm: DiffusionLM, rates: Rates, M: int, L: int, N: float) -> float:
     """Least seconds of one call for one item: M of L positions pass through, N are scored."""
-    n_bytes = numbers_moved(lm.config, M, L) * lm.embedding.weight.dtype.itemsize
-    return max(n_bytes / rates.bandwidth, lm_flops(lm.config, 1, M, L, N) / rates.flops)
+    c = lm.config
+    weights = c.n_layers * sum(block_weights(c)) + c.vocab * c.width
+    cached = (
+        2 * c.n_layers * (L + M) * c.n_kv_heads * c.head_dim
+    )  # keys and values: L read, M written
+    n_bytes = (weights + cached) * lm.embedding.weight.dtype.itemsize
+    return max(n_bytes / rates.bandwidth, lm_flops(c, 1, M, L, N) / rates.flops)
 
 
 def floor_of_answer(

@@ -1,4 +1,4 @@
-"""The animation is one small SVG file without scripts; each token appears at its own step, in its own colour."""
+"""The animation is one small SVG without scripts; each token appears at its step, in its colour."""
 
 import xml.etree.ElementTree as ElementTree
 

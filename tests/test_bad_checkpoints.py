@@ -297,7 +297,7 @@ def test_bfloat16_on_a_gpu_that_only_imitates_it_is_refused(monkeypatch):
         torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation
     )
     with pytest.raises(
-        WeightsError, match="--device cuda cannot run bfloat16; pass --dtype float16"
+        WeightsError, match="--device cuda: cannot run bfloat16; pass --dtype float16"
     ):
         check_device("cuda", torch.bfloat16)
 
@@ -353,7 +353,7 @@ def test_tensors_that_cannot_be_written_leave_the_old_file_whole(tmp_path, monke
 
 def test_a_file_where_a_folder_should_be_is_named(tmp_path):
     (tmp_path / "x").write_text("")
-    with pytest.raises(OSError, match="x/y.json: cannot be saved"):
+    with pytest.raises(OSError, match="File exists: .*/x'"):
         write_json(tmp_path / "x" / "y.json", {})
 
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from data import AudioError, pad_waveforms, read_audio
 from diffa import DIFFA
 from training.flops import Work
-from training.order import Order, local_rows, pick, pick_by_length
+from training.order import local_rows, pick, pick_by_length
 from training.recipe import Execution
 from training.state_files import fill_folder, is_whole, state_file
 from training.states import StateCache, Unreadable
-from training.stream import make_stream
+from training.stream import Stream
 
 
 @pytest.mark.parametrize("n_items, batch", [(10, 5), (10, 3), (3, 7), (1, 2)])
@@ -90,12 +90,12 @@ def items(tone):
     ]
 
 
-def stream(model, items, cache="none", workers=0, limit=0, parts=2):
-    order = Order(
-        rows_of_step=lambda step: (np.arange(4) + step) % 6, parts=local_rows(4, parts), steps=5
-    )
+def stream(model, items, cache="none", workers=0, limit=0):
+    def parts_of(step):
+        return ((np.arange(4) + step) % 6)[local_rows(4, 2)]
+
     execution = Execution(cache=str(cache), workers=workers, max_unreadable=limit)
-    return make_stream(model, items, order, execution, "encoder", Work())
+    return Stream(model, items, parts_of, 5, execution, "encoder", Work())
 
 
 def file_of(model, folder):

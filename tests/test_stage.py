@@ -137,7 +137,7 @@ def test_two_processes_are_one_and_each_goes_on_where_the_other_stopped(
     for name in runs:
         alike(result(tmp_path / name), whole)
     assert (
-        "recipe: steps 4" in said[0] and "recipe:" not in said[1]
+        "Recipe(train=TrainConfig(steps=4," in said[0] and "Recipe" not in said[1]
     )  # the first process alone prints
     one_after_two = train(
         train_asr,
@@ -266,7 +266,7 @@ def test_each_stage_prints_its_recipe_and_where_its_parts_come_from(
         train_instruct, toy_dirs, tmp_path / "stage2", path, *FEW, "--adapters", tmp_path / "stage1"
     )
     second = capsys.readouterr().out
-    assert "steps 4, batch 8, lr 0.0001" in first and first.count("new, random weights") == 2
+    assert "steps=4, batch=8, lr=0.0001" in first and first.count("new, random weights") == 2
     assert [line.split()[0] for line in second.splitlines() if "new, random weights" in line] == [
         "acoustic"
     ]

@@ -55,52 +55,51 @@ class Recipe:
     execution: Execution = field(default_factory=Execution)
 
 
-def add_training_arguments(
-    parser: argparse.ArgumentParser, train: str, out: str, adapters: str
-) -> None:
-    """The options of both stages. An option without a default is the recipe's."""
-    add_model_arguments(parser, adapters)
-    add = parser.add_argument
-    add("--train", type=Path, default=Path(train), help="manifest")
-    add("--out", type=Path, default=Path(out), help="folder")
-    add("--validation", type=Path, help="manifest of clips that do not train")
-    add("--validation-items", type=int, help="of it, at most (default 100)")
+# Options of both stages: type and help.
+OPTIONS = {
+    "train": (Path, "manifest"),
+    "out": (Path, "folder"),
+    "validation": (Path, "manifest of clips that do not train"),
+    "validation-items": (int, "of it, at most (default 100)"),
+    "seed": (int, None),
+    "steps": (int, None),
+    "batch": (int, "clips of a step, over all processes"),
+    "lr": (float, "peak learning rate"),
+    "pretrained-lr-scale": (float, "of --lr, for the parts that --adapters brings (default 1)"),
+    "validate-every": (int, "steps"),
+    "save-every": (int, "steps"),
+    "keep": (int, "newest checkpoints to keep"),
+    "accumulate": (int, "parts that a process computes its rows of a batch in"),
+    "workers": (int, "processes that read audio ahead"),
+    "max-unreadable": (int, "clips that may be skipped"),
+}
 
+
+def add_training_arguments(parser: argparse.ArgumentParser, **defaults: str) -> None:
+    """The options of both stages. An option without a default is the recipe's."""
+    add = parser.add_argument
+    add_model_arguments(parser, defaults["adapters"])
     add("--preset", choices=["toy", "paper"], default="toy", help="recipe (default toy)")
-    add("--seed", type=int)
-    add("--steps", type=int)
-    add("--batch", type=int, help="clips of a step, over all processes")
-    add("--lr", type=float, help="peak learning rate")
-    add(
-        "--pretrained-lr-scale",
-        type=float,
-        metavar="FACTOR",
-        help="of --lr, for the parts that --adapters brings (default 1)",
-    )
+    for name, (kind, text) in OPTIONS.items():
+        add(f"--{name}", type=kind, help=text)
+
+    # Options that are not a plain value.
+    add("--cache-encoder", dest="cache", metavar="DIR", help="encoder states; or memory, none")
     add("--optimizer", choices=OPTIMIZERS, help="muon (with adamw for the rest), or adamw for all")
     add("--whiten", action="store_true", help="new acoustic adapter: start on whitened states")
-
-    # What may change when a run resumes.
-    add("--validate-every", type=int, metavar="STEPS")
-    add("--save-every", type=int, metavar="STEPS")
-    add("--keep", type=int, help="newest checkpoints to keep")
-    add("--accumulate", type=int, help="parts that a process computes its rows of a batch in")
-    add("--workers", type=int, help="processes that read audio ahead")
-    add("--cache-encoder", dest="cache", metavar="DIR", help="encoder states; or memory, none")
-    add("--max-unreadable", type=int, help="clips that may be skipped")
-    add(
-        "--recompute",
-        action=argparse.BooleanOptionalAction,
-        help="the LM's blocks in the backward pass: slower, less memory",
-    )
+    recompute = "the LM's blocks in the backward pass: slower, less memory"
+    add("--recompute", action=argparse.BooleanOptionalAction, help=recompute)
     add("--compile", action="store_true", default=None, help="torch.compile")
     add("--shard", action="store_true", default=None, help="the LM over the processes (FSDP2)")
+
+    # Those of this stage: train, out, adapters.
+    parser.set_defaults(**defaults)
 
 
 def given(config_class: type, options: dict) -> dict:
     """The options that are fields of a dataclass and were given."""
-    found = {field.name: options.get(field.name) for field in fields(config_class)}
-    return {name: value for name, value in found.items() if value is not None}
+    names = [field.name for field in fields(config_class)]
+    return {name: options[name] for name in names if options.get(name) is not None}
 
 
 def chosen_recipe(recipes: dict[str, Recipe], options: dict) -> Recipe:

@@ -54,12 +54,14 @@ def load_newest(path: Path) -> dict | None:
     found = checkpoints(path)
     for file in found:
         try:
+            # torch.load does not compare checksums.
             with zipfile.ZipFile(file) as archive:
-                broken = archive.testzip()  # torch.load does not compare checksums
+                broken = archive.testzip()
             if broken:
                 raise ValueError(f"{broken} does not match its checksum")
             return with_new_names(torch.load(file, weights_only=True, map_location="cpu"))
-        except Exception as error:  # damage shows in many ways
+        # Damage shows in many ways.
+        except Exception as error:
             if processes.rank() == 0:
                 tqdm.write(f"warning: {file} is damaged ({error}); trying the one before it")
 
@@ -117,8 +119,9 @@ class Metrics:
         self.path = path if processes.rank() == 0 else None
         found = read_metrics(path) if path else []
         self.records = [record for record in found if record["step"] <= steps]
-        processes.wait()  # all have read before the first process writes
 
+        # All have read before the first process writes.
+        processes.wait()
         if self.path:
             with whole_file(self.path) as temporary:
                 temporary.write_text("".join(json.dumps(r) + "\n" for r in self.records))

@@ -6,7 +6,6 @@ states whole, 10 MB a clip.
 Shapes: B clips, T encoder frames, D_w encoder width.
 """
 
-import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from checkpoints.files import whole_file
 from training import processes
 from training.states import Read, Unreadable, encode_clips
 
+BATCH = 16  # clips that are encoded together
 FileOf = Callable[[str], Path]  # from a clip's path to the file of its states
 
 
@@ -68,18 +67,13 @@ def read_state_files(paths: list[str], file_of: FileOf, used: tuple[int, ...], w
 
 
 def fill_folder(
-    model,
-    items: list[dict],
-    file_of: FileOf,
-    workers: int,
-    unreadable: Unreadable,
-    batch: int = 16,
+    model, items: list[dict], file_of: FileOf, workers: int, unreadable: Unreadable
 ) -> None:
     """Encode each clip that has no file yet; the processes share the work.
 
     Args:
         model: a DIFFA, whose encoder is used; the states that its parts read are kept.
-        items: of a manifest. workers: processes that decode audio ahead. batch: clips at a time.
+        items: of a manifest. workers: processes that decode audio ahead.
     Raises:
         AudioError: too many clips cannot be read.
     """
@@ -87,9 +81,7 @@ def fill_folder(
     local_paths = all_paths[processes.rank() :: processes.world()]
     paths = [p for p in local_paths if Path(p).is_file() and not is_whole(file_of(p))]
 
-    bar = functools.partial(tqdm, desc="encoding", leave=False, disable=processes.rank() > 0)
-    encoded = encode_clips(model, paths, batch, unreadable, workers, bar)
-    for rows, states, frames, errors in encoded:
+    for rows, states, frames, errors in encode_clips(model, paths, BATCH, unreadable, workers):
         for i, row in enumerate(rows):
             if errors[i]:
                 continue

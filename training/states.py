@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from data import AudioError, pad_waveforms, read_audio
 from encoder import SAMPLE_RATE
+from training import processes
 
 PREFETCH = 4  # batches that each worker prepares ahead
 
@@ -38,6 +39,7 @@ class Unreadable:
                 continue
             self.reasons[path] = error
 
+            # A few bad clips cost little; many are a mistake that the user must know of.
             n = len(self.reasons)
             if n > self.limit:
                 listed = "\n  ".join(self.reasons.values())
@@ -53,7 +55,8 @@ def read_padded(paths: list[str], n_samples: int) -> Read:
     for path in paths:
         try:
             waveform = read_audio(path)
-            pad_waveforms([waveform], n_samples, [path])  # refuses a clip that is too long
+            # Refuses a clip that is too long.
+            pad_waveforms([waveform], n_samples, [path])
             errors.append("")
         except AudioError as error:
             waveform = torch.zeros(min(SAMPLE_RATE, n_samples))
@@ -63,7 +66,7 @@ def read_padded(paths: list[str], n_samples: int) -> Read:
 
 
 class Clips(Dataset):
-    """Batches of clips, as worker processes read them."""
+    """Clips that worker processes read, batch after batch."""
 
     def __init__(self, paths: list[str], read: Callable[[list[str]], Read]):
         self.paths = paths
@@ -72,22 +75,15 @@ class Clips(Dataset):
     def __getitem__(self, rows: Iterable[int]) -> Read:
         return self.read([self.paths[row] for row in rows])
 
+    def ahead(self, batches: Iterable, workers: int, pin: bool = False) -> Iterator[Read]:
+        """The clips of each batch (rows of paths) in turn, read by `workers` processes ahead."""
+        options = {"num_workers": workers, "pin_memory": pin}
+        if workers:
+            options["prefetch_factor"] = PREFETCH
 
-def load_ahead(
-    clips: Clips, batches: Iterable[Iterable[int]], workers: int, pin: bool = False
-) -> Iterator[Read]:
-    """Read the clips of each batch (rows of clips) in turn, in `workers` processes ahead."""
-    loader = DataLoader(
-        clips,
-        batch_size=None,
-        sampler=batches,
-        num_workers=workers,
-        prefetch_factor=PREFETCH if workers else None,
         # A generator of its own: DataLoader would draw from the global one, which drives dropout.
-        generator=torch.Generator(),
-        pin_memory=pin,
-    )
-    return iter(loader)
+        options["generator"] = torch.Generator()
+        return iter(DataLoader(self, batch_size=None, sampler=batches, **options))
 
 
 def encode_clips(
@@ -96,21 +92,22 @@ def encode_clips(
     batch: int,
     unreadable: Unreadable,
     workers: int = 0,
-    progress: Callable[[list], Iterable] = iter,
 ) -> Iterator[tuple[range, list[Tensor], Tensor, list[str]]]:
     """What a DIFFA's encoder hears in clips, batch after batch.
 
     Args:
         unreadable: collects the clips that cannot be read. workers: processes that read ahead.
-        progress: wraps the list of batches, such as tqdm.
     Yields:
         rows (B) of paths, all hidden states (B, T, D_w), real frames (B,), errors (B).
     """
+    # Decoded ahead by the workers.
     batches = [range(i, min(i + batch, len(paths))) for i in range(0, len(paths), batch)]
     read = functools.partial(read_padded, n_samples=model.encoder.config.n_samples)
-    loader = load_ahead(Clips(paths, read), batches, workers)
+    loader = Clips(paths, read).ahead(batches, workers)
 
-    for rows, (waveforms, n_samples, errors) in zip(progress(batches), loader):
+    # Encoded here.
+    bar = tqdm(batches, desc="encoding", leave=False, disable=processes.rank() > 0)
+    for rows, (waveforms, n_samples, errors) in zip(bar, loader):
         unreadable.add((paths[row] for row in rows), errors)
         states, frames = model.encode(waveforms.to(model.device), n_samples.to(model.device))
         yield rows, states, frames, errors
@@ -132,14 +129,12 @@ class StateCache:
         model,
         items: list[dict],
         batch: int = 64,
-        progress: Callable[[list], Iterable] = iter,
         unreadable: Unreadable | None = None,
         used: tuple[int, ...] | None = None,
     ):
         """
         Args:
             model: a DIFFA, whose encoder is used. items: of a manifest. batch: clips at a time.
-            progress: wraps the list of batches, such as tqdm.
             unreadable: collects clips that cannot be read; by default none may be.
             used: indices of the states to keep; by default all that any adapter of this encoder
                 reads, so that one cache serves the models of every stage.
@@ -157,7 +152,8 @@ class StateCache:
         used = used or tuple(sorted({*model.config.taps, config.n_layers}))
         self.states = {k: torch.empty(shape, dtype=torch.float16) for k in used}  # (N, T, D_w)
 
-        encoded = encode_clips(model, paths, batch, unreadable or Unreadable(), progress=progress)
+        # One pass over all clips.
+        encoded = encode_clips(model, paths, batch, unreadable or Unreadable())
         for rows, states, frames, errors in encoded:
             self.frames[rows] = frames.cpu()
             self.errors += errors

@@ -48,6 +48,8 @@ def mean_and_whitening(states: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         n += len(rows)
         total = total + rows.sum(dim=0)
         products = products + rows.T @ rows
+
+    # The inverse square root of the covariance, by its directions.
     if n == 0:
         raise ValueError("none of the clips that --whiten measures the encoder's states on is read")
 
@@ -77,6 +79,7 @@ def tapped_states(model, items: list[dict], seed: int) -> Iterable[Tensor]:
 
     Clips that cannot be read are left out. The silence after a clip is not: the adapter sees it.
     """
+    # A sample of the clips is enough.
     n = min(CLIPS, len(items))
     paths = [items[i]["audio_filepath"] for i in pick(0, len(items), n, seed)]
     for _, states, _, errors in encode_clips(model, paths, AT_ONCE, Unreadable(limit=n)):
