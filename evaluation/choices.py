@@ -37,7 +37,7 @@ DECLARED = re.compile(
 DENIED_BEFORE = re.compile(
     r"(?:\b(?:not|never|neither|nor|rather than|instead of)|n't)"
     r"(?: (?:think|believe|say|be|it's|it is|is|that|the|option|choice|answer|letter|or|nor)"
-    r"| an?(?! n?or\b)| [A-D](?= n?or\b))*\W*$",
+    r"| an| a(?! n?or\b)| [A-D](?= n?or\b))*\W*$",
     re.IGNORECASE,
 )
 DENIED_AFTER = re.compile(
@@ -137,7 +137,7 @@ def answer_letter(answer: str, choices: Sequence[str]) -> str:
     # The text comes first: in a spelling task the choices are letters.
     texts = [choice.strip().lower() for choice in choices]
     text = answer.strip().lower()
-    if text in texts:
+    if text and text in texts:
         return LETTERS[texts.index(text)]
 
     letter = text.strip("().").upper()
