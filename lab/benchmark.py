@@ -224,8 +224,14 @@ def main(arguments: list[str] | None = None) -> None:
     row = time_setting(lm, prompts, base, floor_of, plain)
     row.name = f"generate_plain, {length} steps"
     yardstick = row.seconds
-    print(row.line(yardstick), flush=True)
 
+    def show(row: Row) -> None:
+        if toy:
+            texts = [decode_answer(model.tokenizer, ids) for ids in row.ids]
+            row.wer = f"{word_error_rate(texts, transcripts):.1f} %"
+        print(row.line(yardstick), flush=True)
+
+    show(row)
     exact = {("count", length): row.ids} if toy else {}
     for config in settings_of(base, toy):
         row = time_setting(lm, prompts, config, floor_of)
@@ -235,10 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
             row.same = f"{agreement(row.ids, exact[key], end_id):.1f} %"
         if config.cache == "none":
             exact.setdefault(key, row.ids)
-        if toy:
-            texts = [decode_answer(model.tokenizer, ids) for ids in row.ids]
-            row.wer = f"{word_error_rate(texts, transcripts):.1f} %"
-        print(row.line(yardstick), flush=True)
+        show(row)
 
 
 if __name__ == "__main__":
