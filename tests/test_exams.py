@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import edit_config
+from conftest import edit_config, edit_tensors
 
 from checkpoints.model import load_diffa, save_trained
 from data import build_prompt, decode_answer, pad_waveforms, read_audio
@@ -329,6 +329,22 @@ def test_the_predictions_of_another_model_are_not_resumed(take, published):
     problem = "begun with dtype None, now bfloat16; give another --out, or delete it"
     with pytest.raises(SystemExit, match=problem):
         take("mmsu", path, "out", "--dtype", "bfloat16")
+
+
+def test_replies_of_adapters_before_more_training_are_not_resumed(take, published, tmp_path):
+    path = published("mmsu")
+    out = take("mmsu", path)
+    rows = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(rows[:3]))
+    edit_tensors(tmp_path / "adapters", lambda tensors: [t.mul_(2) for t in tensors.values()])
+    with pytest.raises(SystemExit, match="begun with adapters_digest .*; give another --out"):
+        take("mmsu", path)
+
+    # A record of before there were digests counts as the same.
+    record = json.loads((tmp_path / "out.made_by").read_text())
+    del record["adapters_digest"]
+    (tmp_path / "out.made_by").write_text(json.dumps(record))
+    assert len(read(take("mmsu", path), "mmsu")) == N
 
 
 def test_replies_of_an_unknown_model_are_not_resumed(take, published, tmp_path):

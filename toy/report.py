@@ -45,9 +45,16 @@ def look_up(report: dict, path: str) -> tuple[float | None, int | None]:
     for key in path.split("/"):
         if not isinstance(report, dict) or key not in report:
             return None, None
-        items = report.get("items", items)
+        n = report.get("items")
+        items = n if isinstance(n, int) else items
         report = report[key]
     return (report if isinstance(report, int | float) else None), items
+
+
+def table_in(report: dict, name: str) -> dict:
+    """The table of this name in a report, {} if it has none."""
+    found = report.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def broken_promises(report: dict) -> list[str]:
@@ -88,7 +95,7 @@ def summary_rows(reports: list[dict]) -> dict[str, str]:
     for kind in ("repeat", "caption"):
         rows[f"stage 2: {kind}, WER (%)"] = f"stage2/{kind}/word_error_rate"
 
-    names = {name: None for report in reports for name in report.get("minutes", ())}
+    names = {name: None for report in reports for name in table_in(report, "minutes")}
     return rows | {f"minutes: {name}": f"minutes/{name}" for name in names}
 
 
@@ -100,10 +107,9 @@ def summary(reports: list[dict]) -> list[str]:
     # The kind of question that the LM knows least is another one in each run.
     ready = []
     for report in reports:
-        lm = dict(report.get("lm", {}))
-        oracle = lm.get("oracle", {})
-        lm |= {"kinds": len(oracle)} | ({"worst": min(oracle.values())} if oracle else {})
-        ready.append(report | {"lm": lm})
+        lm = table_in(report, "lm")
+        known = [v for v in table_in(lm, "oracle").values() if isinstance(v, int | float)]
+        ready.append(report | {"lm": lm | {"kinds": len(known), "worst": min(known, default=None)}})
 
     lines = []
     for name, path in summary_rows(ready).items():
