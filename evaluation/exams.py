@@ -153,6 +153,12 @@ def check_made_by(out: Path, made_by: dict[str, str]) -> None:
         raise ExamError(f"{out}: was begun with {changed}; give another --out, or delete it")
 
 
+def adapters_digest(model: DIFFA) -> str:
+    """Identifies trained adapters by the numbers of the semantic one, which every stage trains."""
+    numbers = [p.detach().float().cpu().numpy() for p in model.semantic.parameters()]
+    return hashlib.sha256(b"".join(array.tobytes() for array in numbers)).hexdigest()[:16]
+
+
 def take_exam(
     exam: Exam,
     *,
@@ -196,9 +202,7 @@ def take_exam(
         model = load_model()
 
         # Adapters may have been trained again since, in the same folder.
-        numbers = [p.detach().float().cpu().numpy() for p in model.semantic.parameters()]
-        digest = hashlib.sha256(b"".join(array.tobytes() for array in numbers)).hexdigest()[:16]
-        made_by = made_by | {"adapters_digest": digest}
+        made_by = made_by | {"adapters_digest": adapters_digest(model)}
         if done:
             check_made_by(out, made_by)
 

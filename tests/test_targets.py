@@ -191,6 +191,15 @@ def test_an_answer_does_not_depend_on_its_neighbours(toy):
     assert together == alone
 
 
+def test_a_text_that_is_too_long_for_the_lm_is_left_out_and_counted(toy, capsys):
+    config = SamplerConfig(length=6)
+    texts = {"a": "two birds", "b": "sing " * 300}
+    assert targets.lm_answers(toy.lm, toy.tokenizer, texts, config, batch=2).keys() == {"a"}
+    assert "1 of 2 prompts are longer than the 250 tokens" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="exceed the LM's context of 256"):
+        targets.lm_answers(toy.lm, toy.tokenizer, {"b": texts["b"]}, config, batch=2)
+
+
 # ---- damaged and odd files
 def test_answers_keep_every_character_after_a_byte_order_mark(manifest, tmp_path, monkeypatch):
     answer = "A caf\u00e9 \u2028 opens \u2029 at \x85 six."
