@@ -291,8 +291,9 @@ def test_an_interrupted_exam_resumes_and_gives_the_same_file(
     # Stopped after the batch in which the last kept item lies.
     n_done = -(-kept // BATCH)
     batches.stop_at = n_batches + n_done + 1
-    with pytest.raises(SystemExit, match="run the same command to resume"):
+    with pytest.raises(SystemExit) as stopped:
         take(name, path)
+    assert stopped.value.code == 130
 
     # Killed while it wrote.
     lines = path.parent / ("out.lines" if name == "mmau" else "out")
@@ -448,18 +449,20 @@ def test_a_list_without_the_lines_it_was_made_of_is_not_overwritten(published, t
     assert (tmp_path / "out").read_text() == "[]"
 
 
-def test_impossible_options_say_what_would_work(published, take, tmp_path, monkeypatch):
+def test_impossible_options_say_what_would_work(published, take, tmp_path, monkeypatch, capsys):
     path = published("advbench")
     folders = ["--audio", tmp_path, "--out", tmp_path / "out"]
     unknown = "--subset trivia is none of VoiceBench's; use one of .*advbench"
     with pytest.raises(SystemExit, match=unknown):
         command(monkeypatch, "voicebench", path, "--subset", "trivia", *folders)
-    with pytest.raises(SystemExit, match="--subset None is none of VoiceBench's"):
+    with pytest.raises(SystemExit, match="--subset is missing; use one of alpacaeval"):
         command(monkeypatch, "score", "voicebench", path)
     with pytest.raises(SystemExit, match="mmsu has no subsets"):
         command(monkeypatch, "score", "mmsu", path, "--subset", "advbench")
-    with pytest.raises(SystemExit, match="--batch 0: must be 1 or more"):
-        take("advbench", path, "out", "--batch", 0)
+    for batch in ("0", "-3", "many"):
+        with pytest.raises(SystemExit, match="2"):
+            take("advbench", path, "out", "--batch", batch)
+        assert f"must be a whole number of 1 or more, not '{batch}'" in capsys.readouterr().err
 
 
 def test_a_question_too_long_for_the_lm_names_its_batch(published, take):
