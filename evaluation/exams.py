@@ -17,6 +17,7 @@ complete.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -145,8 +146,8 @@ def check_made_by(out: Path, made_by: dict[str, str]) -> None:
     before = read_json(record)
     changes = []
     for name, value in made_by.items():
-        if before.get(name) != value:
-            changes.append(f"{name} {before.get(name)}, now {value}")
+        if before.get(name, value) != value:  # an older record may lack it
+            changes.append(f"{name} {before[name]}, now {value}")
     if changes:
         changed = ", ".join(changes)
         raise ExamError(f"{out}: was begun with {changed}; give another --out, or delete it")
@@ -193,6 +194,13 @@ def take_exam(
     if len(done) < len(items):
         clips = read_clips(items, exam, audio)
         model = load_model()
+
+        # Adapters may have been trained again since, in the same folder.
+        numbers = [p.detach().float().cpu().numpy() for p in model.semantic.parameters()]
+        digest = hashlib.sha256(b"".join(array.tobytes() for array in numbers)).hexdigest()[:16]
+        made_by = made_by | {"adapters_digest": digest}
+        if done:
+            check_made_by(out, made_by)
 
         # Whisper hears no more than its window.
         window = model.encoder.config.n_samples
