@@ -76,7 +76,7 @@ robustness: $(INSTALLED)  ## noise, other speeds, telephone
 	$(PY) -m lab.robustness --run $(RUN)
 
 benchmark: $(INSTALLED)  ## every sampler and cache against the published procedure
-	$(PY) -m lab.benchmark --size toy --run $(RUN) --plot $(RUN)/sampling.png
+	$(PY) -m lab.benchmark --size toy --run $(RUN)
 
 # WHISPER is a directory of the hub; its encoder stays frozen, with the window cut to the toy's 3.2 s.
 # Stage 2 keeps the states of 6,000 clips in memory: 3.7 GB for tiny.en.

@@ -8,15 +8,15 @@ Shapes: B batch, S samples, P prompt positions, G answer tokens.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
 import torch
 import torch.nn.functional as F
-import torchaudio
 from torch import Tensor
 
+from audio.decode import decode, mix, resample
 from encoder import SAMPLE_RATE
 
 MANIFEST_FIELDS = (
@@ -25,6 +25,7 @@ MANIFEST_FIELDS = (
 )  # fmt: skip
 SYSTEM = "You are a helpful voice assistant."
 TRANSCRIBE = "Please transcribe the speech."  # stage 1's instruction, where a corpus brings none
+SLACK = SAMPLE_RATE // 100  # samples that a clip may exceed the context by: durations are rounded
 TEXT_END = "<|endoftext|>"  # ends an answer and pads it, in every family of LMs
 
 
@@ -39,31 +40,22 @@ class ManifestError(ValueError):
 # Audio
 
 
-def read_audio(path: str | Path) -> Tensor:
+def read_audio(path: str | Path, max_seconds: float | None = None) -> Tensor:
     """A WAV, FLAC, OGG or MP3 file as mono float samples (S,) in [-1, 1] at 16 kHz.
 
-    Raises AudioError: the file is absent, not audio, empty, silent, or holds NaN.
+    max_seconds: only the beginning is decoded. Raises AudioError: the file is absent, not audio,
+    empty, silent, too loud, holds NaN, or only a part of it can be decoded.
     """
     path = Path(path)
+    name = str(path).encode(errors="backslashreplace").decode()
     if not path.is_file():
-        raise AudioError(f"{path}: no such audio file")
+        raise AudioError(f"{name}: no such audio file")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (S, channels)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError(f"{path}: cannot be read as WAV, FLAC, OGG or MP3 ({error})") from error
-    waveform = torch.from_numpy(samples.mean(axis=1))  # (S,)
-
-    # What Whisper would turn into noise or NaN is refused.
-    if len(waveform) == 0:
-        raise AudioError(f"{path}: holds no samples")
-    if not torch.isfinite(waveform).all():
-        raise AudioError(f"{path}: holds NaN or infinite samples")
-    if not waveform.any():
-        raise AudioError(f"{path}: holds only silence (every sample is 0)")
-
-    if rate != SAMPLE_RATE:
-        waveform = torchaudio.functional.resample(waveform, rate, SAMPLE_RATE)
-    return waveform
+        samples, rate = decode(path, max_seconds)  # (S, channels)
+        waveform = resample(mix(samples), rate, SAMPLE_RATE)
+    except (ValueError, OSError, MemoryError) as error:
+        raise AudioError(f"{name}: {error or 'too large for the memory'}") from error
+    return waveform if max_seconds is None else waveform[: round(max_seconds * SAMPLE_RATE)]
 
 
 def pad_waveforms(
@@ -73,7 +65,7 @@ def pad_waveforms(
 
     Args:
         waveforms: clips (S,). n_samples: the context. names: of the clips, for errors.
-        cut: shorten longer clips instead of refusing them.
+        cut: shorten longer clips instead of refusing them; an excess up to SLACK is always cut.
     Returns:
         (B, n_samples) and the real numbers of samples (B,).
     Raises:
@@ -81,10 +73,10 @@ def pad_waveforms(
     """
     batch = torch.zeros(len(waveforms), n_samples)
     for row, waveform, name in zip(batch, waveforms, names, strict=True):
-        if len(waveform) > n_samples and not cut:
+        if len(waveform) > n_samples + SLACK and not cut:
             raise AudioError(
-                f"{name}: {len(waveform) / SAMPLE_RATE:.1f} s is longer than the encoder's context "
-                f"of {n_samples / SAMPLE_RATE:.1f} s; shorten it, or pass --cut to keep its start"
+                f"{name}: {len(waveform) / SAMPLE_RATE:.2f} s is longer than the encoder's context "
+                f"of {n_samples / SAMPLE_RATE:.2f} s; shorten it, or pass --cut to keep its start"
             )
         row[: len(waveform)] = waveform[:n_samples]
     return batch, torch.tensor([min(len(waveform), n_samples) for waveform in waveforms])
@@ -100,8 +92,14 @@ def item_problem(item: object, folder: Path) -> str:
     absent = [field for field in MANIFEST_FIELDS if field not in item]
     if absent:
         return f"lacks {', '.join(absent)}"
-    if not isinstance(item["audio_filepath"], str):
-        return "audio_filepath is not text"
+
+    # Null, numbers and lists would be asked and trained on as text.
+    not_text = [f for f in MANIFEST_FIELDS if f != "duration" and not isinstance(item[f], str)]
+    if not_text:
+        return f"{', '.join(not_text)} is not text"
+    duration = item["duration"]
+    if type(duration) not in (int, float) or not 0 < duration < math.inf:
+        return f"duration is {duration!r}, not a number of seconds"
     file = folder / item["audio_filepath"]
     return "" if file.is_file() else f"no such file {file}"
 
@@ -116,8 +114,8 @@ def load_manifest(path: str | Path) -> list[dict]:
         advice = "`make demo` makes the toy's, python -m corpora.manifests others"
         raise ManifestError(f"{path}: no such manifest; {advice}")
     try:
-        items = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        items = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(items, list) or not items:
         raise ManifestError(f"{path}: not a JSON list with at least one item")

@@ -27,7 +27,7 @@ Step = tuple[list[str], list[float]]
 
 # Pixels. Text is stretched to its cell, so that the layout does not depend on the reader's font.
 WIDTH = 720
-MARGIN = 20
+EDGE = 20
 CHARACTER = 9.6
 PADDING = 7
 LINE_HEIGHT = 38
@@ -37,7 +37,7 @@ LAST_SECONDS = 3.0  # for which the finished answer stays
 
 PANEL = "#161b22"
 TEXT = "#e6edf3"
-MASK = "#3d444d"
+MASK_FILL = "#3d444d"
 # TEXT is readable on both and on every mixture of the two (contrast 4.5 to 1 or more).
 UNSURE = (0x9A, 0x45, 0x00)
 CONFIDENT = (0x16, 0x6A, 0x3E)
@@ -94,20 +94,20 @@ def unmasking_svg(question: str, steps: list[Step]) -> str:
         question: shown above the answer.
         steps: one or more, as collected by the sampler's on_step (see Step).
     """
-    body = [cell(MARGIN, MARGIN, question, PANEL)]
-    x = MARGIN
-    y = MARGIN + LINE_HEIGHT
+    body = [cell(EDGE, EDGE, question, PANEL)]
+    x = EDGE
+    y = EDGE + LINE_HEIGHT
 
     for text, confidence, number in zip(*steps[-1], commit_steps(steps)):
         # A cell is as wide as the token that it will hold. Cells wrap like words.
         text = text.strip() or " "
         width = CHARACTER * len(text) + 2 * PADDING
-        if x + width > WIDTH - MARGIN:
-            x = MARGIN
+        if x + width > WIDTH - EDGE:
+            x = EDGE
             y += LINE_HEIGHT
 
         # The mask lies below; the token covers it from its step on.
-        body.append(cell(x, y, "", MASK, width))
+        body.append(cell(x, y, "", MASK_FILL, width))
         if number is not None:
             fill = colour(confidence) if confidence > 0 else PANEL
             body.append(f'<g class="t t{number}">{cell(x, y, text, fill)}</g>')
@@ -116,12 +116,12 @@ def unmasking_svg(question: str, steps: list[Step]) -> str:
     # The last line: the step, each covering the one before, and the colours of both ends.
     y += LINE_HEIGHT + 6
     for k in range(len(steps)):
-        label = cell(MARGIN, y, f"step {k + 1} of {len(steps)}", PANEL)
+        label = cell(EDGE, y, f"step {k + 1} of {len(steps)}", PANEL)
         body.append(f'<g class="t t{k}">{label}</g>')
     body.append(cell(WIDTH - 310, y, "confidence 0", colour(0)))
     body.append(cell(WIDTH - 170, y, "confidence 1", colour(1)))
 
-    height = y + LINE_HEIGHT + MARGIN
+    height = y + LINE_HEIGHT + EDGE
     head = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" \
 font-family="ui-monospace,Menlo,Consolas,monospace" font-size="16" fill="{TEXT}">
 <style>{keyframes(len(steps))}</style>

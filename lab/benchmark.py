@@ -39,7 +39,7 @@ POSITIONS = (
     499  # of a random prompt: 439 audio embeddings of a 30 s clip, 30 tokens before, 30 after
 )
 PLAIN_STEPS = 8  # of the yardstick with random weights; its time is scaled up
-N_CLIPS = 50  # of the toy
+TOY_CLIPS = 50  # of the toy
 HEADS = "setting calls ms/call tokens/call tokens/s s/answer speed-up of-roofline same-ids WER"
 
 
@@ -93,7 +93,7 @@ def random_lm(config: LMConfig, device: str) -> tuple[DiffusionLM, list[Spliced]
 def load_toy(run: Path, device: str) -> tuple[DIFFA, list[Spliced], list[str]]:
     """A run's stage-1 model, prompts of its first test clips, and their transcripts."""
     model = DIFFA.from_pretrained(run / "whisper", run / "llada", run / "stage1", device=device)
-    items = load_manifest(run / "corpus/asr_test.json")[:N_CLIPS]
+    items = load_manifest(run / "corpus/asr_test.json")[:TOY_CLIPS]
     audio = model.eval().hear(*StateCache(model, items)(items))
     prompts = [build_prompt(model.tokenizer, item["input"]) for item in items]
     batch = splice(model.lm, prompts, *audio)

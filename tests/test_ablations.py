@@ -11,7 +11,7 @@ import train_instruct
 from data import load_manifest
 from lab import ablations, findings
 from lab.baseline import existing
-from lab.findings import KINDS, mean_accuracy, spread, verdict
+from lab.findings import SCORED_KINDS, mean_accuracy, spread, verdict
 from toy.grammar import SLOTS, VOICE_KINDS
 from toy.pretrain_lm import answer_text
 from training import flops, loop
@@ -180,7 +180,9 @@ def test_mean_and_range():
 
 def table(content, voice):
     """What toy.evaluate.questions returns; one accuracy for content and another for voice."""
-    return {kind: {"accuracy": voice if kind in VOICE_KINDS else content} for kind in KINDS} | {
+    return {
+        kind: {"accuracy": voice if kind in VOICE_KINDS else content} for kind in SCORED_KINDS
+    } | {
         "content_mean": content,
         "voice_mean": voice,
     }
@@ -262,5 +264,5 @@ def test_one_seed_against_it_is_enough():
 
 
 def test_accuracy_counts_each_kind_with_one_right_answer_once():
-    assert len(KINDS) == len(SLOTS) + len(VOICE_KINDS) + 1  # and count
+    assert len(SCORED_KINDS) == len(SLOTS) + len(VOICE_KINDS) + 1  # and count
     assert mean_accuracy([table(100.0, 0.0)]) == [pytest.approx(60.0)]

@@ -1,15 +1,21 @@
-"""Sound of every kind is read alike or refused by name; prompts, answers, manifests and epochs are exact."""
+"""Audio of every kind is read alike or refused by name; prompts, answers, manifests are exact."""
 
 import json
+import os
+import re
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from audio.whole import mp3_seconds
 from checkpoints.tokenizer import MASK, TURN_END, load_tokenizer
 from data import (
     MANIFEST_FIELDS,
+    SLACK,
     TEXT_END,
     AudioError,
     ManifestError,
@@ -31,7 +37,9 @@ from encoder import SAMPLE_RATE
 def test_every_format_rate_and_channel_number_sounds_alike(tone, kind, rate, channels):
     clip = read_audio(tone(f"x.{kind}", seconds=1.0, rate=rate, channels=channels))
     assert clip.dtype == torch.float32 and clip.ndim == 1
-    assert len(clip) / SAMPLE_RATE == pytest.approx(1.0, abs=0.01 if kind in ("wav", "flac") else 0.1)
+    assert len(clip) / SAMPLE_RATE == pytest.approx(
+        1.0, abs=0.01 if kind in ("wav", "flac") else 0.1
+    )
     middle = clip[4000:12_000]
     assert torch.fft.rfft(middle).abs().argmax() * 2 == 440  # bins of 2 Hz
     assert middle.pow(2).mean().sqrt() == pytest.approx(0.5 / 2**0.5, rel=0.03)
@@ -53,9 +61,115 @@ def test_stereo_is_the_mean_of_its_channels(tmp_path):
     ],
 )
 def test_sound_that_cannot_be_listened_to_is_refused_by_name(tmp_path, samples, said):
-    soundfile.write(tmp_path / "odd.wav", np.array(samples, dtype=np.float32), SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "odd.wav", np.array(samples, dtype=np.float32), SAMPLE_RATE, subtype="FLOAT"
+    )
     with pytest.raises(AudioError, match=f"odd.wav.*{said}"):
         read_audio(tmp_path / "odd.wav")
+
+
+# Sound that a library would return in part, or that its header lies about
+
+
+def read_problem(path) -> str:
+    with pytest.raises(AudioError) as refused:
+        read_audio(path)
+    assert str(refused.value).startswith(str(path))
+    return str(refused.value)
+
+
+def test_joined_files_are_refused_and_not_heard_in_part(tone, tmp_path):
+    for kind, problem in (("mp3", "can be decoded"), ("ogg", "several OGG streams")):
+        once = tone(f"x.{kind}", seconds=2.0)
+        assert len(read_audio(once)) == pytest.approx(2 * SAMPLE_RATE, rel=0.05)
+        (tmp_path / f"twice.{kind}").write_bytes(2 * once.read_bytes())
+        assert problem in read_problem(tmp_path / f"twice.{kind}")
+
+
+def test_the_frames_of_an_mp3_last_as_long_as_its_audio(tone):
+    for rate in (8000, 16_000, 22_050, 44_100, 48_000):
+        data = tone("x.mp3", seconds=3.0, rate=rate).read_bytes()
+        assert mp3_seconds(data) == pytest.approx(3.0, abs=0.3)
+
+
+def test_an_mp3_whose_length_is_guessed_too_short_is_refused(tone, tmp_path):
+    """Frames of a high bitrate first, then many of a low one, and no table: the guess is short."""
+    high = tone(
+        "high.mp3", seconds=1.0, bitrate_mode="CONSTANT", compression_level=0.0
+    ).read_bytes()
+    low = tone(
+        "low.mp3", seconds=20.0, bitrate_mode="CONSTANT", compression_level=0.99
+    ).read_bytes()
+    (tmp_path / "variable.mp3").write_bytes(high[high.find(high[:2], len(high) // 2) :] + low)
+    assert "can be decoded" in read_problem(tmp_path / "variable.mp3")
+
+
+@pytest.mark.parametrize("scale, problem", [(1e30, "up to 1e+30"), (3e4, "16-bit integers")])
+def test_samples_far_outside_the_range_are_refused(tmp_path, scale, problem):
+    wave = scale * np.sin(np.arange(8000) / 7).astype(np.float32)
+    soundfile.write(tmp_path / "x.wav", wave, SAMPLE_RATE, subtype="FLOAT")
+    assert problem in read_problem(tmp_path / "x.wav")
+    soundfile.write(tmp_path / "x.wav", 1.2 * wave / scale, SAMPLE_RATE, subtype="FLOAT")
+    assert read_audio(tmp_path / "x.wav").abs().max() > 1.1  # a little is common
+
+
+def test_channels_of_opposite_phase_are_refused(tmp_path):
+    wave = 0.3 * np.sin(np.arange(8000) / 7)
+    soundfile.write(tmp_path / "x.flac", np.stack([wave, -wave], axis=1), SAMPLE_RATE)
+    assert "opposite phase" in read_problem(tmp_path / "x.flac")
+
+
+@pytest.mark.parametrize("rate", [1001, 15_999, 16_001, 44_101, 191_999])
+def test_odd_sample_rates_take_little_time_and_memory(tone, rate):
+    started = time.monotonic()
+    clip = read_audio(tone(seconds=1.0, hertz=200, rate=rate))
+    assert len(clip) == pytest.approx(SAMPLE_RATE, rel=1e-3)
+    assert torch.fft.rfft(clip[4000:12_000]).abs().argmax() * 2 == 200
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("rate", [1, 2**31 - 1])
+def test_impossible_sample_rates_are_refused(tone, rate):
+    path = tone()
+    header = bytearray(path.read_bytes())
+    header[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(header)
+    assert "sample rate" in read_problem(path)
+
+
+def test_names_that_are_not_utf_8_are_read_and_refused_like_others(tone, tmp_path):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav"))
+    tone().rename(odd)
+    assert len(read_audio(odd)) == SAMPLE_RATE // 2
+    odd.write_bytes(b"not sound")
+    with pytest.raises(AudioError, match="cannot be read as WAV"):
+        read_audio(odd)
+
+
+def test_folders_pipes_and_raw_files_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    assert "no such audio file" in read_problem(tmp_path / "pipe.wav")
+    assert "no such audio file" in read_problem(tmp_path)
+    (tmp_path / "x.raw").write_bytes(b"1234" * 99)
+    assert "cannot be read" in read_problem(tmp_path / "x.raw")
+
+
+def test_only_the_beginning_is_read_when_that_is_enough(tone, monkeypatch):
+    path = tone(seconds=60.0)
+    decoded = []
+    whole = soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile, "read", lambda *a, **k: decoded.append(whole(*a, **k)) or decoded[-1]
+    )
+    assert len(read_audio(path, max_seconds=2.0)) == 2 * SAMPLE_RATE
+    assert sum(len(block) for block in decoded) <= 2 * SAMPLE_RATE + 1
+
+
+def test_a_clip_longer_by_less_than_the_rounding_of_durations_is_kept():
+    batch, lengths = pad_waveforms([torch.ones(1000 + SLACK)], 1000, ["clip"])
+    assert batch.shape == (1, 1000) and lengths.tolist() == [1000]
+    with pytest.raises(AudioError, match="--cut"):
+        pad_waveforms([torch.ones(1001 + SLACK)], 1000, ["clip"])
 
 
 def test_missing_sound_is_refused_by_name(tmp_path):
@@ -63,7 +177,15 @@ def test_missing_sound_is_refused_by_name(tmp_path):
         read_audio(tmp_path / "nowhere.wav")
 
 
-@pytest.mark.parametrize("name, content", [("x.wav", b""), ("x.wav", b"not sound" * 99), ("x.mp3", b"<html>404</html>"), ("x.txt", b"hi")])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("x.wav", b""),
+        ("x.wav", b"not sound" * 99),
+        ("x.mp3", b"<html>404</html>"),
+        ("x.txt", b"hi"),
+    ],
+)
 def test_corrupt_sound_is_refused_by_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AudioError, match=f"{name}: cannot be read as WAV, FLAC, OGG or MP3"):
@@ -78,7 +200,7 @@ def test_a_flac_cut_in_the_middle_is_refused_by_name(tone):
 
 
 def test_a_clip_too_long_is_refused_and_cut_only_when_asked():
-    clips, names = [torch.ones(300), torch.ones(50)], ["long.wav", "short.wav"]
+    clips, names = [torch.ones(600), torch.ones(50)], ["long.wav", "short.wav"]
     with pytest.raises(AudioError, match="long.wav.*--cut"):
         pad_waveforms(clips, 200, names)
     batch, lengths = pad_waveforms(clips, 200, names, cut=True)
@@ -97,13 +219,17 @@ def tokenizer(toy):
 def test_the_prompt_is_llada_s_chat_with_a_place_for_the_sound(tokenizer):
     prompt = build_prompt(tokenizer, "What is said?")
     assert tokenizer.decode(prompt.before) == (
-        "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nYou are a helpful voice assistant.<|eot_id|>"
+        "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\n"
+        "You are a helpful voice assistant.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nThis is the audio:"
     )
     assert tokenizer.decode(prompt.after) == (
         " <audio>. What is said?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-    )  # fmt: skip
-    for ids, markers in ((prompt.before, 6), (prompt.after, 3)):  # each marker is one token, not its letters
+    )
+    for ids, markers in (
+        (prompt.before, 6),
+        (prompt.after, 3),
+    ):  # each marker is one token, not its letters
         assert sum(tokenizer.decode([i]).startswith("<|") for i in ids) == markers
     assert tokenizer.id("\n\n") == prompt.after[-1]
 
@@ -124,7 +250,12 @@ def test_an_answer_without_room_for_its_end_is_refused_by_name(tokenizer):
 
 @pytest.mark.parametrize("end", [TEXT_END, TURN_END])
 def test_decoding_stops_at_the_first_end(tokenizer, end):
-    ids = tokenizer.encode("two red") + [tokenizer.id(end)] + tokenizer.encode("birds") + [tokenizer.id(TEXT_END)]
+    ids = (
+        tokenizer.encode("two red")
+        + [tokenizer.id(end)]
+        + tokenizer.encode("birds")
+        + [tokenizer.id(TEXT_END)]
+    )
     assert decode_answer(tokenizer, ids) == "two red"
 
 
@@ -133,7 +264,7 @@ def test_a_piece_that_is_not_in_the_vocabulary_has_no_id(tokenizer):
 
 
 def test_a_directory_without_tokenizer_is_named(tmp_path):
-    with pytest.raises(ValueError, match="neither tokenizer.json nor tokenizer.model"):
+    with pytest.raises(ValueError, match="lacks tokenizer.json or tokenizer.model"):
         load_tokenizer(tmp_path, None)
 
 
@@ -147,8 +278,34 @@ def test_a_damaged_tokenizer_is_named(tmp_path, name):
 # Manifests
 
 
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"input": None}, "input is not text"),
+        ({"target": 7, "dataset": []}, "target, dataset is not text"),
+        ({"duration": "0.5"}, "duration is '0.5', not a number of seconds"),
+        ({"duration": float("nan")}, "duration is nan"),
+        ({"duration": -1}, "duration is -1"),
+        ({"duration": True}, "duration is True"),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_named(tmp_path, tone, changes, problem):
+    with pytest.raises(ManifestError, match=re.escape(f"item 0 (clip): {problem}")):
+        load_manifest(write(tmp_path, [item(tone(), **changes)]))
+
+
+def test_manifests_are_utf_8_with_or_without_a_mark(tmp_path, tone):
+    text = json.dumps([item(tone(), input="café?")], ensure_ascii=False)
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "m.json").write_text(text, encoding=encoding)
+        assert load_manifest(tmp_path / "m.json")[0]["input"] == "café?"
+    with pytest.raises(ManifestError, match="not valid JSON"):
+        load_manifest(write(tmp_path, "[" * 100_000))
+
+
 def item(path, **changes):
-    return {**dict.fromkeys(MANIFEST_FIELDS, "x"), "audio_id": "clip", "audio_filepath": path.name, **changes}
+    base = dict.fromkeys(MANIFEST_FIELDS, "x") | {"audio_id": "clip", "duration": 0.5}
+    return base | {"audio_filepath": path.name} | changes
 
 
 def write(tmp_path, content):
@@ -164,7 +321,15 @@ def test_paths_of_a_manifest_hang_on_its_folder_and_become_absolute(tmp_path, to
     assert [i["audio_filepath"] for i in loaded] == [str(clip)] * 2
 
 
-@pytest.mark.parametrize("content, said", [("{", "not valid JSON"), ("{}", "not a JSON list"), ("[]", "at least one item"), ("\x00", "not valid")])
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("{", "not valid JSON"),
+        ("{}", "not a JSON list"),
+        ("[]", "at least one item"),
+        ("\x00", "not valid"),
+    ],
+)
 def test_a_manifest_that_is_no_list_is_refused(tmp_path, content, said):
     with pytest.raises(ManifestError, match=f"m.json.*{said}"):
         load_manifest(write(tmp_path, content))
@@ -179,10 +344,22 @@ def test_all_bad_items_of_a_manifest_are_listed_at_once(tmp_path, tone):
     clip = tone()
     lacking = item(clip, audio_id="b")
     del lacking["target"], lacking["duration"]
-    bad = [item(clip), lacking, 7, item(clip, audio_id="d", audio_filepath="gone.wav"), item(clip, audio_id="e", audio_filepath=None)]
+    bad = [
+        item(clip),
+        lacking,
+        7,
+        item(clip, audio_id="d", audio_filepath="gone.wav"),
+        item(clip, audio_id="e", audio_filepath=None),
+    ]
     with pytest.raises(ManifestError) as error:
         load_manifest(write(tmp_path, bad))
     said = str(error.value)
     assert "4 bad items" in said and "item 0" not in said
-    for words in ("item 1 (b): lacks target, duration", "item 2: not an object", "item 3 (d): no such file", "gone.wav", "item 4 (e)"):
+    for words in (
+        "item 1 (b): lacks target, duration",
+        "item 2: not an object",
+        "item 3 (d): no such file",
+        "gone.wav",
+        "item 4 (e)",
+    ):
         assert words in said
