@@ -57,6 +57,8 @@ def corpus_item(clip: Clip, corpus: str) -> dict | str:
     except AudioError as error:
         return str(error)
     seconds = len(waveform) / SAMPLE_RATE
+    if round(seconds, 3) == 0:
+        return f"{clip.path}: lasts less than a millisecond"
 
     # What the corpus says has precedence over what is measured.
     known = {name: value for name, value in clip.attributes.items() if value}

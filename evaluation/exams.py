@@ -70,7 +70,7 @@ def read_clips(items: list[dict], exam: Exam, folder: Path) -> list[ExamClip]:
     problems = []
     for path in tqdm(dict.fromkeys(paths), "reading clips", leave=False):
         try:
-            clips[path] = ExamClip(path=path, waveform=read_audio(path)[:LONGEST].clone())
+            clips[path] = ExamClip(path=path, waveform=read_audio(path, LONGEST / SAMPLE_RATE))
         except AudioError as error:
             problems.append(str(error))
     if problems:
