@@ -219,7 +219,7 @@ def test_what_cannot_be_read_is_skipped_and_named(tmp_path, voice, monkeypatch, 
     voice("data/welsh/s1/1.wav")
     voice("data/welsh/s1/2.wav").write_bytes(b"RIFF")
     (items,) = items_of(monkeypatch, tmp_path, "accentdb").values()
-    printed = capsys.readouterr().out
+    printed = "".join(capsys.readouterr())
     assert len(items) == 1 and "2.wav: cannot be read" in printed and "1 clips skipped" in printed
 
 
@@ -331,7 +331,7 @@ def test_voxceleb1_and_dailytalk_with_fields_missing(tmp_path, voice, monkeypatc
     voice("data/1/0_0_d1.wav")
     items = items_of(monkeypatch, tmp_path, "dailytalk")["dailytalk"]
     assert [item["transcription"] for item in items] == [""]
-    assert "1_None_d1.wav: no such audio file" in capsys.readouterr().out
+    assert "1_None_d1.wav: no such audio file" in capsys.readouterr().err
 
 
 def attributes_of(items):
@@ -420,3 +420,14 @@ def test_processes_end_with_the_one_that_made_them(number):
     if number == signal.SIGINT:
         assert made.returncode == 130
         assert b"Traceback" not in errors and b"slow: stopped" in errors
+
+
+def test_a_clip_whose_name_is_not_utf_8_is_skipped_or_read_but_ends_nothing(
+    tmp_path, voice, monkeypatch
+):
+    voice("data/welsh/s1/1.wav")
+    voice("data/welsh/s1/2.wav").rename(
+        os.fsdecode(os.fsencode(tmp_path) + b"/data/welsh/s1/\xe9.wav")
+    )
+    (items,) = items_of(monkeypatch, tmp_path, "accentdb").values()
+    assert items[0]["audio_id"] == "accentdb-welsh-s1-1"
