@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoints.command_line import DTYPES, count, one_line_errors
-from checkpoints.files import check_writable, whole_file
+from checkpoints.files import check_writable, read_text, whole_file
 from checkpoints.lm import load_lm
 from checkpoints.tokenizer import Tokenizer, load_tokenizer
 from corpora.manifests import write_manifest
@@ -86,18 +86,12 @@ def prompts_about(items: list[dict], template: str, question: str) -> dict[str, 
 def read_answers(path: Path) -> Answers:
     """An external model's answers, from a JSONL file.
 
-    Raises ManifestError: not a text file, or a line that is not {"id", "answer"}, or a second one.
+    Raises ManifestError: a line that is not {"id", "answer"}, or a second one of an id. Raises
+    WeightsError: no text file.
     """
-    if not path.is_file():
-        raise ManifestError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not a text file in UTF-8 ({error})") from None
-
     # Not splitlines, which breaks at characters that JSON allows within a text.
     answers = {}
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

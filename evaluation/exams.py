@@ -183,15 +183,15 @@ def take_exam(
     items = load_items(questions, exam)
 
     # What an earlier run left. A JSON list cannot grow line by line, so its replies stand apart.
-    out.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(out)
     lines = Path(f"{out}.lines") if exam.as_list else out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path in (out, lines):
+        check_writable(path)
     if exam.as_list and out.exists() and not lines.exists():
         raise ExamError(
             f"{out}: exists, but not {lines}, from which it could resume; "
             "give another --out, or delete it"
         )
-    check_writable(lines)
     done = resume_predictions(lines, exam, items)
 
     # A complete exam needs neither clips nor a model.

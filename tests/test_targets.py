@@ -217,7 +217,7 @@ def test_answers_keep_every_character_after_a_byte_order_mark(manifest, tmp_path
     (b'{"id": [], "answer": "Yes."}', "line 1 is not"),
     (b'{"id": "a", "answer": null}', "line 1 is not"),
     (b'{"id": "a", "answer": "\\ud83d."}', "line 1 is not"),
-    (b"\xff\xfe\x00", "not a text file in UTF-8"),
+    (b"\xff\xfe\x00", "not UTF-8 text"),
     (None, "not a file"),
 ])  # fmt: skip
 def test_answers_that_cannot_be_used_are_named(manifest, tmp_path, monkeypatch, content, problem):
