@@ -91,9 +91,11 @@ def require(**pieces: str | Path | None) -> None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise WeightsError when the file is missing, or is only a Git LFS pointer."""
+    """Raise WeightsError when the file is missing, no regular file, or only a Git LFS pointer."""
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
+        # A pipe would be waited for without end.
+        problem = "not a file, but a folder, pipe or device" if path.exists() else "no such file"
+        raise WeightsError(f"{path}: {problem}")
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise WeightsError(
