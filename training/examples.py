@@ -11,11 +11,9 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from data import ManifestError, Prompt, build_prompt, encode_answers
-from encoder import FRAMES_PER_SECOND
+from data import ManifestError, Prompt, build_prompt, encode_answers, is_too_long
+from encoder import SAMPLE_RATE
 from training import processes
-
-MARGIN = 0.01  # seconds by which a clip may exceed the encoder's window: rounding in manifests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +49,13 @@ def usable(items: list[dict], target: str, model, length: int, source: Path) -> 
         ManifestError: no item is left; the message counts why. ValueError: a prompt and an answer
         exceed the LM's context.
     """
-    seconds = model.encoder.config.context / FRAMES_PER_SECOND
+    context = model.encoder.config.n_samples
     kept = []
     n_long = 0
     n_wordy = 0
     n_empty = 0
     for item in items:
-        is_long = item["duration"] > seconds + MARGIN
+        is_long = is_too_long(item["duration"] * SAMPLE_RATE, context)
         is_wordy = len(model.tokenizer.encode(item[target])) >= length
         is_empty = not item[target].strip()
         if not (is_long or is_wordy or is_empty):
@@ -70,8 +68,8 @@ def usable(items: list[dict], target: str, model, length: int, source: Path) -> 
     if len(kept) < len(items):
         counts = (
             f"{source}: of {len(items)} items, {n_long} last longer than the encoder's "
-            f"{seconds:.1f} s, {n_wordy} have answers of {length} tokens or more and {n_empty} "
-            "have none"
+            f"{context / SAMPLE_RATE:.2f} s, {n_wordy} have answers of {length} tokens or more "
+            f"and {n_empty} have none"
         )
         if not kept:
             advice = "cut the clips, or choose another manifest, encoder or answer length"
