@@ -1,5 +1,5 @@
-"""Audio files, decoded whole or refused.
+"""Sound files as samples, or a refusal that names the file.
 
-decode.py      samples and sample rate of a file, in bounded time and memory
-whole.py       MP3 and OGG files of which a decoder would return only a part
+decode.py        read a file in bounded time and memory; refuse sound that a model cannot use
+completeness.py  find the sound that a decoder left out: joined, cut or badly indexed files
 """

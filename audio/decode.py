@@ -1,91 +1,113 @@
-"""Samples of an audio file, in bounded time and memory whatever its header says.
+"""Read a sound file in bounded time and memory, and refuse sound that a model cannot use.
 
 Shapes: S samples, C channels.
 """
 
 import math
-from fractions import Fraction
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
-import torchaudio
-from torch import Tensor
 
-from audio.whole import refuse_partial
+from audio.completeness import missing_sound
 
-RATES = (1000, 768_000)  # Hz
-BLOCK = 1 << 20  # samples that are decoded at once: a header may promise any number of them
-LONGEST = 3600.0  # seconds
-LARGEST = 1 << 30  # bytes of a file
-LOUDEST = 10.0  # a float file may exceed 1 a little
-MOST_PHASES = 2000  # of a resampling filter; an odd sample rate is rounded to the nearest ratio
+LOWEST_RATE = 2000  # Hz; below is no speech
+HIGHEST_RATE = 768_000  # Hz
+LONGEST = 3600  # seconds of a clip that is read whole
+BLOCK = 2**20  # numbers decoded at a time, over all channels
+LOUDEST = 8.0  # float files may exceed 1, but not by so much
+LOUDEST_16_BIT = 40_000  # 32,768 and what resampling may add
+CANCELLED = 0.01  # of the channels' power must be left in their mean
 
 
-def decode(path: Path, max_seconds: float | None = None) -> tuple[np.ndarray, int]:
-    """Samples (S, C) in float32 and the sample rate of a WAV, FLAC, OGG or MP3 file.
+class AudioError(ValueError):
+    """An audio file that cannot be used; the message names it."""
 
-    max_seconds: only the beginning is decoded. Raises ValueError: what is wrong with the file.
+
+class Forward(soundfile.SoundFile):
+    """An open file that is read straight on; soundfile would seek after each block.
+
+    A FLAC that was written to a pipe cannot be sought in.
     """
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"larger than {LARGEST >> 30} GiB; cut it into clips")
+
+    def seekable(self) -> bool:
+        return False
+
+
+def decode(path: str | Path, seconds: float | None = None) -> tuple[np.ndarray, int]:
+    """A sound file as float32 mono (S,), about in [-1, 1], and its rate in Hz.
+
+    Args:
+        seconds: read no more than this from the start; by default all, at most an hour.
+    Raises:
+        AudioError: whatever is wrong with the file.
+    """
+    name = str(path).encode(errors="backslashreplace").decode()  # names need not be UTF-8
     try:
-        # An open file, because the library does not take every name.
-        with open(path, "rb") as opened, soundfile.SoundFile(opened) as file:
-            rate = file.samplerate
-            if not RATES[0] <= rate <= RATES[1]:
-                raise ValueError(f"its sample rate of {rate} Hz is not one of audio")
-            wanted = math.ceil((max_seconds or LONGEST) * rate) + 1
-            samples = read_blocks(file, wanted)
-    except ValueError:
-        raise
-    except Exception as error:  # soundfile raises many classes
-        raise ValueError(f"cannot be read as WAV, FLAC, OGG or MP3 ({error})") from error
+        # A FIFO would be waited for, and a device may never end.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise AudioError("is a folder or device, not an audio file")
 
-    if max_seconds is None:
-        if len(samples) == wanted:
-            raise ValueError(f"longer than {LONGEST / 60:.0f} minutes; cut it into clips")
-        refuse_partial(path.read_bytes(), len(samples) / rate)
-    return samples, rate
+        # libsndfile gets no name: an ending such as .raw would make it read anything as sound.
+        with open(path, "rb") as file, Forward(file.fileno(), closefd=False) as sound:
+            return read_mono(sound, file, seconds), sound.samplerate
+    except (FileNotFoundError, NotADirectoryError):
+        raise AudioError(f"{name}: no such audio file") from None
+    except AudioError as error:
+        raise AudioError(f"{name}: {error}") from None
+    except (soundfile.SoundFileError, OSError, RuntimeError, ValueError, MemoryError) as error:
+        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or error
+        raise AudioError(f"{name}: cannot be read as WAV, FLAC, OGG or MP3 ({reason})") from error
 
 
-def read_blocks(file: soundfile.SoundFile, wanted: int) -> np.ndarray:
-    """At most `wanted` samples (S, C), read block by block until there are no more."""
-    blocks = [np.zeros((0, file.channels), dtype=np.float32)]
-    while wanted > 0:
-        size = min(BLOCK // file.channels + 1, wanted)
-        block = file.read(size, dtype="float32", always_2d=True)  # (size or fewer, C)
-        blocks.append(block)
-        wanted -= len(block)
-        if len(block) < size:
+def read_mono(sound: soundfile.SoundFile, file, seconds: float | None) -> np.ndarray:
+    """The mean of the channels (S,) of an open file. Raises AudioError, without the path."""
+    rate = sound.samplerate
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise AudioError(f"its rate is {rate} Hz, not {LOWEST_RATE} to {HIGHEST_RATE}")
+    limit = LONGEST * min(rate, 48_000)
+    wanted = limit + 1 if seconds is None else math.ceil(seconds * rate)
+
+    # In blocks, because a header may promise any length.
+    blocks = []
+    n = 0
+    peak = 0.0
+    power = 0.0  # summed over samples, of the channels
+    mean_power = 0.0  # the same of their mean
+    while n < wanted:
+        frames = min(wanted - n, BLOCK // sound.channels)
+        block = sound.read(frames, dtype="float32", always_2d=True)  # (S, C)
+        if len(block) == 0:
             break
+        if not np.isfinite(block).all():
+            raise AudioError("holds NaN or infinite samples")
+        peak = max(peak, float(np.abs(block).max()))
+        mono = block.mean(axis=1)  # (S,)
+        power += np.square(block, dtype=np.float64).sum() / sound.channels
+        mean_power += np.square(mono, dtype=np.float64).sum()
+        blocks.append(mono)
+        n += len(mono)
+
+    # What Whisper would turn into noise is refused.
+    if n == 0:
+        raise AudioError("holds no samples")
+    if n > limit and seconds is None:
+        raise AudioError(f"lasts longer than {LONGEST} s; shorten it")
+    if peak == 0:
+        raise AudioError("holds only silence (every sample is 0)")
+    if peak > LOUDEST:
+        cause = (
+            "16-bit numbers in a float file? divide by 32,768"
+            if peak <= LOUDEST_16_BIT
+            else "is it damaged?"
+        )
+        raise AudioError(f"holds samples up to {peak:.3g}, far outside [-1, 1] ({cause})")
+    if mean_power < CANCELLED * power:
+        raise AudioError("its channels cancel each other (opposite phase); keep one of them")
+
+    problem = missing_sound(sound, file, n) if n < wanted else ""
+    if problem:
+        raise AudioError(problem)
     return np.concatenate(blocks)
-
-
-def mix(samples: np.ndarray) -> Tensor:
-    """One channel (S,) of samples (S, C), their mean. Raises ValueError: no audio can be heard."""
-    if len(samples) == 0:
-        raise ValueError("holds no samples")
-    if not np.isfinite(samples).all():
-        raise ValueError("holds NaN or infinite samples")
-    loudest = np.abs(samples).max()
-    if loudest == 0:
-        raise ValueError("holds only silence (every sample is 0)")
-    if loudest > LOUDEST:
-        integers = " (16-bit integers in a float file? divide them by 32,768)"
-        advice = integers if 256 < loudest <= 32_768 else ""
-        raise ValueError(f"holds samples up to {loudest:.3g}, far outside [-1, 1]{advice}")
-
-    mean = samples.mean(axis=1)
-    if np.abs(mean).max() < 1e-4 * loudest:
-        raise ValueError("its channels cancel each other (opposite phase); keep one of them")
-    return torch.from_numpy(mean)
-
-
-def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
-    """A waveform (S,) at another sample rate; usual rates exactly, odd ones within 0.05 %."""
-    ratio = Fraction(new_rate, rate).limit_denominator(MOST_PHASES)
-    if ratio == 1:
-        return waveform
-    return torchaudio.functional.resample(waveform, ratio.denominator, ratio.numerator)
