@@ -406,7 +406,7 @@ def test_items_that_are_too_long_are_left_out_and_counted(toy_dirs, manifest, tm
     train(train_asr, toy_dirs, tmp_path / "out", path, *FEW)
     printed = capsys.readouterr()
     counts = (
-        "of 8 items, 1 last longer than the encoder's 0.8 s, 2 have answers of 18 tokens or more "
+        "of 8 items, 1 last longer than the encoder's 0.80 s, 2 have answers of 18 tokens or more "
         "and 1 have none; they are left out"
     )
     assert counts in printed.out + printed.err

@@ -55,8 +55,8 @@ def usable(items: list[dict], source, target: str, model, length: int) -> Exampl
     if any(bad):
         counts = (
             f"{source}: of {len(items)} items, {sum(too_long)} last longer than the encoder's "
-            f"{context / SAMPLE_RATE:.2f} s, {sum(too_wordy)} have answers of {length} tokens or more and "
-            f"{sum(empty)} have none"
+            f"{context / SAMPLE_RATE:.2f} s, {sum(too_wordy)} have answers of {length} tokens or "
+            f"more and {sum(empty)} have none"
         )
         if all(bad):
             advice = "cut the clips, or choose another manifest, encoder or answer length"
@@ -72,7 +72,7 @@ def usable(items: list[dict], source, target: str, model, length: int) -> Exampl
     most = model.lm.config.max_length
     if longest > most:
         raise ValueError(
-            f"a prompt and answer of {longest} tokens exceed the LM's context of {context}"
+            f"a prompt and answer of {longest} tokens exceed the LM's context of {most}"
         )
     return Examples(
         items=items,
