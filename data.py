@@ -8,15 +8,17 @@ Shapes: B batch, S samples, P prompt positions, G answer tokens.
 """
 
 import json
+import os
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
-import soundfile
 import torch
 import torch.nn.functional as F
-import torchaudio
 from torch import Tensor
+from torchaudio.functional import resample
 
+from audio.decode import AudioError, decode
 from encoder import SAMPLE_RATE
 
 MANIFEST_FIELDS = (
@@ -28,10 +30,6 @@ TRANSCRIBE = "Please transcribe the speech."  # stage 1's instruction, where a c
 TEXT_END = "<|endoftext|>"  # ends an answer and pads it, in every family of LMs
 
 
-class AudioError(ValueError):
-    """An audio file that cannot be used; the message names it."""
-
-
 class ManifestError(ValueError):
     """A manifest that cannot be used; the message lists every bad item."""
 
@@ -39,31 +37,32 @@ class ManifestError(ValueError):
 # Audio
 
 
-def read_audio(path: str | Path) -> Tensor:
-    """A WAV, FLAC, OGG or MP3 file as mono float samples (S,) in [-1, 1] at 16 kHz.
+def read_audio(path: str | Path, seconds: float | None = None) -> Tensor:
+    """A WAV, FLAC, OGG or MP3 file as mono float samples (S,), about in [-1, 1], at 16 kHz.
 
-    Raises AudioError: the file is absent, not audio, empty, silent, or holds NaN.
+    Args:
+        seconds: read only so much from the start; by default all, at most an hour.
+    Raises:
+        AudioError: absent, not audio, incomplete, empty, silent, far too loud, or holds NaN.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AudioError(f"{path}: no such audio file")
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (S, channels)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError(f"{path}: cannot be read as WAV, FLAC, OGG or MP3 ({error})") from error
-    waveform = torch.from_numpy(samples.mean(axis=1))  # (S,)
+    limit = None if seconds is None else seconds + 0.01  # the filter looks ahead
+    samples, rate = decode(path, limit)
+    waveform = torch.from_numpy(samples)  # (S,)
 
-    # What Whisper would turn into noise or NaN is refused.
-    if len(waveform) == 0:
-        raise AudioError(f"{path}: holds no samples")
-    if not torch.isfinite(waveform).all():
-        raise AudioError(f"{path}: holds NaN or infinite samples")
-    if not waveform.any():
-        raise AudioError(f"{path}: holds only silence (every sample is 0)")
-
+    # A rate without a short ratio to 16 kHz would need a filter of gigabytes. The nearest ratio
+    # that has one changes the speed by less than 0.1 %.
     if rate != SAMPLE_RATE:
-        waveform = torchaudio.functional.resample(waveform, rate, SAMPLE_RATE)
-    return waveform
+        ratio = Fraction(rate, SAMPLE_RATE).limit_denominator(640 * 48_000 // max(rate, 48_000))
+        waveform = resample(waveform, ratio.numerator, ratio.denominator)
+    return waveform if seconds is None else waveform[: int(seconds * SAMPLE_RATE)]
+
+
+def is_too_long(n_samples: float, context: int) -> bool:
+    """Whether a clip exceeds the encoder's context of so many samples.
+
+    10 ms more do not count, because manifests round; they are cut off.
+    """
+    return n_samples > context + SAMPLE_RATE // 100
 
 
 def pad_waveforms(
@@ -77,14 +76,14 @@ def pad_waveforms(
     Returns:
         (B, n_samples) and the real numbers of samples (B,).
     Raises:
-        AudioError: a clip is longer than the context, and cut is false.
+        AudioError: a clip is longer than the context (`is_too_long`), and cut is false.
     """
     batch = torch.zeros(len(waveforms), n_samples)
     for row, waveform, name in zip(batch, waveforms, names, strict=True):
-        if len(waveform) > n_samples and not cut:
+        if is_too_long(len(waveform), n_samples) and not cut:
             raise AudioError(
-                f"{name}: {len(waveform) / SAMPLE_RATE:.1f} s is longer than the encoder's context "
-                f"of {n_samples / SAMPLE_RATE:.1f} s; shorten it, or pass --cut to keep its start"
+                f"{name}: {len(waveform) / SAMPLE_RATE:.2f} s is longer than the encoder's context "
+                f"of {n_samples / SAMPLE_RATE:.2f} s; shorten it (sampler.py --cut keeps its start)"
             )
         row[: len(waveform)] = waveform[:n_samples]
     return batch, torch.tensor([min(len(waveform), n_samples) for waveform in waveforms])
@@ -100,25 +99,37 @@ def item_problem(item: object, folder: Path) -> str:
     absent = [field for field in MANIFEST_FIELDS if field not in item]
     if absent:
         return f"lacks {', '.join(absent)}"
-    if not isinstance(item["audio_filepath"], str):
-        return "audio_filepath is not text"
+
+    texts = [field for field in MANIFEST_FIELDS if field != "duration"]
+    wrong = [field for field in texts if not isinstance(item[field], str)]
+    if wrong:
+        return f"{', '.join(wrong)} must be text"
+    spoken = "".join(item[field] for field in texts if field != "audio_filepath")
+    if any("\ud800" <= letter <= "\udfff" for letter in spoken):
+        return "holds half a character (a surrogate without its pair)"
+
+    # Also refuses NaN, infinity and numbers without end.
+    seconds = item["duration"]
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e6:
+        return f"duration must be seconds above 0, not {str(seconds)[:20]!r}"
+
     file = folder / item["audio_filepath"]
-    return "" if file.is_file() else f"no such file {file}"
+    return "" if os.path.isfile(file) else f"no such file {file}"
 
 
 def load_manifest(path: str | Path) -> list[dict]:
     """Items of a manifest; `audio_filepath`, relative to the manifest's folder, is made absolute.
 
-    Raises ManifestError: not a JSON list, empty, or items without a field or file (all listed).
+    Raises ManifestError: not a JSON list, empty, or bad fields or absent files (all listed).
     """
     path = Path(path).absolute()
-    if not path.is_file():
+    if not os.path.isfile(path):
         advice = "`make demo` makes the toy's, python -m corpora.manifests others"
         raise ManifestError(f"{path}: no such manifest; {advice}")
     try:
-        items = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: not valid JSON ({error})") from error
+        items = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{path}: not valid JSON in UTF-8 ({error})") from error
     if not isinstance(items, list) or not items:
         raise ManifestError(f"{path}: not a JSON list with at least one item")
 

@@ -91,9 +91,11 @@ def require(**pieces: str | Path | None) -> None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise WeightsError when the file is missing, or is only a Git LFS pointer."""
+    """Raise WeightsError when the file is missing, no regular file, or only a Git LFS pointer."""
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
+        # A pipe would be waited for without end.
+        problem = "not a file, but a folder, pipe or device" if path.exists() else "no such file"
+        raise WeightsError(f"{path}: {problem}")
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise WeightsError(
@@ -105,14 +107,40 @@ def refuse_pointer(path: Path) -> None:
 # Reading
 
 
-def read_json(path: str | Path) -> dict:
-    """A JSON object. Raises WeightsError when the file is missing, damaged or holds no object."""
+def read_text(path: str | Path) -> str:
+    """A text file in UTF-8, whatever the locale, without a byte-order mark.
+
+    Raises WeightsError: the file is missing, no regular file, or not UTF-8.
+    """
     path = Path(path)
     refuse_pointer(path)
     try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path}: not valid JSON ({error})") from error
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def refuse_twice(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object from its pairs. Raises ValueError: a name is in it twice."""
+    found = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} is twice in one object")
+        found[name] = value
+    return found
+
+
+def parse_json(text: str, source: str | Path) -> object:
+    """The value of a JSON text. Raises WeightsError that names `source`: it is not JSON."""
+    try:
+        return json.loads(text, object_pairs_hook=refuse_twice)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{source}: not valid JSON ({error})") from error
+
+
+def read_json(path: str | Path) -> dict:
+    """A JSON object. Raises WeightsError when the file is missing, damaged or holds no object."""
+    value = parse_json(read_text(path), path)
     if not isinstance(value, dict):
         raise WeightsError(f"{path}: not a JSON object")
     return value
@@ -314,7 +342,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, value: object) -> None:
     """Write a JSON file, whole or not at all."""
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:

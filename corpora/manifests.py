@@ -14,6 +14,7 @@ import collections
 import functools
 import json
 import math
+import sys
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -57,6 +58,8 @@ def corpus_item(clip: Clip, corpus: str) -> dict | str:
     except AudioError as error:
         return str(error)
     seconds = len(waveform) / SAMPLE_RATE
+    if round(seconds, 3) == 0:
+        return f"{clip.path}: lasts less than a millisecond"
 
     # What the corpus says has precedence over what is measured.
     known = {name: value for name, value in clip.attributes.items() if value}
@@ -110,7 +113,7 @@ def make_manifests(clips: Iterable[Clip], corpus: str, out: Path, held_out: floa
         items[path] = [result for result in results if isinstance(result, dict)]
         skipped = [result for result in results if isinstance(result, str)]
         for reason in skipped[:20]:
-            print(f"skipped: {reason}")
+            print(f"skipped: {reason}", file=sys.stderr)  # it takes names in any alphabet
         print(f"{path.stem}: {len(skipped)} clips skipped")
         if not items[path]:
             raise CorpusError(f"{path.stem}: none of its {len(found)} clips can be read")

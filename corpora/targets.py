@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoints.command_line import DTYPES, count, one_line_errors
-from checkpoints.files import check_writable, whole_file
+from checkpoints.files import check_writable, read_text, whole_file
 from checkpoints.lm import load_lm
 from checkpoints.tokenizer import Tokenizer, load_tokenizer
 from corpora.manifests import write_manifest
@@ -86,18 +86,12 @@ def prompts_about(items: list[dict], template: str, question: str) -> dict[str, 
 def read_answers(path: Path) -> Answers:
     """An external model's answers, from a JSONL file.
 
-    Raises ManifestError: not a text file, or a line that is not {"id", "answer"}, or a second one.
+    Raises ManifestError: a line that is not {"id", "answer"}, or a second one of an id. Raises
+    WeightsError: no text file.
     """
-    if not path.is_file():
-        raise ManifestError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not a text file in UTF-8 ({error})") from None
-
     # Not splitlines, which breaks at characters that JSON allows within a text.
     answers = {}
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -122,13 +116,23 @@ def read_answers(path: Path) -> Answers:
 def lm_answers(
     lm: DiffusionLM, tokenizer: Tokenizer, texts: dict[str, str], config: SamplerConfig, batch: int
 ) -> Answers:
-    """The diffusion LM's answers to texts by audio_id. One without an end of text was cut off."""
-    prompts = [build_text_prompt(tokenizer, text) for text in texts.values()]
-    answers = answer(lm, tokenizer, prompts, None, config, batch=batch)
+    """The diffusion LM's answers to texts by audio_id. One without an end of text was cut off.
+
+    Texts that are too long for it are left out. Raises ValueError: all are.
+    """
+    prompts = {name: build_text_prompt(tokenizer, text) for name, text in texts.items()}
+    room = lm.config.max_length - config.length
+    fitting = {name: prompt for name, prompt in prompts.items() if len(prompt.before) <= room}
+    if len(fitting) < len(prompts):
+        left_out = f"{len(prompts) - len(fitting)} of {len(prompts)} prompts"
+        print(f"{left_out} are longer than the {room} tokens that the LM has room for")
+    prompts = fitting or prompts  # if none fits, the sampler says why
+
+    answers = answer(lm, tokenizer, list(prompts.values()), None, config, batch=batch)
     ends = {tokenizer.id(TEXT_END), tokenizer.id(tokenizer.chat.turn_end)}
 
     # An answer with no end token filled its whole length.
-    replies = tqdm(zip(texts, answers), "answering", len(texts), leave=False)
+    replies = tqdm(zip(prompts, answers), "answering", len(prompts), leave=False)
     return {name: (reply.text, ends.isdisjoint(reply.ids)) for name, reply in replies}
 
 
@@ -156,7 +160,8 @@ def check_items(items: list[dict], dropped: collections.Counter) -> str:
     return reasons
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -177,8 +182,11 @@ def main() -> None:
             option("--batch", type=count, default=16, help="prompts at once (default 16)")
             option("--dtype", choices=DTYPES, default="bfloat16")
             option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    return parser
 
+
+def main() -> None:
+    args = make_parser().parse_args()
     with one_line_errors("python -m corpora.targets"):
         # What can be checked is checked before long work.
         items = load_manifest(args.manifest)

@@ -17,6 +17,7 @@ complete.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -69,7 +70,7 @@ def read_clips(items: list[dict], exam: Exam, folder: Path) -> list[ExamClip]:
     problems = []
     for path in tqdm(dict.fromkeys(paths), "reading clips", leave=False):
         try:
-            clips[path] = ExamClip(path=path, waveform=read_audio(path)[:LONGEST].clone())
+            clips[path] = ExamClip(path=path, waveform=read_audio(path, LONGEST / SAMPLE_RATE))
         except AudioError as error:
             problems.append(str(error))
     if problems:
@@ -145,11 +146,17 @@ def check_made_by(out: Path, made_by: dict[str, str]) -> None:
     before = read_json(record)
     changes = []
     for name, value in made_by.items():
-        if before.get(name) != value:
-            changes.append(f"{name} {before.get(name)}, now {value}")
+        if before.get(name, value) != value:  # an older record may lack it
+            changes.append(f"{name} {before[name]}, now {value}")
     if changes:
         changed = ", ".join(changes)
         raise ExamError(f"{out}: was begun with {changed}; give another --out, or delete it")
+
+
+def adapters_digest(model: DIFFA) -> str:
+    """Identifies trained adapters by the numbers of the semantic one, which every stage trains."""
+    numbers = [p.detach().float().cpu().numpy() for p in model.semantic.parameters()]
+    return hashlib.sha256(b"".join(array.tobytes() for array in numbers)).hexdigest()[:16]
 
 
 def take_exam(
@@ -176,15 +183,15 @@ def take_exam(
     items = load_items(questions, exam)
 
     # What an earlier run left. A JSON list cannot grow line by line, so its replies stand apart.
-    out.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(out)
     lines = Path(f"{out}.lines") if exam.as_list else out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path in (out, lines):
+        check_writable(path)
     if exam.as_list and out.exists() and not lines.exists():
         raise ExamError(
             f"{out}: exists, but not {lines}, from which it could resume; "
             "give another --out, or delete it"
         )
-    check_writable(lines)
     done = resume_predictions(lines, exam, items)
 
     # A complete exam needs neither clips nor a model.
@@ -193,6 +200,11 @@ def take_exam(
     if len(done) < len(items):
         clips = read_clips(items, exam, audio)
         model = load_model()
+
+        # Adapters may have been trained again since, in the same folder.
+        made_by = made_by | {"adapters_digest": adapters_digest(model)}
+        if done:
+            check_made_by(out, made_by)
 
         # Whisper hears no more than its window.
         window = model.encoder.config.n_samples

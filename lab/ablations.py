@@ -253,7 +253,7 @@ def measure_arm(plan: Plan, arm: str, seed: int) -> None:
     if not missing:
         return
 
-    log = plan.file(f"{arm}-{seed}.log").open("a", 1)
+    log = plan.file(f"{arm}-{seed}.log").open("a", 1, "utf-8")
     with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         train_arm(plan, arm, seed)
         model = plan.load(arm, seed)

@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors(parser.prog):
         steps = steps_of_answer(args)
         with whole_file(args.out) as temporary:
-            temporary.write_text(unmasking_svg(args.question, steps))
+            temporary.write_text(unmasking_svg(args.question, steps), "utf-8")
     print(f"{args.out}: {len(steps)} steps")
 
 

@@ -242,5 +242,5 @@ def write_report(out: Path, results: dict, command: str) -> Path:
         setting_table(results["race"], speed),
     ]
     path = out / "report.md"
-    path.write_text("\n\n".join(sections) + "\n")
+    path.write_text("\n\n".join(sections) + "\n", "utf-8")
     return path

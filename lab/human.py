@@ -123,7 +123,7 @@ def make_corpus(
     if record.exists():
         if not settings.items() <= read_json(record).items():
             raise FileExistsError(
-                f"{out} holds another corpus, {record.read_text().strip()}. Choose another --out."
+                f"{out} holds another corpus, {read_json(record)}. Choose another --out."
             )
         print(f"{out} holds this corpus already.")
         return

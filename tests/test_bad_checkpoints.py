@@ -367,7 +367,6 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path):
         (AudioError("a.wav: empty"), "ask.py: a.wav: empty"),
         (ManifestError("m.json: empty"), "ask.py: m.json: empty"),
         (OSError("disk full"), "ask.py: disk full"),
-        (KeyboardInterrupt(), "ask.py: stopped; run the same command to resume"),
     ],
 )
 def test_an_error_that_a_user_can_cause_is_one_line(error, line):
@@ -379,3 +378,10 @@ def test_an_error_that_a_user_can_cause_is_one_line(error, line):
 def test_an_error_of_the_code_keeps_its_trace():
     with pytest.raises(KeyError), one_line_errors("ask.py"):
         raise KeyError("bug")
+
+
+def test_ctrl_c_ends_in_one_line_and_130(capsys):
+    with pytest.raises(SystemExit) as raised, one_line_errors("ask.py"):
+        raise KeyboardInterrupt
+    assert raised.value.code == 130
+    assert capsys.readouterr().err == "ask.py: stopped; run the same command to resume\n"

@@ -9,13 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 METHOD = "encoder adapters diffusion_lm data diffa sampler train_asr train_instruct".split()
-LOWER_SIX = METHOD[:6]
+LOWER_SIX = [*METHOD[:6], "audio"]
 # What each file or folder may import at its top, of ours. A folder may always import itself.
 ALLOWED = {
     "encoder": [],
     "adapters": [],
     "diffusion_lm": [],
-    "data": ["encoder"],
+    "audio": [],
+    "data": ["encoder", "audio"],
     "diffa": ["encoder", "adapters", "diffusion_lm", "data"],
     "sampler": ["diffa", "diffusion_lm", "data"],
     "speed": LOWER_SIX,
@@ -24,7 +25,7 @@ ALLOWED = {
     "train_asr": [*LOWER_SIX, "checkpoints", "training"],
     "train_instruct": [*LOWER_SIX, "checkpoints", "training"],
 }
-ALLOWED["corpora"] = ALLOWED["evaluation"] = [*METHOD, "speed", "checkpoints", "training"]
+ALLOWED["corpora"] = ALLOWED["evaluation"] = [*METHOD, "audio", "speed", "checkpoints", "training"]
 ALLOWED["toy"] = [*ALLOWED["corpora"], "corpora", "evaluation"]
 ALLOWED["lab"] = [*ALLOWED["toy"], "toy"]
 # The method's files may import these inside a function: a command, a loader, compiled calls.

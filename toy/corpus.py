@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from checkpoints.command_line import count, one_line_errors
-from checkpoints.files import check_writable, read_json, whole_file
+from checkpoints.files import WeightsError, check_writable, read_json, whole_file
 from corpora.manifests import transcription_item, write_manifest
 from corpora.measure import describe_clip
 from corpora.workers import map_in_processes
@@ -138,7 +138,10 @@ def make_toy(out: Path, seed: int, train: int, test: int) -> None:
     manifests = [out / f"{name}_{split}.json" for name in MANIFESTS for split in SPLITS]
     if record.exists():
         # Older records hold the arguments alone.
-        found = read_json(record)
+        try:
+            found = read_json(record)
+        except WeightsError as error:
+            raise ValueError(f"{error}; remove it, and the corpus is made again") from None
         if made_by() | found != wanted:
             raise FileExistsError(
                 f"{out} holds another corpus, {found} and not {wanted}. Choose another --out, "
