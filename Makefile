@@ -59,7 +59,7 @@ format: $(INSTALLED)  ## mend what ruff can mend
 
 # ---- experiments, after `make demo`
 
-# Three seeds of four models, and degraded recordings: RUN/ablations/report.md.
+# Three seeds of four models; the report is RUN/ablations/report.md.
 ablations: $(INSTALLED)  ## the paper's ablations: about 50 minutes
 	$(PY) -m lab.ablations --run $(RUN)
 

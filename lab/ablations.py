@@ -25,6 +25,7 @@ import hashlib
 import multiprocessing
 import random
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,7 +146,8 @@ def write_own_targets(run: Path, path: Path, device: str) -> dict:
     attribute words and the sentence, in the place of the audio.
 
     Returns:
-        how many targets differ from the templates', and how many stage 2 will leave out.
+        how many targets differ from the templates', also by kind of question, and how many
+        stage 2 will leave out.
     """
     lm = load_lm(run / "llada", device=device).requires_grad_(False)
     tokenizer = load_tokenizer(run / "llada", lm.config)
@@ -166,10 +168,12 @@ def write_own_targets(run: Path, path: Path, device: str) -> dict:
 
     texts = answer_text(lm, tokenizer, imitations)
     write_manifest(path, [item | {"target": text} for item, text in zip(items, texts)])
+    differ = Counter(item["kind"] for item, text in zip(items, texts) if text != item["target"])
     lengths = [len(tokenizer.encode(text)) if text.strip() else ANSWER_LENGTH for text in texts]
     return {
         "items": len(items),
-        "differ": sum(text != item["target"] for item, text in zip(items, texts)),
+        "differ": sum(differ.values()),
+        "differ_by_kind": differ,
         "unusable": sum(length >= ANSWER_LENGTH for length in lengths),  # no room for the end token
     }
 

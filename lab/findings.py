@@ -92,6 +92,7 @@ def model_findings(tables: dict[str, list[dict]], targets: dict) -> list[str]:
     backbone = minus(mean_accuracy(both), mean_accuracy(tables["baseline"]))
     own = minus(mean_accuracy(tables["self"]), mean_accuracy(both))
 
+    kinds = ", ".join(f"{kind} {n}" for kind, n in targets["differ_by_kind"].items() if n)
     return [
         "The acoustic adapter carries how something is said. Both adapters minus semantic alone: "
         f"{spread(voice, sign='+')} points on voice, {spread(content, sign='+')} on content. "
@@ -103,7 +104,7 @@ def model_findings(tables: dict[str, list[dict]], targets: dict) -> list[str]:
         f"{verdict([d > 0 for d in backbone])}",
         "Targets that the LM writes itself serve as well as given ones. Own minus templates: "
         f"{spread(own, sign='+')} points over all questions; {targets['differ']} of "
-        f"{targets['items']} targets differ. {paper('table 6')} "
+        f"{targets['items']} targets differ ({kinds}). {paper('table 6')} "
         f"{verdict([d > -TOLERANCE for d in own])}",
     ]
 

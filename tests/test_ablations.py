@@ -90,6 +90,8 @@ def test_own_targets_are_the_lm_s_answers_to_the_same_questions(ablated):
     assert [[a[f] for f in fields] for a in own] == [[b[f] for f in fields] for b in given]
     result = read(ablated / "ablations/self_targets.json")
     assert result["differ"] == sum(a["target"] != b["target"] for a, b in zip(own, given)) > 0
+    kinds = [b["kind"] for a, b in zip(own, given) if a["target"] != b["target"]]
+    assert result["differ_by_kind"] == {kind: kinds.count(kind) for kind in kinds}
 
 
 def test_what_is_done_is_not_done_again(ablated, no_training, monkeypatch):
@@ -219,7 +221,7 @@ def synthetic(**changes):
         "race": {
             arm: [row | changes.get("race", {}).get(arm, {})] * 3 for arm, row in seconds.items()
         },
-        "self_targets": {"items": 10, "differ": 1},
+        "self_targets": {"items": 10, "differ": 1, "differ_by_kind": {"caption": 1, "name": 0}},
     }
 
 
@@ -230,7 +232,7 @@ def test_every_finding_reproduces_where_the_numbers_say_so():
     )
     assert (
         "+40.0 (+40.0 to +40.0) points on voice, +1.0" in sentences[0]
-        and "1 of 10 targets" in sentences[2]
+        and "1 of 10 targets differ (caption 1)." in sentences[2]
     )
 
 
