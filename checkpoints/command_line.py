@@ -1,6 +1,8 @@
 """What all commands share: the options by which they find a model, and errors in one line."""
 
 import argparse
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,17 +20,21 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
     add = parser.add_argument
 
     # The model's files.
-    add("--whisper", default="runs/toy/whisper", help="directory (hub format), or OpenAI's .pt")
-    add("--llm", default="runs/toy/llada", help="LLaDA or Qwen3-diffusion directory (hub format)")
-    add("--adapters", default=adapters_default, help="directory, or the release's file")
+    default = "(default: %(default)s)"
+    whisper = f"directory (hub format), or OpenAI's .pt {default}"
+    add("--whisper", default="runs/toy/whisper", help=whisper)
+    llm = f"LLaDA or Qwen3-diffusion directory (hub format) {default}"
+    add("--llm", default="runs/toy/llada", help=llm)
+    add("--adapters", default=adapters_default, help=f"directory, or the release's file {default}")
 
     # Where and how it runs.
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=usual, help=f"such as cuda:1 {default}")
     usual = "the LM as in its file, the encoder float32"
     add("--dtype", choices=DTYPES, help=f"of the frozen encoder and LM (default: {usual})")
 
     # What deviates from the published model.
-    window = "a window of the encoder that is shorter than Whisper's 30 s"
+    window = "the encoder's window, up to 30 (default: the one that the adapters were trained with)"
     add("--audio-context", type=float, metavar="SECONDS", help=window)
     random = "random frozen parts, such as small+llada-8b: to measure speed and memory"
     add("--random-weights", metavar="SIZE", help=random)
@@ -51,12 +57,18 @@ def one_line_errors(name: str) -> Iterator[None]:
     Args:
         name: of the command, which begins the line: "sampler.py", "python -m lab.benchmark".
     Raises:
-        SystemExit: for OSError, ValueError (such as AudioError, ManifestError and WeightsError)
-            and Ctrl-C.
+        SystemExit: for OSError, ValueError (such as AudioError, ManifestError and WeightsError),
+            Ctrl-C (exit code 130) and a reader of the output that is gone (141, without a line).
     """
     try:
         yield
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # As after `| head -1`. Python's own flush at the end would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (ValueError, OSError) as error:
         raise SystemExit(f"{name}: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"{name}: stopped; run the same command to resume") from None
+        print(f"{name}: stopped; run the same command to resume", file=sys.stderr)
+        raise SystemExit(130) from None
