@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
-from data import ManifestError, Prompt, build_prompt, encode_answers
+from data import ManifestError, Prompt, build_prompt, encode_answers, encode_text
 from encoder import FRAMES_PER_SECOND
 from training import processes
 
@@ -50,7 +50,7 @@ def usable(items: list[dict], source, target: str, model, length: int) -> Exampl
     # Every reason is counted, so that the user knows what to change.
     seconds = model.encoder.config.context / FRAMES_PER_SECOND
     too_long = [item["duration"] > seconds + MARGIN for item in items]
-    too_wordy = [len(model.tokenizer.encode(item[target])) >= length for item in items]
+    too_wordy = [len(encode_text(model.tokenizer, item[target])) >= length for item in items]
     empty = [not item[target].strip() for item in items]
 
     bad = [any(reasons) for reasons in zip(too_long, too_wordy, empty)]
