@@ -116,7 +116,7 @@ def test_generated_ids_and_calls_from_text(model, case):
     steps, length, block = (int(n) for n in re.findall(r"\d+", case)[:3])
     tau = case.split("thr")[1]
     rule = {"rule": "count"} if tau == "None" else {"rule": "threshold", "threshold": float(tau)}
-    config = SamplerConfig(length=length, block_length=block, steps=steps, cache=CACHES[case.split("_")[1]], stop_at_end=False, **rule)
+    config = SamplerConfig(length=length, block_length=block, steps=steps, cache=CACHES[case.split("_")[1]], second_call=True, stop_at_end=False, **rule)
     ids = torch.from_numpy(Z["gen_prompt"])[None]
     everywhere = torch.ones_like(ids, dtype=torch.bool)
     out = generate(model.lm, Spliced(embeddings=model.lm.embed(ids), mask=everywhere, is_text=everywhere), config)
