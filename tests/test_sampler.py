@@ -1,6 +1,7 @@
 """Every rule fills every mask, each item as if alone, and says what would work when a setting cannot."""
 
 import random
+import subprocess
 import sys
 
 import pytest
@@ -12,10 +13,11 @@ from speed import compiled
 from data import build_prompt, build_text_prompt, decode_answer, read_audio
 from diffa import DIFFA, Spliced, splice
 from diffusion_lm import DiffusionLM, LMConfig
-from evaluation.ask import hear_clips
+from evaluation.ask import hear_clips, one_line, token_texts
 from sampler import (
     SamplerConfig,
     answer,
+    blocks_of,
     commit,
     generate,
     generate_plain,
@@ -24,10 +26,11 @@ from sampler import (
 )
 
 SMALL = LMConfig(width=16, n_layers=2, n_heads=2, ffn=24, vocab=40, max_length=96, mask_id=39, end_id=19)
+NAN, INF = float("nan"), float("inf")
 RULES = [
     SamplerConfig(length=12, block_length=12, steps=12),
     SamplerConfig(length=12, block_length=4, steps=7),
-    SamplerConfig(length=12, block_length=6, rule="threshold", threshold=0.3),
+    SamplerConfig(length=12, block_length=5, rule="threshold", threshold=0.3),  # the last has 2
     SamplerConfig(length=12, block_length=6, rule="factor", factor=2.5),
 ]
 by_rule = pytest.mark.parametrize("config", RULES, ids=lambda c: f"{c.rule}-{c.block_length}-{c.steps}")
@@ -158,6 +161,11 @@ def one(prompt, i):
     return Spliced(embeddings=prompt.embeddings[i : i + 1, real], mask=prompt.mask[i : i + 1, real], is_text=prompt.is_text[i : i + 1, real])
 
 
+def sizes(config):
+    """The lengths of its blocks."""
+    return [block.stop - block.start for block, _ in blocks_of(config)]
+
+
 def text_of(ids):
     return ids[: ids.index(SMALL.end_id)] if SMALL.end_id in ids else ids
 
@@ -236,7 +244,7 @@ def test_a_cache_filled_in_two_parts_gives_the_hidden_states_of_one_pass(small):
     assert torch.allclose(again, whole[:, 13:15], atol=1e-5)
 
 
-@pytest.mark.parametrize("length, block, steps", [(12, 12, 12), (12, 4, 7)])
+@pytest.mark.parametrize("length, block, steps", [(12, 12, 12), (12, 4, 7), (12, 5, 6)])
 @pytest.mark.parametrize("sound", [0, 5])
 def test_without_a_cache_the_answer_is_the_plain_published_procedures(small, length, block, steps, sound):
     config = SamplerConfig(length=length, block_length=block, steps=steps, stop_at_end=False)
@@ -273,11 +281,11 @@ def test_nothing_is_compiled_again_for_other_lengths_and_numbers(small, compilat
     assert len(compilations) == warm
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"remasking": "random"}, {"cfg_scale": 0.7}], ids=str)
-def test_chance_and_guidance_are_the_same_in_compiled_shapes(small, compilations, settings):
-    config, prompt = SamplerConfig(length=8, block_length=4, steps=6, cache="dual", compile=True, **settings), spliced([20, 9, 41], [9, 0, 30])
+@pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"remasking": "random"}, {"cfg_scale": 0.7, "block_length": 5}], ids=str)
+def test_chance_guidance_and_a_short_block_are_the_same_in_compiled_shapes(small, compilations, settings):
+    config, prompt = SamplerConfig(**{"length": 8, "block_length": 4, "steps": 6, "cache": "dual", "compile": True, **settings}), spliced([20, 9, 41], [9, 0, 30])
     compiled, eager = generate(small, prompt, config), generate(small, prompt, with_(config, compile=False))
-    assert torch.equal(compiled.ids, eager.ids) and len(compilations) == 2
+    assert torch.equal(compiled.ids, eager.ids) and len(compilations) == 2 * len(set(sizes(config)))
 
 
 def test_compiled_answers_are_the_eager_ones(small):
@@ -291,13 +299,49 @@ def test_compiled_answers_are_the_eager_ones(small):
 # Each rule
 
 
-@pytest.mark.parametrize("length, block, steps", [(12, 12, 12), (12, 12, 5), (12, 4, 7), (12, 4, 3), (1, 1, 1)])
+@pytest.mark.parametrize(
+    "length, block, steps, blocks, shares",
+    [
+        (12, 12, 5, [12], [5]),
+        (12, 4, 7, [4, 4, 4], [3, 2, 2]),
+        (10, 4, 10, [4, 4, 2], [4, 4, 2]),
+        (10, 4, 5, [4, 4, 2], [2, 2, 1]),
+        (10, 9, 2, [9, 1], [1, 1]),
+        (10, 9, 9, [9, 1], [8, 1]),
+        (10, 3, 4, [3, 3, 3, 1], [1, 1, 1, 1]),
+        (18, 32, 3, [18], [3]),
+    ],
+)
+def test_a_short_last_block_takes_its_share_of_the_steps(length, block, steps, blocks, shares):
+    config = SamplerConfig(length=length, block_length=block, steps=steps)
+    assert sizes(config) == blocks and [n for _, n in blocks_of(config)] == shares
+
+
+def test_every_block_gets_from_one_step_to_one_a_token_and_they_add_up():
+    for length in range(1, 15):
+        for block in range(1, length + 1):
+            for steps in range(-(-length // block), length + 1):
+                config = SamplerConfig(length=length, block_length=block, steps=steps)
+                shares = [n for _, n in blocks_of(config)]
+                assert sum(sizes(config)) == length and sum(shares) == steps
+                assert all(1 <= n <= size for n, size in zip(shares, sizes(config), strict=True))
+
+
+@pytest.mark.parametrize("length, block, steps", [(12, 12, 12), (12, 12, 5), (12, 4, 7), (12, 5, 7), (12, 4, 3), (1, 1, 1)])
 def test_the_count_rule_makes_as_many_calls_as_steps(toy, length, block, steps):
     assert generate(toy.lm, text(toy, "What?", "Why is that?"), SamplerConfig(length=length, block_length=block, steps=steps)).calls.tolist() == [steps] * 2
 
 
 def test_threshold_1_commits_one_a_call(toy):
     assert generate(toy.lm, text(toy, "What?"), SamplerConfig(length=12, block_length=6, rule="threshold", threshold=1.0)).calls.item() == 12
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_fast_dllm_s_second_call_in_a_full_block_is_made_only_where_it_is_asked_for(small, cache):
+    config = SamplerConfig(length=12, block_length=5, rule="threshold", threshold=1e-9, cache=cache, stop_at_end=False)
+    once, twice = (generate(small, spliced([9, 30], [5, 20]), with_(config, second_call=second)) for second in (False, True))
+    assert once.calls.tolist() == [3, 3] and twice.calls.tolist() == [6, 6]
+    assert torch.equal(once.ids, twice.ids)
 
 
 def test_a_low_threshold_commits_a_block_a_call(toy):
@@ -342,7 +386,8 @@ def test_gumbel_noise_draws_from_the_softmax(monkeypatch):
     lm = DiffusionLM(LMConfig(width=4, n_layers=1, n_heads=1, ffn=4, vocab=5, max_length=2000, mask_id=3, end_id=4))
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0, -torch.inf])
     monkeypatch.setattr(lm, "head", lambda hidden: logits.expand(*hidden.shape[:2], 5).clone())
-    prompt = Spliced(embeddings=torch.zeros(20, 0, 4), mask=torch.zeros(20, 0, dtype=torch.bool), is_text=torch.zeros(20, 0, dtype=torch.bool))
+    real = torch.ones(20, 1, dtype=torch.bool)
+    prompt = Spliced(embeddings=torch.randn(20, 1, 4), mask=real, is_text=real)  # unlike prompts draw unlike numbers
     drawn = generate(lm, prompt, SamplerConfig(length=1000, block_length=1000, steps=1, temperature=1.0)).ids
     shares_drawn = drawn.flatten().bincount(minlength=5)[:3] / 20_000
     assert torch.allclose(shares_drawn, logits[:3].softmax(0), atol=0.015)
@@ -368,6 +413,59 @@ def test_the_sampler_leaves_the_global_dice_alone(toy):
     prompt, state = text(toy, "What?"), torch.get_rng_state()
     generate(toy.lm, prompt, SamplerConfig(length=12, block_length=12, steps=12, temperature=1.0, remasking="random"))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@caches
+@pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"remasking": "random"}, {"temperature": 0.5, "remasking": "random", "rule": "threshold", "threshold": 0.6}], ids=str)
+def test_by_chance_too_an_item_gets_the_answer_it_gets_alone_in_any_batch(small, cache, settings):
+    config = SamplerConfig(**{"length": 12, "block_length": 5, "steps": 8, "cache": cache, "seed": 3, **settings})
+    lengths, sounds = [9, 30, 17, 25, 40], [5, 20, 0, 3, 8]
+    prompt = spliced(lengths, sounds)
+    alone = [generate(small, one(prompt, i), config) for i in range(5)]
+    assert len({tuple(out.ids[0].tolist()) for out in alone}) >= 3
+    for rows in ([4, 1], [2, 0, 3], [0, 1, 2, 3, 4]):
+        together = generate(small, Spliced(embeddings=prompt.embeddings[rows], mask=prompt.mask[rows], is_text=prompt.is_text[rows]), config)
+        assert together.ids.tolist() == [alone[i].ids[0].tolist() for i in rows]
+        assert together.calls.tolist() == [alone[i].calls.item() for i in rows]
+
+
+def test_random_remasking_reports_the_confidence_of_the_model(toy):
+    config = SamplerConfig(length=4, steps=1)
+    (_, plain), (_, random) = (traced(toy.lm, text(toy, "What?"), with_(config, remasking=remasking))[1][0] for remasking in ("low_confidence", "random"))
+    assert torch.equal(plain, random)
+
+
+# Numbers that are not finite
+
+
+@pytest.mark.parametrize("number", [NAN, INF])
+@pytest.mark.parametrize("column", [slice(None), 3, SMALL.mask_id], ids=str)
+@pytest.mark.parametrize("remasking", ["low_confidence", "random"])
+def test_logits_that_are_not_finite_stop_the_sampler_with_what_to_do(small, monkeypatch, number, column, remasking):
+    def damaged(hidden):
+        logits = hidden @ small.unembedding.weight.T
+        logits[:, -1, column] = number
+        return logits
+
+    monkeypatch.setattr(small, "head", damaged)
+    config = SamplerConfig(length=12, block_length=4, remasking=remasking, stop_at_end=False)
+    with pytest.raises(ValueError, match="NaN or infinite in torch.float32. Use --dtype float32 or bfloat16.*damaged"):
+        generate(small, spliced([9, 30], [5, 20]), config)
+    with pytest.raises(ValueError, match="damaged"):
+        generate_plain(small, spliced([9], [5]), config)
+
+
+def test_weights_that_overflow_float16_stop_the_sampler_and_run_in_bfloat16(small):
+    lm = DiffusionLM(SMALL).eval().requires_grad_(False)
+    lm.load_state_dict(small.state_dict())
+    lm.blocks[0].mlp.up.weight.mul_(2000)
+    lm.blocks[0].mlp.gate.weight.mul_(2000)
+    prompt = spliced([9], [5])
+    with pytest.raises(ValueError, match="torch.float16"):
+        generate(lm.half(), Spliced(embeddings=prompt.embeddings.half(), mask=prompt.mask, is_text=prompt.is_text), SamplerConfig(length=4))
+    lm.float().load_state_dict(small.state_dict())
+    lm.bfloat16()
+    assert generate(lm, Spliced(embeddings=prompt.embeddings.bfloat16(), mask=prompt.mask, is_text=prompt.is_text), SamplerConfig(length=4)).calls.item() <= 4
 
 
 def test_guidance_0_is_one_plain_pass_and_more_changes_the_answer(toy, monkeypatch):
@@ -402,17 +500,22 @@ def test_guidance_blanks_the_text_but_not_the_sound(toy, monkeypatch):
     [
         ({"length": 12, "block_length": 4, "steps": 2}, "use 3 to 12"),
         ({"length": 12, "block_length": 4, "steps": 13}, "use 3 to 12"),
-        ({"length": 12, "block_length": 5}, r"use one of \[1, 2, 3, 4, 6, 12\]"),
-        ({"length": 12, "block_length": 0}, r"use one of \[1, 2, 3, 4, 6, 12\]"),
-        ({"length": 0, "block_length": 1}, "length 0.*1 or more"),
-        ({"threshold": 0.0}, r"outside \(0, 1\]; 0.9 is usual"),
-        ({"threshold": 1.1}, r"outside \(0, 1\]; 0.9 is usual"),
+        ({"length": 12, "block_length": 5, "steps": 2}, "use 3 to 12"),
+        ({"length": 12, "steps": -5}, "-5 steps .* use 1 to 12"),
+        ({"length": 12, "steps": 0, "rule": "threshold"}, "use 1 to 12"),
+        ({"length": 12, "steps": NAN}, "use 1 to 12"),
+        ({"block_length": 0}, "block_length 0 is outside 1 to"),
+        ({"block_length": NAN}, "block_length nan is outside 1 to"),
+        ({"length": 0}, "length 0 is outside 1 to"),
+        ({"length": NAN}, "length nan is outside 1 to"),
+        *(({"threshold": n}, f"threshold {n} is outside") for n in (0.0, 1.1, -1.0, NAN, -INF)),
+        *(({"factor": n}, f"factor {n} is outside") for n in (0.0, -1.0, NAN, INF)),
+        *(({"temperature": n}, "is outside 0 to 100") for n in (-1.0, NAN, INF, 1e300)),
+        *(({"cfg_scale": n}, "is outside 0 to 100") for n in (-1.0, NAN, INF, 1e39)),
+        *(({"seed": n}, "seed .* is outside 0 to 18446744073709551615") for n in (-1, 2**64)),
         ({"rule": "magic"}, "count, threshold, factor"),
         ({"remasking": "magic"}, "low_confidence, random"),
         ({"cache": "magic"}, "none, prefix, dual"),
-        ({"temperature": -1.0}, "0 or more"),
-        ({"cfg_scale": -1.0}, "0 or more"),
-        ({"factor": 0.0}, "factor more than 0"),
     ],
 )
 def test_impossible_settings_are_refused_with_what_would_work(settings, said):
@@ -493,7 +596,8 @@ def test_the_command_prints_the_answer(toy, command, tone, tmp_path, capsys):
     command(clip, "--length", 8, "--trace", tmp_path / "t.html")
     out = generate(toy.lm, heard(toy, [read_audio(clip)], ["What is said?"]), SamplerConfig(length=8, block_length=8, steps=8, rule="threshold"))
     printed = capsys.readouterr()
-    assert printed.out.endswith("\n" + decode_answer(toy.tokenizer, out.ids[0].tolist()) + "\n")
+    assert printed.out == decode_answer(toy.tokenizer, out.ids[0].tolist()) + "\n"  # once: $(...) reads it
+    assert len(printed.err.splitlines()) == out.calls.item() + 1 and "_ _" in printed.err
     assert f"{out.calls.item()} model calls for 8 positions" in printed.err
     assert (tmp_path / "t.html").read_text().count("<tr>") == out.calls.item()
 
@@ -518,10 +622,14 @@ def test_the_command_hears_a_long_clip_only_with_cut(command, tone, capsys):
     "options, said",
     [
         ((), "nowhere.wav: no such audio file"),
-        (("--length", 12, "--block-length", 5), "use one of"),
         (("--length", 12, "--rule", "count", "--steps", 0), "use 1 to 12"),
-        (("--length", 12, "--block-length", 0), "use one of"),
-        (("--threshold", 2), "0.9 is usual"),
+        (("--rule", "count", "--steps", -5), "-5 steps"),
+        (("--block-length", 0), "block_length 0 is outside 1 to"),
+        (("--temperature", "nan"), "temperature nan is outside 0 to 100"),
+        (("--seed", 2**64), "seed 18446744073709551616 is outside"),
+        (("--threshold", 2), "outside 1e-09 to 1"),
+        (("--steps", 4), "--steps does nothing under --rule threshold; add --rule count"),
+        (("--factor", 1, "--rule", "count"), "--factor does nothing under --rule count"),
     ],
 )
 def test_the_command_fails_in_one_line(command, tmp_path, options, said):
@@ -536,3 +644,70 @@ def test_the_command_names_weights_that_are_missing(command, tone, tmp_path):
         command(tone(), "--llm", tmp_path / "nothing")
     with pytest.raises(SystemExit, match="sampler.py: .*nothing"):
         command(tone(), "--adapters", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("options, trained, length", [((), 6, 6), (("--length", 5), 6, 5), ((), None, 24)])
+def test_an_answer_is_as_long_as_in_training(command, tone, monkeypatch, capsys, options, trained, length):
+    load = DIFFA.from_pretrained
+
+    def loaded(*given, **settings):
+        model = load(*given, **settings)
+        model.answer_length = trained
+        return model
+
+    monkeypatch.setattr(DIFFA, "from_pretrained", loaded)
+    command(tone(), *options)
+    said = capsys.readouterr().err
+    assert f"calls for {length} positions" in said
+    assert ("do not record the length of their answers: --length 24" in said) == (length == 24)
+
+
+@pytest.mark.parametrize("name, said", [("gone/t.html", "no folder .*gone; make it first"), ("", "no file but a folder"), ("tone.wav/t.html", "no folder")])
+def test_a_trace_that_cannot_be_written_is_refused_before_weights_are_read(command, tone, tmp_path, name, said):
+    with pytest.raises(SystemExit, match=f"sampler.py: {tmp_path}.*: cannot be saved .*{said}"):
+        command(tone(), "--trace", tmp_path / name, "--llm", tmp_path / "nothing")
+
+
+def test_ctrl_c_ends_the_command_with_130_and_a_line(command, tone, monkeypatch, capsys):
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DiffusionLM, "forward", stop)
+    with pytest.raises(SystemExit) as stopped:
+        command(tone(), "--length", 4)
+    assert stopped.value.code == 130 and "sampler.py: stopped" in capsys.readouterr().err
+
+
+def test_a_reader_that_is_gone_ends_a_command_quietly():
+    code = "from checkpoints.command_line import one_line_errors\nwith one_line_errors('x.py'):\n  for n in range(99999): print(n)"
+    ran = subprocess.run(f"{sys.executable} -c \"{code}\" | head -1; exit ${{PIPESTATUS[0]}}", shell=True, executable="/bin/bash", capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("0\n", "", 141)
+
+
+def test_a_character_of_several_tokens_is_shown_whole_once_all_are_there(toy):
+    config, tokenizer = toy.lm.config, toy.tokenizer
+    ids = tokenizer.encode("two 鳥 é")
+    texts = token_texts(tokenizer, [*ids, config.end_id], config.mask_id, config.end_id)
+    assert "".join(texts) == "two 鳥 é" and len(texts) == len(ids) + 1
+    for n in range(len(ids)):  # from the left, and with a hole in the middle
+        hole = [i if k != n else config.mask_id for k, i in enumerate(ids)]
+        for some in (ids[: n + 1], hole):
+            shown = token_texts(tokenizer, some, config.mask_id, config.end_id)
+            assert len(shown) == len(some) and "\N{REPLACEMENT CHARACTER}" not in "".join(shown)
+
+
+@pytest.mark.parametrize(
+    "texts, columns, shown",
+    [
+        (["two", " red", "_", "_", " sing"], 80, "two red _ _ sing"),
+        (["two", " red", "_", "_", " sing"], 12, " red _ _ si"),
+        (["a" * 50, "_"], 12, "aaaa _"),  # where it changes can be seen
+        (["鳥鳥鳥鳥", "_"], 8, "鳥鳥 _"),
+        (["鳥鳥鳥鳥"], 8, "鳥鳥鳥"),
+        (["e\u0301" * 9], 6, "e\u0301" * 5),
+        (["two\r\n", "\x1b[2Jred"], 80, "two [2Jred"),
+        (["_"] * 60, 80, " ".join("_" * 40)[:79]),
+    ],
+)
+def test_a_line_fits_the_terminal(texts, columns, shown):
+    assert one_line(texts, columns) == shown
