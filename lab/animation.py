@@ -8,19 +8,12 @@ makes it readable on light and dark pages. With animations switched off, it show
 Shapes: G answer tokens.
 """
 
-import argparse
 import html
-from dataclasses import fields
 from pathlib import Path
 
-from torch import Tensor
-
-from checkpoints.command_line import model_options, one_line_errors
+from checkpoints.command_line import one_line_errors
 from checkpoints.files import whole_file
-from data import build_prompt, read_audio
-from diffa import DIFFA
-from evaluation.ask import hear_clips, make_parser, token_texts
-from sampler import SamplerConfig, answer
+from evaluation.ask import ask, make_parser
 
 # The state after a step: G texts, "_" for a mask and "" for the end, and G confidences.
 Step = tuple[list[str], list[float]]
@@ -129,29 +122,6 @@ font-family="ui-monospace,Menlo,Consolas,monospace" font-size="16" fill="{TEXT}"
     return "\n".join([head, *body, "</svg>\n"])
 
 
-def steps_of_answer(args: argparse.Namespace) -> list[Step]:
-    """Answer the question of the command line; returns what the sampler held after each step."""
-    waveform = read_audio(args.clip)
-    model = DIFFA.from_pretrained(
-        args.whisper, args.llm, args.adapters, **model_options(args)
-    ).eval()
-    names = [field.name for field in fields(SamplerConfig)]
-    config = SamplerConfig(**{name: getattr(args, name) for name in names if hasattr(args, name)})
-    lm_config = model.lm.config
-    steps = []
-
-    def hear(rows: slice) -> tuple[Tensor, Tensor]:
-        return hear_clips(model, [waveform], [args.clip], args.cut)
-
-    def collect(ids: Tensor, confidence: Tensor) -> None:
-        texts = token_texts(model.tokenizer, ids[0].tolist(), lm_config.mask_id, lm_config.end_id)
-        steps.append((texts, confidence[0].tolist()))
-
-    prompt = build_prompt(model.tokenizer, args.question)
-    list(answer(model.lm, model.tokenizer, [prompt], hear, config, on_step=collect))
-    return steps
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = make_parser()
     parser.prog = "python -m lab.animation"
@@ -160,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     with one_line_errors(parser.prog):
-        steps = steps_of_answer(args)
+        _, steps = ask(args, lambda texts: None)
         with whole_file(args.out) as temporary:
             temporary.write_text(unmasking_svg(args.question, steps), "utf-8")
     print(f"{args.out}: {len(steps)} steps")

@@ -148,7 +148,7 @@ def settings_of(
         compile_all: every setting is also compiled, which takes minutes too.
     """
     base = replace(base, stop_at_end=trained)
-    few = max(round(base.length / 3.25), base.length // base.block_length)  # 3.25 tokens a call
+    few = max(round(base.length / 3.25), base.n_blocks)  # 3.25 tokens a call
     fewer = replace(base, steps=few)
     rules = [base, fewer]
     if trained:
@@ -282,7 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     toy = args.size == "toy"
     length = args.length or (ANSWER_LENGTH if toy else 128)
-    block_length = args.block_length or (length // 2 if toy else 32)
+    block_length = args.block_length or ((length + 1) // 2 if toy else 32)
     dtype = DTYPES.get(args.dtype)
     with one_line_errors(NAME):
         base = SamplerConfig(length=length, block_length=block_length, stop_at_end=False)
@@ -298,7 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
     floor_of = functools.partial(floor_of_answer, lm, rates)
     print(
         f"{args.size}, {weight.dtype}, {args.device}, {torch.get_num_threads()} threads; "
-        f"{len(prompts)} prompts, answers of {length} in blocks of {block_length}; "
+        f"{len(prompts)} prompts, answers of {length} in blocks of {base.block_length}; "
         f"{rates.bandwidth / 1e9:.1f} GB/s, {rates.flops / 1e9:.0f} GFLOP/s\n"
     )
     heads = HEADS.split()

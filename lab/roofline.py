@@ -80,17 +80,18 @@ def floor_of_answer(
     """Least seconds of an answer of `calls` calls; blocks are taken to need equally many."""
     G = config.length
     N = config.block_length
-    opening = min(G // N / calls, 1)  # fraction of the calls that open a block
+    opening = min(config.n_blocks / calls, 1)  # fraction of the calls that open a block
 
     # The i-th of a block's k calls scores the 1 - i / k of it that is still masked. Compiled calls
     # score the whole block.
-    scored = N if config.compile else N * (1 + opening) / 2
+    scored = G / config.n_blocks * (1 if config.compile else (1 + opening) / 2)
     full = floor_of_call(lm, rates, P + G, P + G, scored)
     if config.cache == "none":
         return calls * full
 
     # With a cache, the other calls pass only the block, or all from the block on.
-    widths = [G - start if config.cache == "prefix" else N for start in range(0, G, N)]
+    rest = range(G, 0, -N)
+    widths = rest if config.cache == "prefix" else [min(N, width) for width in rest]
     cached = statistics.mean(floor_of_call(lm, rates, M, P + G, scored) for M in widths)
     return calls * (opening * full + (1 - opening) * cached)
 

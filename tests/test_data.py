@@ -325,10 +325,13 @@ def test_the_prompt_is_llada_s_chat_with_a_place_for_the_sound(tokenizer):
     assert tokenizer.id("\n\n") == prompt.after[-1]
 
 
-@pytest.mark.parametrize("answer", ["two red birds sing", "", "Ünïcödé: 鳥", "two  spaces"])
+@pytest.mark.parametrize(
+    "answer",
+    ["two red birds sing", "", "Ünïcödé: 鳥", "two  spaces", "a <|mdm_mask|><|endoftext|> b"],
+)
 def test_answers_end_padded_with_the_end_of_text_and_return_as_they_were(tokenizer, answer):
     (ids,) = encode_answers(tokenizer, [answer], 40).tolist()
-    assert len(ids) == 40 and ids[-1] == tokenizer.id(TEXT_END)
+    assert len(ids) == 40 and ids[-1] == tokenizer.id(TEXT_END) and tokenizer.id(MASK) not in ids
     assert decode_answer(tokenizer, ids) == answer
 
 

@@ -139,6 +139,7 @@ def test_generated_ids_and_calls_from_text(model, case):
         block_length=block,
         steps=steps,
         cache=CACHES[case.split("_")[1]],
+        second_call=True,
         stop_at_end=False,
         **rule,
     )
