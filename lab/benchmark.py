@@ -37,7 +37,7 @@ from lab.roofline import (
     measure_rates,
     time_in_turns,
 )
-from sampler import SamplerConfig, generate, generate_plain, refine
+from sampler import Choice, SamplerConfig, generate, generate_plain, refine
 from speed.compiled import compile_step
 from speed.few_rows import use_few_rows
 from toy.pretrain_lm import ANSWER_LENGTH
@@ -222,7 +222,7 @@ def time_calls(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, rates: R
     block = slice(0, config.block_length)
     rows = torch.zeros(1, dtype=torch.long, device=device)  # the only item
     columns = canvas.columns(rows, block)  # (N,)
-    choice = canvas.choice(torch.tensor(1.0, device=device), (rows[:, None], columns))
+    choice = Choice(config.rule, torch.tensor(1.0, device=device), None, None, None)
 
     # The full pass comes first, because it fills the cache.
     full = canvas.full_call(rows, columns)

@@ -105,7 +105,7 @@ def toy_dirs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_run(toy_dirs, tmp_path_factory):
-    """A run directory as `make demo` and lab.baseline leave it, of tiny models and six clips of noise.
+    """A run directory as of `make demo` and lab.baseline, of tiny models and six clips of noise.
 
     Copy it before changing it.
     """

@@ -1,4 +1,4 @@
-"""Sound of every kind is read alike or refused by name; prompts, answers, manifests and epochs are exact."""
+"""Audio of every kind is read alike or refused by name; prompts, answers, manifests are exact."""
 
 import json
 import os
@@ -283,7 +283,7 @@ def test_a_clip_too_long_is_refused_and_cut_only_when_asked():
     "extra, kept", [(0, True), (1, True), (160, True), (161, False), (400, False)]
 )
 def test_one_bound_says_what_is_longer_than_the_window(toy, extra, kept):
-    """A manifest's duration and the clip itself are judged alike, and the message tells two numbers apart."""
+    """A manifest's duration and the clip are judged alike; the message has two unequal numbers."""
     window = toy.encoder.config.n_samples
     duration = (window + extra) / SAMPLE_RATE
     one = {"audio_id": "a", "input": "What is said?", "target": "two birds", "duration": duration}
@@ -311,7 +311,8 @@ def tokenizer(toy):
 def test_the_prompt_is_llada_s_chat_with_a_place_for_the_sound(tokenizer):
     prompt = build_prompt(tokenizer, "What is said?")
     assert tokenizer.decode(prompt.before) == (
-        "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nYou are a helpful voice assistant.<|eot_id|>"
+        "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\n"
+        "You are a helpful voice assistant.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nThis is the audio:"
     )
     assert tokenizer.decode(prompt.after) == (

@@ -88,7 +88,7 @@ def openai_model(n_mels=80, width=24, layers=2, heads=3, context=50):
 
 
 def openai_states(theirs, mel):
-    """All hidden states of OpenAI's encoder: before the first block, after each, the last normed."""
+    """All states of OpenAI's encoder: before the first block, after each, the last normed."""
     states, blocks = [], theirs.encoder.blocks
     hooks = [blocks[0].register_forward_pre_hook(lambda block, given: states.append(given[0]))]
     hooks += [

@@ -1,4 +1,4 @@
-"""Every rule fills every mask, each item as if alone, and says what would work when a setting cannot."""
+"""Every rule fills every mask, each item as if alone; impossible settings are refused."""
 
 import random
 import subprocess
@@ -160,7 +160,7 @@ def small():
 
 
 def spliced(lengths, sounds, seed=0):
-    """Left-padded random prompts of those lengths, each with so many positions of sound in its middle."""
+    """Left-padded random prompts of these lengths, with `sounds` positions of audio in each."""
     P, generator = max(lengths), torch.Generator().manual_seed(seed)
     embeddings = torch.randn(len(lengths), P, SMALL.width, generator=generator)
     mask = torch.stack([torch.arange(P) >= P - n for n in lengths])
@@ -962,7 +962,10 @@ def test_ctrl_c_ends_the_command_with_130_and_a_line(command, tone, monkeypatch,
 
 
 def test_a_reader_that_is_gone_ends_a_command_quietly():
-    code = "from checkpoints.command_line import one_line_errors\nwith one_line_errors('x.py'):\n  for n in range(99999): print(n)"
+    code = (
+        "from checkpoints.command_line import one_line_errors\nwith one_line_errors('x.py'):\n"
+        "  for n in range(99999): print(n)"
+    )
     ran = subprocess.run(
         f'{sys.executable} -c "{code}" | head -1; exit ${{PIPESTATUS[0]}}',
         shell=True,
