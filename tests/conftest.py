@@ -214,3 +214,14 @@ def edit_tensors(directory, change):
 def edit_config(directory, **fields):
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | fields))
+
+
+def damage_norms(directory):
+    """Make NaN of the norms of an LM in a directory, as a damaged download may."""
+
+    def spoil(tensors):
+        for name, tensor in tensors.items():
+            if "norm" in name or "ln_f" in name:
+                tensor.fill_(float("nan"))
+
+    edit_tensors(directory, spoil)

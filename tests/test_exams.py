@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import edit_config, edit_tensors
+from conftest import damage_norms, edit_config, edit_tensors
 
 from checkpoints.model import load_diffa, save_trained
 from data import build_prompt, decode_answer, pad_waveforms, read_audio
@@ -550,6 +550,13 @@ def test_impossible_options_say_what_would_work(published, take, tmp_path, monke
         with pytest.raises(SystemExit, match="2"):
             take("advbench", path, "out", "--batch", batch)
         assert f"must be a whole number of 1 or more, not '{batch}'" in capsys.readouterr().err
+
+
+def test_an_lm_with_damaged_weights_gives_no_reply(take, published, dirs, tmp_path):
+    damage_norms(dirs["llm"])
+    with pytest.raises(SystemExit, match="logits are NaN or infinite"):
+        take("mmsu", published("mmsu"))
+    assert (tmp_path / "out").read_text() == ""
 
 
 def test_a_question_too_long_for_the_lm_names_its_batch(published, take):

@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import pytest
+from conftest import damage_norms
 
 from toy import evaluate, report
 from toy.grammar import SLOTS
@@ -114,3 +115,11 @@ def test_items_without_a_kind_are_left_out_and_counted(run, capsys):
     del kinds[0]["kind"]
     assert evaluate.asked_items(kinds, run) == items[1:]
     assert f"1 of {len(items)} items have no known `kind`" in capsys.readouterr().err
+
+
+def test_an_lm_with_damaged_weights_is_not_scored(tiny_run, tmp_path, monkeypatch):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    damage_norms(run / "llada")
+    with pytest.raises(SystemExit, match="logits are NaN or infinite"):
+        command(monkeypatch, "--run", run, "--device", "cpu")
+    assert not (run / "report.json").exists()
