@@ -1,4 +1,4 @@
-"""Audio files, manifests, the one prompt builder, and answers as token ids.
+"""Audio files, manifests, prompts and answers as token ids.
 
 A manifest is a JSON list with one object an item, in the format of the DIFFA release: `audio_id`,
 `audio_filepath`, `input` (the instruction), `transcription`, `target` (stage 2's answer),
@@ -230,7 +230,7 @@ def build_text_prompt(tokenizer, text: str) -> Prompt:
 def left_pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Rows (P_i, ...) as one batch (B, P, ...), zeros on the left, and its mask (B, P).
 
-    Padded on the left, the ends of all prompts line up, and answers follow at one position.
+    With padding on the left, all prompts end, and all answers begin, at the same position.
     """
     P = max(len(row) for row in rows)
     padded = []

@@ -142,7 +142,8 @@ def generate_plain(
 ) -> Generation:
     """LLaDA's sampler as DIFFA publishes it, for one item: the count rule, no cache.
 
-    The oracle of the tests, and the yardstick of the benchmark, which stops it at `max_steps`.
+    Greedy, without guidance or padding; other settings are ignored. The tests compare `generate`
+    with it, and the benchmark measures against it, stopping after `max_steps`.
     """
     started = time.perf_counter()
     P = prompt.embeddings.shape[1]
@@ -155,7 +156,8 @@ def generate_plain(
             if calls == max_steps:
                 break
 
-            # One pass over prompt and answer. Quirk of the release: beside audio, in bfloat16.
+            # One pass over prompt and answer. Quirk of the release: in a prompt with audio, all
+            # embeddings are rounded to bfloat16.
             embeddings = torch.cat([prompt.embeddings, lm.embed(x[:, P:])], dim=1)  # (1, L, D)
             if not prompt.is_text.all():
                 embeddings = embeddings.bfloat16().to(embeddings.dtype)
@@ -232,7 +234,7 @@ def commit(confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor) -> T
     elif rule == "threshold":
         keep = confidence > limit
     else:
-        # The bar rises with the rank while the confidence falls: who passes, so do all before it.
+        # The bar rises with the rank while the confidence falls: if one passes, all before it do.
         keep = confidence >= 1 - limit / (rank + 2)
     return (keep | (rank == 0)) & is_masked
 
@@ -268,7 +270,8 @@ def refine(
     hidden = lm(call.x, call.real, call.cache, call.indices, call.output_rows)  # (C R, N, D)
     logits = lm.head(hidden)  # (C R, N, V)
 
-    # Guidance (LLaDA, equation 16) leads away from the answer without the prompt's text.
+    # Guidance (LLaDA, equation 16) moves the logits away from those without the prompt's text: a
+    # scale of 0 leaves the conditional logits, and 1 doubles their difference.
     if choice.cfg_scale is not None:
         conditional, unconditional = logits.chunk(2)
         logits = unconditional + (choice.cfg_scale + 1) * (conditional - unconditional)
@@ -330,8 +333,9 @@ class Canvas:
         if config.temperature > 0 or config.remasking == "random":
             self.generators = item_generators(prompt, config.seed)
 
-        # Guidance adds a second condition, in which masks stand for the prompt's text. Quirk of the
-        # release: the audio stays, so it leads away from what the LM says of the clip unasked.
+        # Guidance adds a second condition, in which every token of the prompt is [MASK]. Quirk of
+        # the release: the audio stays, so the answer moves away from what the LM would say about
+        # the clip without the instruction.
         conditions = prompt.embeddings[None]  # (C, B, P, D)
         self.cfg_scale = None
         if config.cfg_scale > 0:
@@ -340,8 +344,8 @@ class Canvas:
             without_text = torch.where(prompt.is_text[..., None], blank, prompt.embeddings)
             conditions = torch.stack([prompt.embeddings, without_text])
 
-        # Quirk of the release: beside audio, every embedding passes through bfloat16, whatever the
-        # LM's dtype. Its generated ids depend on it. Prompts of text alone are not rounded.
+        # Quirk of the release: in a prompt with audio, every embedding passes through bfloat16,
+        # whatever the LM's dtype. Its generated ids depend on it.
         self.is_rounded = (prompt.mask & ~prompt.is_text).any(dim=1)  # (B,)
         self.prompt = round_rows(conditions, self.is_rounded)  # (C, B, P, D)
         self.real = F.pad(prompt.mask, (0, config.length), value=True)  # (B, L)
@@ -406,7 +410,8 @@ class Canvas:
     ) -> Choice:
         """The rule of a step with its random numbers, at rows and columns `inside` the block.
 
-        They are drawn on the CPU for the whole block, whatever is computed of it.
+        They are drawn on the CPU for the whole block, even if only some positions are computed, so
+        that an item's numbers do not depend on that.
         """
         gumbel = None
         chance = None
@@ -525,7 +530,7 @@ def answer(
     decode: Callable[..., Generation] = generate,
     on_step: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Iterator[Answer]:
-    """Answers to prompts, batch by batch, in their order; the one function that answers clips.
+    """Answers to prompts, batch by batch, in their order.
 
     Args:
         audio: called with the rows of a batch, gives their audio embeddings (B, A, D) and mask
