@@ -32,8 +32,8 @@ from training.stage import Stage, run_command
 RECIPES = {
     "paper": Recipe(
         train=TrainConfig(
-            # release: 30,270 steps, 10 epochs of 127 hours.
-            steps=10 * (96_874 // 32),
+            # release: of 127 hours, 30,270 steps.
+            epochs=10,
             batch=32,  # release: over all GPUs; the paper has 64
             lr=5e-5,  # paper: at its peak
             warmup=2000,  # paper: steps
