@@ -253,8 +253,8 @@ class DiffusionLM(nn.Module):
         Args:
             embeddings: (B, M, D), of tokens or of audio; without a cache M = L, the whole sequence.
             mask: (B, L), true where a position is real; None when all are. Padding may lie
-                anywhere: real positions are numbered from 0, skipping it, and never attend to it, so
-                an item does not depend on its neighbours in the batch.
+                anywhere: real positions are numbered from 0, skipping it, and never attend to it.
+                So an item does not depend on its neighbours in the batch.
             cache: keys and values of the whole sequence. Those of `embeddings` replace the entries
                 at `indices` (M,); all others are read as they are.
             output_rows: (N,) rows of `embeddings` whose hidden states are returned. The last block

@@ -89,8 +89,8 @@ def log_mel(waveform: Tensor, n_mels: int = 80) -> Tensor:
     )  # (N_FFT // 2 + 1, M)
     mel = filters.to(waveform.device).T @ power  # (B, M, F)
 
-    # Log10 of the power, floored 8 (80 dB) below the loudest bin of each clip, then Whisper's scaling
-    # to about [-1, 1].
+    # Log10 of the power, floored 8 (80 dB) below the loudest bin of each clip, then scaled to about
+    # [-1, 1] as in Whisper.
     log = mel.clamp(min=1e-10).log10()
     log = torch.maximum(log, log.amax(dim=(-2, -1), keepdim=True) - 8.0)
     return ((log + 4.0) / 4.0).reshape(*waveform.shape[:-1], n_mels, -1)

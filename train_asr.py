@@ -30,8 +30,8 @@ from training.stage import Stage, run_command
 RECIPES = {
     "paper": Recipe(
         train=TrainConfig(
-            # paper: 10 epochs of LibriSpeech's 960 hours.
-            steps=10 * (281_241 // 128),
+            # paper: of LibriSpeech's 960 hours, 21,970 steps.
+            epochs=10,
             batch=128,  # paper: over all GPUs
             lr=1e-4,  # paper: at its peak
             warmup=1000,  # paper: steps

@@ -3,7 +3,8 @@
 Encoder and LM stay frozen. The semantic adapter resumes from stage 1. In the prompt, a new acoustic
 adapter, which carries how a voice sounds, stands where stage 1's learned prompts stood. The paper
 trains on 127 hours of VCTK, AccentDB, IEMOCAP, DailyTalk and VoxCeleb1, with answers by a text LLM
-that reads a seed transcript of each clip (corpora/targets.py). The ablation `--audio semantic` leaves the acoustic adapter out, with all else equal (table 5).
+that reads a seed transcript of each clip (corpora/targets.py). The ablation `--audio semantic`
+leaves the acoustic adapter out, with all else equal (table 5).
 
     python train_instruct.py --train runs/toy/corpus/instruct_train.json \\
         --adapters runs/toy/stage1 --out runs/toy/stage2
@@ -33,8 +34,8 @@ from training.stage import Stage, run_command
 RECIPES = {
     "paper": Recipe(
         train=TrainConfig(
-            # release: 30,270 steps, 10 epochs of 127 hours.
-            steps=10 * (96_874 // 32),
+            # release: of 127 hours, 30,270 steps.
+            epochs=10,
             batch=32,  # release: over all GPUs; the paper has 64
             lr=5e-5,  # paper: at its peak
             warmup=2000,  # paper: steps

@@ -140,7 +140,14 @@ def fitting_adapters(
     return config, parts, info
 
 
-def save_trained(model: DIFFA, path: str | Path, whisper: str | Path, llm: str | Path) -> None:
+def save_trained(
+    model: DIFFA,
+    path: str | Path,
+    whisper: str | Path,
+    llm: str | Path,
+    *,
+    answer_length: int | None = None,
+) -> None:
     """Write the trained parts of a model, and where its frozen parts come from.
 
     Args:
@@ -153,6 +160,8 @@ def save_trained(model: DIFFA, path: str | Path, whisper: str | Path, llm: str |
         "llm": str(llm),
         "audio_context": model.encoder.config.context / FRAMES_PER_SECOND,  # seconds
     }
+    if answer_length is not None:
+        info["answer_length"] = answer_length
     save_adapters(path, model.config, model.trained_parts(), info)
 
 

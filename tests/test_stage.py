@@ -189,7 +189,9 @@ def test_stage_2_resumes_bit_for_bit_with_dropout_and_workers(
 ):
     recipe = train_asr.RECIPES["toy"]
     with_dropout = replace(recipe, shapes={**recipe.shapes, "dropout": 0.2})
-    monkeypatch.setitem(train_asr.RECIPES, "toy", with_dropout)
+    for module in (train_asr, train_instruct):
+        with_own = replace(module.RECIPES["toy"], shapes=with_dropout.shapes)
+        monkeypatch.setitem(module.RECIPES, "toy", with_own)
     path = manifest()
     train(train_asr, toy_dirs, tmp_path / "stage1", path, "--steps", 1, "--batch", 4)
     options = [

@@ -36,18 +36,21 @@ class Examples:
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
-def usable(items: list[dict], source, target: str, model, length: int) -> Examples:
+def usable(
+    items: list[dict], source, target: str, model, length: int, cut: bool = False
+) -> Examples:
     """The items whose clip fits the encoder's window, and whose answer fits `length` tokens.
 
     Args:
         items: of the manifest `source`; their field `target` holds the answer. model: a DIFFA.
+        cut: longer clips are usable.
     Raises:
         ManifestError: no item is left; the message counts why.
         ValueError: a prompt and an answer exceed the LM's context.
     """
     # Every reason is counted, so that the user knows what to change.
     context = model.encoder.config.n_samples
-    too_long = [is_too_long(item["duration"] * SAMPLE_RATE, context) for item in items]
+    too_long = [not cut and is_too_long(item["duration"] * SAMPLE_RATE, context) for item in items]
     too_wordy = [len(encode_text(model.tokenizer, item[target])) >= length for item in items]
     empty = [not item[target].strip() for item in items]
 
@@ -59,7 +62,7 @@ def usable(items: list[dict], source, target: str, model, length: int) -> Exampl
             f"more and {sum(empty)} have none"
         )
         if all(bad):
-            advice = "cut the clips, or choose another manifest, encoder or answer length"
+            advice = "pass --cut or another --answer-length, or choose another manifest or encoder"
             raise ManifestError(f"{counts}: no item is left; {advice}")
         if processes.rank() == 0:
             tqdm.write(f"{counts}; they are left out")
