@@ -8,7 +8,8 @@ what the LM has to do with them; stage 2's instructions take their place.
 
 A run that was stopped or killed resumes when the same command is run again.
 
-Shapes: B batch, b clips of one part, A audio embeddings, P prompt positions, G answer tokens, D LM width.
+Shapes: B batch, b clips of one part, A audio embeddings, P prompt positions, G answer tokens,
+D LM width.
 """
 
 import argparse
@@ -20,54 +21,63 @@ from torch import Tensor
 from diffa import DIFFA, splice
 from diffusion_lm import diffusion_loss, noise, noise_levels
 from training.batches import Batch
-from training.command_line import add_training_arguments, run_command
 from training.optimizers import TrainConfig
-from training.recipe import Execution, Recipe
-from training.stage import Stage
+from training.recipe import Execution, Recipe, add_training_arguments
+from training.stage import Stage, run_command
 
-# Where a value comes from: the paper (arXiv 2507.18452), its release, LLaDA, or ours.
+# Where each value comes from: the paper (arXiv 2507.18452), its release, LLaDA (arXiv 2502.09992),
+# or ours.
 RECIPES = {
     "paper": Recipe(
         train=TrainConfig(
-            steps=10 * (281_241 // 128),  # paper: 10 epochs of LibriSpeech's 960 hours
-            batch=128,  # paper: clips of a step, over all GPUs
-            lr=1e-4,  # paper: peak learning rate
-            warmup=1000,  # paper: steps to the peak
-            schedule="linear",  # release: then linearly to 0, in this stage
+            # paper: 10 epochs of LibriSpeech's 960 hours.
+            steps=10 * (281_241 // 128),
+            batch=128,  # paper: over all GPUs
+            lr=1e-4,  # paper: at its peak
+            warmup=1000,  # paper: steps
+            schedule="linear",  # release: down to 0; stage 2 has a cosine
             weight_decay=0.05,  # paper
-            clip=1.0,  # paper: norm of the gradient
+            clip=1.0,  # paper: of the gradient's norm
             optimizer="adamw",  # paper
         ),
-        answer_length=128,  # ours: tokens; a longer transcript is left out
-        t_min=0.0,  # LLaDA: t ~ U(0, 1]
-        stratified=False,  # LLaDA: the noise levels of a batch are independent
-        match_embedding_scale=False,  # paper: new parts start as PyTorch draws them
-        shapes={},  # paper: AdapterConfig's defaults
-        dtype="bfloat16",  # paper: frozen parts and arithmetic; the adapters' weights are float32
-        bucket_by_length=True,  # ours: clips of similar length in a batch, so little is padded
-        execution=Execution(
-            workers=8,  # ours: processes that read audio ahead
-            cache="none",  # ours: the encoder's states of 960 hours do not fit in memory
-            recompute=True,  # ours: a card of 80 GB does not hold all activations of LLaDA-8B
-        ),
+        # ours: a transcript of more tokens is left out.
+        answer_length=128,
+        # LLaDA: t ~ U(0, 1], drawn for each clip by itself.
+        t_min=0.0,
+        stratified=False,
+        # paper: new adapters start as PyTorch draws them, in AdapterConfig's default shapes.
+        match_embedding_scale=False,
+        shapes={},
+        # paper: of the frozen parts and the arithmetic. The adapters' own weights are float32.
+        dtype="bfloat16",
+        # ours: clips of similar length in a batch, so that little is padded.
+        bucket_by_length=True,
+        # ours: the encoder's states of 960 hours do not fit in memory, so 8 processes read audio
+        # ahead. The activations of LLaDA-8B take the most memory: they are computed again.
+        execution=Execution(workers=8, cache="none", recompute=True),
     ),
     "toy": Recipe(
         train=TrainConfig(
-            steps=600,  # ours: 3 epochs of 6,000 clips; 2 minutes on 2 CPU cores
+            steps=600,  # ours: 3 epochs
             batch=32,  # ours
             lr=2e-3,  # ours: small models take larger steps
             warmup=50,  # ours
             schedule="cosine",  # ours
             weight_decay=0.05,  # paper
             clip=1.0,  # paper
-            optimizer="muon",  # ours: learns to copy in fewer steps than AdamW
+            # ours: every direction of a matrix is learned at one speed, in few steps (muon.py).
+            optimizer="muon",
         ),
-        answer_length=18,  # ours: tokens; the toy's longest sentence and its end fit
-        t_min=0.5,  # ours: the weight 1/t of small t is too noisy in a small batch
-        stratified=True,  # ours: the same reason
-        match_embedding_scale=True,  # ours: tiny runs do not have the steps to find the scale
-        shapes={"n_queries": 8, "qformer_layers": 2, "ffn": 512, "dropout": 0.0},  # ours: smaller
-        bucket_by_length=True,  # ours: as above
+        # ours: the longest sentence of the toy's grammar and its end fit.
+        answer_length=18,
+        # ours: in a small batch, the weight 1/t of small t is too noisy.
+        t_min=0.5,
+        stratified=True,
+        # ours: so few steps do not find the scale of the LM's embeddings.
+        match_embedding_scale=True,
+        # ours: small adapters for small models.
+        shapes={"n_queries": 8, "qformer_layers": 2, "ffn": 512, "dropout": 0.0},
+        bucket_by_length=True,  # ours
     ),
 }
 
@@ -90,10 +100,8 @@ def transcript_loss(
         noisy = torch.where(part.readable[:, None], part.take(noisy_ids), answer_ids)  # (b, G)
 
         # Cross-entropy of the masked tokens, weighted by 1/t, over all tokens of the whole batch.
-        n_tokens = batch.answer_ids.numel()
-        yield diffusion_loss(
-            model.lm, prompt.embeddings, prompt.mask, answer_ids, noisy, part.take(t), n_tokens
-        )
+        inputs = (prompt.embeddings, prompt.mask, answer_ids, noisy, part.take(t))
+        yield diffusion_loss(model.lm, *inputs, n_tokens=batch.answer_ids.numel())
 
 
 STAGE = Stage(parts="stage1", target="transcription", loss=transcript_loss, title="3/4 stage 1")
@@ -101,9 +109,7 @@ STAGE = Stage(parts="stage1", target="transcription", loss=transcript_loss, titl
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(
-        description="Stage 1: train the semantic adapter on transcripts."
-    )
+    parser = argparse.ArgumentParser(description="Stage 1: learn to transcribe.")
 
     # The defaults are the toy's; --preset and the other options choose the recipe.
     add_training_arguments(

@@ -36,6 +36,7 @@ CONV = "semantic_connector.conv.0.weight"
 LINEAR = "semantic_connector.linear_connector.2.weight"
 LAYER_WEIGHTS = "acoustic_connector.layer_weights"
 QFORMER = "acoustic_connector.qformer.layer."
+FFN = "acoustic_connector.qformer.layer.0.intermediate.dense.weight"
 
 
 def find_adapters(path: Path) -> Path:
@@ -46,51 +47,48 @@ def find_adapters(path: Path) -> Path:
     require(adapters=path)
     if not path.is_dir():
         return path
-    for name in ADAPTER_FILES:
-        if (path / name).is_file():
-            return path / name
 
-    # A single one in the folders below is accepted.
-    below = sorted(file for name in ADAPTER_FILES for file in path.glob(f"**/{name}"))
-    if len(below) > 1:
-        listed = ", ".join(str(file) for file in below[:10])
+    # Those of the directory itself count before those below it.
+    found = [path / name for name in ADAPTER_FILES if (path / name).is_file()][:1]
+    if not found:
+        found = sorted(file for name in ADAPTER_FILES for file in path.glob(f"**/{name}"))
+    if len(found) > 1:
+        listed = ", ".join(str(file) for file in found[:10])
         raise WeightsError(f"--adapters {path}: holds several adapters; pass one of {listed}")
-    if not below:
-        raise WeightsError(
-            f"{path}: holds neither adapters.safetensors nor pytorch_model.bin; "
-            "is the download or training complete?"
-        )
-    return below[0]
+    if not found:
+        lacks = "lacks adapters.safetensors or pytorch_model.bin"
+        raise WeightsError(f"{path}: {lacks}; is the download or training complete?")
+    return found[0]
 
 
-def shapes_of_ours(info: dict) -> dict:
-    """Fields of AdapterConfig that the config.json of a directory of ours records."""
-    known = {field.name for field in fields(AdapterConfig)}
-    shapes = {name: value for name, value in info.get("adapters", {}).items() if name in known}
-    return shapes | {"taps": tuple(shapes["taps"])} if "taps" in shapes else shapes
+def shapes_in(tensors: Checkpoint) -> dict[str, int]:
+    """Fields of AdapterConfig that the tensors show, and n_taps, the number of tapped layers."""
+    shapes = {"encoder_width": tensors[CONV].shape[0], "lm_width": tensors[LINEAR].shape[0]}
+    if PROMPTS in tensors:
+        shapes["n_prompts"] = tensors[PROMPTS].shape[0]
+    if LAYER_WEIGHTS in tensors:
+        shapes["n_queries"], shapes["n_taps"] = tensors[LAYER_WEIGHTS].shape
+
+        # The Q-Former: as many blocks as the names number.
+        blocks = [int(name.split(".")[3]) for name in tensors if name.startswith(QFORMER)]
+        shapes["qformer_layers"] = max(blocks, default=-1) + 1
+        if FFN in tensors:
+            shapes["ffn"] = tensors[FFN].shape[0]
+    return shapes
 
 
-def shapes_of_release(tensors: Checkpoint, n_layers: int, taps: tuple[int, ...] | None) -> dict:
-    """Fields of AdapterConfig that the tensors of a release show.
+def make_config(recorded: dict, found: dict[str, int], n_layers: int) -> AdapterConfig:
+    """The config of trained adapters: what the tensors show (shapes_in) over what is recorded.
 
-    Raises ValueError: its number of taps is not that of an encoder of n_layers.
+    Raises ValueError and the like: shapes that no adapter has, or another number of tapped layers.
     """
-    taps = taps or TAPS.get(n_layers, ())
-    if LAYER_WEIGHTS not in tensors:
-        return {"taps": taps} if taps else {}
-
-    n_queries, n_taps = tensors[LAYER_WEIGHTS].shape  # (Q, K)
-    if len(taps) != n_taps:
-        raise ValueError(
-            f"taps {n_taps} hidden states, and of {n_layers} encoder layers {len(taps)} are "
-            "tapped; pass taps=, or another Whisper"
-        )
-
-    # The Q-Former: as many blocks as the names number.
-    blocks = [int(name.split(".")[3]) for name in tensors if name.startswith(QFORMER)]
-    shapes = {"taps": taps, "n_queries": n_queries, "qformer_layers": max(blocks, default=-1) + 1}
-    inner = tensors.get(f"{QFORMER}0.intermediate.dense.weight")
-    return shapes if inner is None else shapes | {"ffn": inner.shape[0]}
+    shapes = recorded | found
+    taps = tuple(recorded.get("taps") or TAPS.get(n_layers, ()))
+    n_taps = shapes.pop("n_taps", len(taps))
+    if n_taps != len(taps):
+        ours = f"of {n_layers} encoder layers {len(taps)} are tapped"
+        raise ValueError(f"taps {n_taps} hidden states, and {ours}; pass taps=, or another Whisper")
+    return AdapterConfig(**shapes | ({"taps": taps} if taps else {}))
 
 
 def one_module(parts: dict[str, Part]) -> nn.Module:
@@ -123,17 +121,12 @@ def load_adapters(
         if needed not in tensors:
             raise WeightsError(f"{file}: missing {needed}; is this a DIFFA adapter file?")
 
-    # Shapes. What the tensors show counts most, then an explicit argument.
+    # Shapes. A release records none; a field that an AdapterConfig no longer has is ignored.
     try:
-        shapes = {"n_heads": n_heads}
-        shapes |= shapes_of_ours(info) if info else shapes_of_release(tensors, n_layers, taps)
-        if taps:
-            shapes["taps"] = tuple(taps)
-        if PROMPTS in tensors:
-            shapes["n_prompts"] = tensors[PROMPTS].shape[0]
-        shapes["encoder_width"] = tensors[CONV].shape[0]
-        shapes["lm_width"] = tensors[LINEAR].shape[0]
-        config = AdapterConfig(**shapes)
+        known = {field.name for field in fields(AdapterConfig)}
+        recorded = {k: v for k, v in info.get("adapters", {}).items() if k in known}
+        given = {"taps": taps} if taps else {}
+        config = make_config({"n_heads": n_heads} | recorded | given, shapes_in(tensors), n_layers)
     except (ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise WeightsError(f"{file}: not the shapes of adapters ({error})") from error
 

@@ -1,6 +1,8 @@
 """What all commands share: the options by which they find a model, and errors in one line."""
 
 import argparse
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,41 +17,27 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
     Args:
         adapters_default: of --adapters, which differs between commands.
     """
+    add = parser.add_argument
+
     # The model's files.
-    parser.add_argument(
-        "--whisper",
-        default="runs/toy/whisper",
-        help="Whisper: directory (hub format), or OpenAI's .pt",
-    )
-    parser.add_argument(
-        "--llm", default="runs/toy/llada", help="LLaDA or Qwen3-diffusion directory (hub format)"
-    )
-    parser.add_argument(
-        "--adapters",
-        default=adapters_default,
-        help="trained adapters: directory, or the release's file",
-    )
+    default = "(default: %(default)s)"
+    whisper = f"directory (hub format), or OpenAI's .pt {default}"
+    add("--whisper", default="runs/toy/whisper", help=whisper)
+    llm = f"LLaDA or Qwen3-diffusion directory (hub format) {default}"
+    add("--llm", default="runs/toy/llada", help=llm)
+    add("--adapters", default=adapters_default, help=f"directory, or the release's file {default}")
 
     # Where and how it runs.
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="of the frozen encoder and LM (default: the LM as in its file, the encoder float32)",
-    )
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=usual, help=f"such as cuda:1 {default}")
+    usual = "the LM as in its file, the encoder float32"
+    add("--dtype", choices=DTYPES, help=f"of the frozen encoder and LM (default: {usual})")
 
     # What deviates from the published model.
-    parser.add_argument(
-        "--audio-context",
-        type=float,
-        metavar="SECONDS",
-        help="a window of the encoder that is shorter than Whisper's 30 s",
-    )
-    parser.add_argument(
-        "--random-weights",
-        metavar="SIZE",
-        help="random frozen parts, such as small+llada-8b: to measure speed and memory",
-    )
+    window = "the encoder's window, up to 30 (default: the one that the adapters were trained with)"
+    add("--audio-context", type=float, metavar="SECONDS", help=window)
+    random = "random frozen parts, such as small+llada-8b: to measure speed and memory"
+    add("--random-weights", metavar="SIZE", help=random)
 
 
 def model_options(args: argparse.Namespace) -> dict:
@@ -62,6 +50,13 @@ def model_options(args: argparse.Namespace) -> dict:
     }
 
 
+def count(text: str) -> int:
+    """The value of an option that counts. Raises ArgumentTypeError: not a whole number from 1."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
+    return int(text)
+
+
 @contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
     """Turn the errors that a user can cause into one line and exit code 1.
@@ -69,12 +64,18 @@ def one_line_errors(name: str) -> Iterator[None]:
     Args:
         name: of the command, which begins the line: "sampler.py", "python -m lab.benchmark".
     Raises:
-        SystemExit: for OSError, ValueError (such as AudioError, ManifestError and WeightsError)
-            and Ctrl-C.
+        SystemExit: for OSError, ValueError (such as AudioError, ManifestError and WeightsError),
+            Ctrl-C (exit code 130) and a reader of the output that is gone (141, without a line).
     """
     try:
         yield
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # As after `| head -1`. Python's own flush at the end would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (ValueError, OSError) as error:
         raise SystemExit(f"{name}: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"{name}: stopped; run the same command to resume") from None
+        print(f"{name}: stopped; run the same command to resume", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -9,7 +9,7 @@ import os
 import shlex
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,10 +22,9 @@ LFS_POINTER = (
 )
 
 # What can be downloaded, by a word in the path. The empty word is the default.
-WHISPER_SIZES = (
-    "large-v3-turbo", "large-v3", "large-v2", "large", "medium.en", "medium",
-    "base.en", "base", "tiny.en", "tiny", "small.en", "small",
-)  # fmt: skip
+# A longer name comes before one that it contains.
+WHISPER_SIZES = "large-v3-turbo large-v3 large-v2 large medium.en medium".split()
+WHISPER_SIZES += "small.en small base.en base tiny.en tiny".split()
 PUBLISHED = {
     "whisper": {"": "openai/whisper-small", "turbo": "openai/whisper-large-v3-turbo"}
     | {size: f"openai/whisper-{size}" for size in WHISPER_SIZES},
@@ -64,10 +63,9 @@ def download_command(piece: str, path: Path) -> str:
     folder = path
     if path.suffix in (".pt", ".bin", ".safetensors"):
         folder = path.with_suffix("") if piece == "whisper" else path.parent
-    quoted = shlex.quote(str(folder))
-    command = f"download it: hf download {repository}{only} --local-dir {quoted}"
-    same_option = folder == path or piece == "adapters"
-    return command if same_option else f"{command}, and pass --{piece} {quoted}"
+    where = shlex.quote(str(folder))
+    then = "" if folder == path or piece == "adapters" else f", and pass --{piece} {where}"
+    return f"download it: hf download {repository}{only} --local-dir {where}{then}"
 
 
 def require(**pieces: str | Path | None) -> None:
@@ -93,9 +91,11 @@ def require(**pieces: str | Path | None) -> None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise WeightsError when the file is missing, or is only a Git LFS pointer."""
+    """Raise WeightsError when the file is missing, no regular file, or only a Git LFS pointer."""
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
+        # A pipe would be waited for without end.
+        problem = "not a file, but a folder, pipe or device" if path.exists() else "no such file"
+        raise WeightsError(f"{path}: {problem}")
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise WeightsError(
@@ -107,14 +107,40 @@ def refuse_pointer(path: Path) -> None:
 # Reading
 
 
-def read_json(path: str | Path) -> dict:
-    """A JSON object. Raises WeightsError when the file is missing, damaged or holds no object."""
+def read_text(path: str | Path) -> str:
+    """A text file in UTF-8, whatever the locale, without a byte-order mark.
+
+    Raises WeightsError: the file is missing, no regular file, or not UTF-8.
+    """
     path = Path(path)
     refuse_pointer(path)
     try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path}: not valid JSON ({error})") from error
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def refuse_twice(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object from its pairs. Raises ValueError: a name is in it twice."""
+    found = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} is twice in one object")
+        found[name] = value
+    return found
+
+
+def parse_json(text: str, source: str | Path) -> object:
+    """The value of a JSON text. Raises WeightsError that names `source`: it is not JSON."""
+    try:
+        return json.loads(text, object_pairs_hook=refuse_twice)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{source}: not valid JSON ({error})") from error
+
+
+def read_json(path: str | Path) -> dict:
+    """A JSON object. Raises WeightsError when the file is missing, damaged or holds no object."""
+    value = parse_json(read_text(path), path)
     if not isinstance(value, dict):
         raise WeightsError(f"{path}: not a JSON object")
     return value
@@ -146,13 +172,9 @@ def unpickle(path: Path) -> object:
         # Before PyTorch 1.6 pickles were no zip archives. Those can be read, but not mapped.
         mapped = zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # damaged pickles raise errors of many kinds
         raise WeightsError(
-            f"{path}: not a whole checkpoint file ({error}); download it again"
-        ) from error
-    except Exception as error:  # pickle.UnpicklingError, and whatever else damaged pickles raise
-        raise WeightsError(
-            f"{path}: refused, holds more than plain tensors (code is never run) or is damaged; "
+            f"{path}: damaged, or more than plain tensors (code is never run); "
             f"download it again ({error})"
         ) from error
 
@@ -179,10 +201,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: not a whole safetensors file, cut short or padded ({error}); "
-            "download it again"
-        ) from error
+        problem = "not a whole safetensors file, cut short or padded"
+        raise WeightsError(f"{path}: {problem} ({error}); download it again") from error
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -206,8 +226,8 @@ class Checkpoint(Mapping[str, Tensor]):
             # Which of the two would count?
             twice = sorted(self._tensors.keys() & self.files.keys())
             if twice:
-                other = self.files[twice[0]].name
-                raise WeightsError(f"{path}: {', '.join(twice[:5])} is already in {other}")
+                file = self.files[twice[0]].name
+                raise WeightsError(f"{path}: {twice[0]} is already in {file}")
             self.files |= dict.fromkeys(self._tensors, path)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -252,23 +272,40 @@ def read_shards(index: Path) -> Checkpoint:
     shards = [index.parent / shard for shard in sorted(set(values))]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise WeightsError(
-            f"{index} names files that are missing: {', '.join(missing)}; "
-            "the download is incomplete, start it again"
-        )
+        raise WeightsError(f"{index}: lacks {', '.join(missing)}; start the download again")
 
     # Index and shards must agree about every tensor.
     tensors = Checkpoint(*shards)
     different = sorted(set(tensors) ^ set(names))
     if different:
-        raise WeightsError(
-            f"{index} and its shards disagree about {', '.join(different[:5])}; "
-            "they belong to different downloads"
-        )
+        listed = ", ".join(different[:5])
+        raise WeightsError(f"{index} and its shards disagree about {listed}; download all again")
     return tensors
 
 
 # Writing
+
+
+def temporary_beside(path: Path) -> Path:
+    """Where a file is written until it is whole. Raises OSError: a folder or device is there."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: cannot be saved (it is no file but a folder or a device)")
+
+    # Several processes may write the same file, hence the process id.
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise OSError, before long work: the folder is missing, or a file cannot be written in it."""
+    path = Path(path)
+    temporary = temporary_beside(path)
+    if not path.parent.is_dir():
+        raise OSError(f"{path}: cannot be saved (no folder {path.parent}; make it first)")
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise OSError(f"{path}: cannot be saved ({error})") from error
 
 
 @contextmanager
@@ -286,32 +323,26 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         OSError: the file cannot be written; the message names it.
     """
     path = Path(path)
-
-    # Several processes may write the same file, hence the process id.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
 
         # Without fsync a power cut can leave the new name on an empty file.
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch and safetensors raise the latter two
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # A full disk: torch raises RuntimeError for it.
         raise OSError(f"{path}: cannot be saved ({error})") from error
     finally:
-        with suppress(OSError):  # after the renaming it is gone
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: object) -> None:
     """Write a JSON file, whole or not at all."""
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:

@@ -48,18 +48,23 @@ def their_name(table: dict[str, str], ours: str) -> str:
 
 def named(module: nn.Module, table: dict[str, str]) -> dict[str, Tensor]:
     """The module's tensors under their names in the file, ready to be saved; tied tensors once."""
-    tensors = {}
-    for ours, parameter in module.named_parameters():
-        tensors[their_name(table, ours)] = parameter.detach().cpu().contiguous()
-    return tensors
+    ours = module.named_parameters()
+    return {their_name(table, name): p.detach().cpu().contiguous() for name, p in ours}
 
 
-def our_fields(raw: dict, table: dict[str, str], fixed: dict[str, tuple], source: Path) -> dict:
-    """Our config fields from the raw ones of a file.
+def read_fields(
+    config_class: type,
+    raw: dict,
+    table: dict[str, str],
+    fixed: dict[str, tuple],
+    source: Path,
+    **more,
+):
+    """A config of ours from the raw fields of a file.
 
     Args:
         table: our names -> their names. fixed: by their name, the values that we support.
-        source: the file that errors name.
+        source: the file that errors name. more: other fields of config_class.
     Raises:
         WeightsError: fields are missing, or have values that our modules cannot do.
     """
@@ -73,19 +78,13 @@ def our_fields(raw: dict, table: dict[str, str], fixed: dict[str, tuple], source
         right_type = type(raw[theirs]) in FIELD_TYPES.get(ours, (int,))
         if not right_type or (raw[theirs] < 0 and not ours.endswith("_id")):
             bad.append(theirs)
-    for theirs, supported in fixed.items():
-        if raw.get(theirs) not in (None, *supported):
-            bad.append(theirs)
+    bad += [theirs for theirs, can in fixed.items() if raw.get(theirs) not in (None, *can)]
     if bad:
         found = ", ".join(f"{theirs} is {raw[theirs]!r}" for theirs in bad)
         raise WeightsError(f"{source}: {found}, which this code cannot run")
-    return {ours: raw[theirs] for ours, theirs in table.items()}
 
-
-def make_config(config_class: type, fields: dict, source: Path):
-    """config_class(**fields). Raises WeightsError that names the file if the class refuses them."""
     try:
-        return config_class(**fields)
+        return config_class(**{ours: raw[theirs] for ours, theirs in table.items()}, **more)
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise WeightsError(f"{source}: {error}") from error
 
@@ -97,31 +96,30 @@ def first_line(error: Exception) -> str:
 
 def check_device(device: str | torch.device, dtype: torch.dtype) -> None:
     """Try out the device. Raises WeightsError when it is missing, full, or cannot run `dtype`."""
-    # A torch that was built without CUDA raises AssertionError.
+    name = str(dtype).removeprefix("torch.")
+    other = "float16, or float32 where memory allows" if dtype == torch.bfloat16 else "float32"
+    cannot = f"cannot run {name}; pass --dtype {other}"
+
+    # Is it there? A torch that was built without CUDA raises AssertionError.
     try:
         torch.ones(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise WeightsError(
-            f"--device {device}: cannot be used here ({first_line(error)}); try --device cpu"
-        ) from error
+        problem = f"cannot be used here ({first_line(error)}); try --device cpu"
+        raise WeightsError(f"--device {device}: {problem}") from error
 
     # Attention and a linear layer, in miniature.
-    other = "float16, or float32 where memory allows" if dtype == torch.bfloat16 else "float32"
-    name = str(dtype).removeprefix("torch.")
-    cannot = f"--device {device} cannot run {name}; pass --dtype {other}"
     try:
         x = torch.ones(1, 1, 2, 2, device=device, dtype=dtype)
         F.linear(F.scaled_dot_product_attention(x, x, x), x[0, 0])
-    except torch.OutOfMemoryError as error:
-        full = f"--device {device}: its memory is full already ({first_line(error)})"
-        raise WeightsError(full) from error
     except (RuntimeError, TypeError) as error:
-        raise WeightsError(f"{cannot} ({first_line(error)})") from error
+        full = isinstance(error, torch.OutOfMemoryError)
+        problem = "memory is full already" if full else cannot
+        raise WeightsError(f"--device {device}: {problem} ({first_line(error)})") from error
 
     # An old GPU runs bfloat16, but emulates it.
-    emulates = torch.device(device).type == "cuda" and dtype == torch.bfloat16
-    if emulates and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise WeightsError(f"{cannot} (it would be emulated)")
+    bfloat16_gpu = torch.device(device).type == "cuda" and dtype == torch.bfloat16
+    if bfloat16_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise WeightsError(f"--device {device}: {cannot} (it would be emulated)")
 
 
 def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -162,8 +160,11 @@ def fill(
         source: the path that errors name. files: of each tensor, where it is not `source`.
         dtype: of the parameters; None keeps the file's.
     Raises:
-        WeightsError: tensors do not fit (all are listed, with shapes and files), or memory is full.
+        WeightsError: tensors do not fit (all are listed, with shapes and files), memory is full, or
+            the device cannot be used.
     """
+    check_device(device, dtype or torch.float32)
+
     # Before anything is copied: do all tensors fit? Their shapes are enough for that.
     ours = {their_name(table, name): name for name, _ in module.named_parameters()}
     needed = {their_name(table, name): p for name, p in module.named_parameters()}
@@ -189,16 +190,11 @@ def fill(
     assign(module, placed)
 
 
-def check_fit(
-    needed: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
-    source: Path,
-    files: Mapping[str, Path],
-) -> None:
+def check_fit(needed: dict, found: dict, source: Path, files: Mapping[str, Path]) -> None:
     """Raise WeightsError that lists all missing, extra, mis-shaped and quantised tensors.
 
     Args:
-        needed: the module's parameters, found: the file's tensors, both by their names.
+        needed: the module's parameters, and found: the file's tensors, both by their names.
         source, files: as for fill.
     """
     problems = []

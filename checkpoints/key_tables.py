@@ -62,12 +62,12 @@ OPENAI_KEYS = {
     },
 )
 OPENAI_DROPPED = ("decoder.",)
-# The feed-forward layer is always four times as wide.
 OPENAI_CONFIG = {
     "n_mels": "n_mels",
     "width": "n_audio_state",
     "n_layers": "n_audio_layer",
     "n_heads": "n_audio_head",
+    "ffn": "ffn",
     "context": "n_audio_ctx",
 }
 

@@ -17,15 +17,7 @@ from checkpoints.files import (
     save_tensors,
     write_json,
 )
-from checkpoints.fill import (
-    Unfilled,
-    check_device,
-    fill,
-    make_config,
-    named,
-    our_fields,
-    their_name,
-)
+from checkpoints.fill import Unfilled, fill, named, read_fields, their_name
 from checkpoints.key_tables import LM_FAMILIES, LM_TABLES
 from diffusion_lm import DiffusionLM, LMConfig
 from speed.few_rows import use_few_rows
@@ -38,40 +30,39 @@ def read_lm_config(path: str | Path) -> LMConfig:
     source = path / "config.json"
     raw = read_config(path, tuple(LM_FAMILIES))
 
-    # What the config need not state, and what it states nowhere.
+    # What the config implies where it does not state it, and what it never states.
     family = LM_FAMILIES[raw["model_type"]]
-    ours = {"family": family}
     if family == "llada":
         implied = implied_by_llada(raw)
+        more = {}
     else:
         implied = implied_by_qwen3(raw, source)
-        ours |= {"qk_norm": True} | qwen3_ids(raw, path)
-
+        more = {"qk_norm": True} | qwen3_ids(raw, path)
     raw |= {theirs: value for theirs, value in implied.items() if raw.get(theirs) is None}
+
     _, table, fixed = LM_TABLES[family]
-    return make_config(LMConfig, our_fields(raw, table, fixed, source) | ours, source)
+    return read_fields(LMConfig, raw, table, fixed, source, family=family, **more)
 
 
 def implied_by_llada(raw: dict) -> dict:
     """Values of fields that a LLaDA config may leave out."""
-    implied = {"weight_tying": False, "embedding_size": raw.get("vocab_size")}
-    implied["n_kv_heads"] = 1 if raw.get("multi_query_attention") else raw.get("n_heads")
-    if isinstance(raw.get("mlp_ratio"), int) and isinstance(raw.get("d_model"), int):
-        implied["mlp_hidden_size"] = raw["mlp_ratio"] * raw["d_model"]
-    return implied
+    ratio = raw.get("mlp_ratio")
+    width = raw.get("d_model")
+    return {
+        "weight_tying": False,
+        "embedding_size": raw.get("vocab_size"),
+        "n_kv_heads": 1 if raw.get("multi_query_attention") else raw.get("n_heads"),
+        "mlp_hidden_size": ratio * width if type(ratio) is type(width) is int else None,
+    }
 
 
 def implied_by_qwen3(raw: dict, source: Path) -> dict:
     """The same for Qwen3. Raises WeightsError: the config stretches its rotary positions."""
     # transformers 5 writes rope_parameters, older versions rope_scaling.
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if (
-        not isinstance(rope, dict)
-        or rope.get("rope_type", rope.get("type", "default")) != "default"
-    ):
-        raise WeightsError(
-            f"{source}: stretches its rotary positions ({rope}), which this code cannot run"
-        )
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
+    if kind != "default":
+        raise WeightsError(f"{source}: cannot run its stretched rotary positions ({rope})")
     return {"rope_theta": rope.get("rope_theta"), "tie_word_embeddings": False}
 
 
@@ -83,22 +74,21 @@ def qwen3_ids(raw: dict, path: Path) -> dict[str, int]:
     """
     added = added_ids(path)
     ends = (added.get("<|endoftext|>"), raw.get("pad_token_id"), raw.get("eos_token_id"), -1)
-    mask = raw.get("mask_token_id")
+    masks = (raw.get("mask_token_id"), added.get("<|mask|>"), -1)
     return {
-        "end_id": next(end for end in ends if isinstance(end, int)),
-        "mask_id": mask if type(mask) is int else added.get("<|mask|>", -1),
+        "end_id": next(i for i in ends if type(i) is int),
+        "mask_id": next(i for i in masks if type(i) is int),
     }
 
 
 def added_ids(path: Path) -> dict[str, int]:
     """Ids by name of tokens added to a tokenizer's vocabulary; empty without `tokenizer.json`."""
-    if not (path / "tokenizer.json").is_file():
-        return {}
-    entries = read_json(path / "tokenizer.json").get("added_tokens")
+    file = path / "tokenizer.json"
+    entries = read_json(file).get("added_tokens") if file.is_file() else None
     found = {}
     for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict) and type(entry.get("id")) is int and "content" in entry:
-            found[entry["content"]] = entry["id"]
+        if isinstance(entry, dict) and type(entry.get("id")) is int:
+            found[entry.get("content")] = entry["id"]
     return found
 
 
@@ -130,21 +120,15 @@ def load_lm(
     dropped = ()
     if config.tied and unembedding in tensors and embedding in tensors:
         if not torch.equal(tensors[unembedding], tensors[embedding]):
-            raise WeightsError(
-                f"{tensors.files[unembedding]}: {unembedding} differs from {embedding}, "
-                "but the config ties them"
-            )
+            problem = f"{unembedding} differs from {embedding}, but the config ties them"
+            raise WeightsError(f"{tensors.files[unembedding]}: {problem}")
         dropped = (unembedding,)
 
-    # All parameters take the dtype of the embedding table, where none is given.
-    keep = dtype is None and embedding in tensors
-    chosen = tensors[embedding].dtype if keep else dtype
-    check_device(device, chosen or torch.float32)
-
-    # Shapes first, then the weights.
+    # Without a dtype, all parameters take that of the embedding table.
+    kept = tensors[embedding].dtype if embedding in tensors else None
     with torch.device("meta"), Unfilled():
         lm = lm_class(config)
-    fill(lm, tensors, table, dropped, path, tensors.files, chosen, device)
+    fill(lm, tensors, table, dropped, path, tensors.files, dtype or kept, device)
     return use_few_rows(lm).eval()
 
 
@@ -152,15 +136,11 @@ def check_kind(path: Path, lm_class: type[DiffusionLM]) -> None:
     """Raise WeightsError when the directory is not of the kind of lm_class: see load_lm."""
     source = path / "config.json"
     causal = bool(read_json(source).get("causal"))
-    if causal and lm_class is DiffusionLM:
+    kinds = ["a diffusion LM", "an autoregressive baseline"]
+    if causal == (lm_class is DiffusionLM):
         raise WeightsError(
-            f"{source}: causal is true, an autoregressive baseline, which cannot fill in masks; "
-            "pass a diffusion LM. This one is for `python -m lab.ablations` only"
-        )
-    if not causal and lm_class is not DiffusionLM:
-        raise WeightsError(
-            f"{source}: causal is not true, a diffusion LM, which cannot write token by token; "
-            "pass the baseline that `python -m lab.baseline` makes"
+            f"{source}: causal is {str(causal).lower()}, so this is {kinds[causal]}; "
+            f"pass {kinds[not causal]} (`python -m lab.baseline` makes baselines)"
         )
 
 
@@ -176,10 +156,7 @@ def save_lm(lm: DiffusionLM, path: str | Path, n_shards: int = 1, **config_field
     config = lm.config
     own_heads = config.qk_norm or config.head_dim * config.n_heads != config.width
     if config.family == "llada" and own_heads:
-        raise ValueError(
-            "LLaDA's format has no norms on heads and no head width of its own; "
-            "save it with family='qwen3'"
-        )
+        raise ValueError("LLaDA's format has no norms on heads, no width of heads: take 'qwen3'")
 
     # Shards, each with every n-th tensor, and their index.
     table, config_table, _ = LM_TABLES[config.family]

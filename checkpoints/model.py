@@ -56,8 +56,7 @@ def load_for_training(
     global generator.
 
     Args:
-        whisper: a directory of the hub, or OpenAI's `.pt`.
-        llm: a LLaDA or Qwen3 directory, with its tokenizer.
+        whisper: a directory of the hub, or OpenAI's `.pt`. llm: LLaDA's or Qwen3's directory.
         adapters: a directory of ours, or the release's file; None: new ones of the paper's shapes.
         stage: a key of AUDIO_PARTS. None: what the adapters' directory records; else stage 2 if the
             adapters have an acoustic part or weights are random; else stage 1.
@@ -69,8 +68,7 @@ def load_for_training(
         shapes: fields of AdapterConfig for new adapters. With `adapters`, only `taps`, which the
             release does not record.
     Raises:
-        WeightsError: files are missing, damaged, or of other shapes.
-        ValueError: the pieces do not fit each other.
+        WeightsError: files that cannot be used. ValueError: pieces that do not fit each other.
     """
     # What is small comes first: a mistake shows before the LM is read.
     if random_weights:
@@ -115,9 +113,8 @@ def fitting_adapters(
     if path is None:
         # New ones, of the paper's shapes for this encoder.
         if encoder.n_layers not in TAPS and "taps" not in shapes:
-            raise ValueError(
-                f"no tapped layers are known for {encoder.n_layers} encoder layers; pass taps="
-            )
+            unknown = f"no tapped layers are known for {encoder.n_layers} encoder layers"
+            raise ValueError(f"{unknown}; pass taps=")
         usual = {"n_heads": encoder.n_heads, "taps": TAPS.get(encoder.n_layers)}
         config = AdapterConfig(**(widths | usual | shapes))
         parts = {}
@@ -132,15 +129,14 @@ def fitting_adapters(
     # Do they fit?
     for name, width in widths.items():
         if getattr(config, name) != width:
-            raise ValueError(
-                f"{path}: adapters were made for {name} {getattr(config, name)}, this one has "
-                f"{width}; take the models that they were trained with, or train new ones"
+            made_for = (
+                f"adapters were made for {name} {getattr(config, name)}, this one has {width}"
             )
+            advice = "take the models that they were trained with, or train new ones"
+            raise ValueError(f"{path}: {made_for}; {advice}")
     if max(config.taps) > encoder.n_layers:
-        raise ValueError(
-            f"taps {config.taps} reach past the encoder's {encoder.n_layers} layers; "
-            "these adapters need a deeper Whisper"
-        )
+        past = f"taps {config.taps} reach past the encoder's {encoder.n_layers} layers"
+        raise ValueError(f"{past}; these adapters need a deeper Whisper")
     return config, parts, info
 
 
@@ -169,14 +165,11 @@ def randomize(model: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
     check_device(device, dtype)
     new = {}
     for name, parameter in model.named_parameters():
-        tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
-
-        # "weight" of one dimension belongs to a norm.
-        if tensor.ndim > 1:
-            tensor.normal_(std=0.02)
+        new[name] = torch.empty(parameter.shape, dtype=dtype, device=device)
+        if parameter.ndim > 1:
+            new[name].normal_(std=0.02)
         else:
-            tensor.fill_(float(name.endswith("weight")))
-        new[name] = tensor
+            new[name].fill_(float(name.endswith("weight")))  # 1 in norms, 0 in biases
     assign(model, new)
     return model.eval()
 
@@ -199,10 +192,8 @@ def random_pieces(
     """
     whisper, _, llm = size.partition("+")
     if whisper not in ENCODER_SIZES or llm not in LM_SIZES:
-        raise ValueError(
-            f"--random-weights {size}: give one of {', '.join(ENCODER_SIZES)}, a plus, "
-            f"and one of {', '.join(LM_SIZES)}"
-        )
+        choices = f"one of {', '.join(ENCODER_SIZES)}, a plus, and one of {', '.join(LM_SIZES)}"
+        raise ValueError(f"--random-weights {size}: give {choices}")
 
     # The toy's vocabulary comes from its tokenizer. Here it has bytes and markers.
     config = LM_SIZES[llm]

@@ -3,6 +3,7 @@
 Chat markers are always looked up by name in the tokenizer, never by number.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -71,6 +72,7 @@ class Tokenizer(Protocol):
     """What the rest of the code needs of a tokenizer."""
 
     size: int  # number of ids
+    markers: dict[str, int]  # control tokens that `encode` finds in a text
     chat: ChatFormat = CHATS["llada"]  # of its model
 
     def encode(self, text: str) -> list[int]:
@@ -89,12 +91,14 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, path: Path):
         self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         self.size = self.model.get_piece_size()
+        known = {marker: self.id(marker) for chat in CHATS.values() for marker in chat.published}
+        self.markers = {marker: i for marker, i in known.items() if i is not None}
 
     def encode(self, text: str) -> list[int]:
         return self.model.encode(text)
 
     def decode(self, ids: list[int]) -> str:
-        return self.model.decode(ids)
+        return self.model.decode([i for i in ids if i < self.size])  # an LM may have more ids
 
     def id(self, piece: str) -> int | None:
         found = self.model.piece_to_id(piece)
@@ -110,6 +114,8 @@ class JSONTokenizer(Tokenizer):
         self.model.no_truncation()
         self.model.no_padding()
         self.size = self.model.get_vocab_size()
+        added = self.model.get_added_tokens_decoder()
+        self.markers = {token.content: i for i, token in added.items()}
 
     def encode(self, text: str) -> list[int]:
         return self.model.encode(text, add_special_tokens=False).ids
@@ -127,28 +133,20 @@ class ByteTokenizer(Tokenizer):
     def __init__(self, lm_config: LMConfig):
         self.size = lm_config.vocab
         self.chat = CHATS[lm_config.family]
-        self.markers = dict(self.chat.published)
+        self.markers = self.chat.published
 
         # The toy's vocabulary is small: its mask and end are followed by the other markers.
+        known = {self.chat.mask: lm_config.mask_id, TEXT_END: lm_config.end_id}
         if lm_config.mask_id != self.markers[self.chat.mask]:
-            others = [marker for marker in self.markers if marker not in (self.chat.mask, TEXT_END)]
-            first = max(lm_config.mask_id, lm_config.end_id) + 1
-            self.markers = {marker: first + i for i, marker in enumerate(others)}
-            self.markers |= {self.chat.mask: lm_config.mask_id, TEXT_END: lm_config.end_id}
+            others = [marker for marker in self.markers if marker not in known]
+            first = max(known.values()) + 1
+            self.markers = {marker: first + i for i, marker in enumerate(others)} | known
 
     def encode(self, text: str) -> list[int]:
         ids = []
-        start = 0
-        while start < len(text):
-            marker = next(
-                (marker for marker in self.markers if text.startswith(marker, start)), None
-            )
-            if marker is None:
-                ids += text[start].encode()
-                start += 1
-            else:
-                ids.append(self.markers[marker])
-                start += len(marker)
+        any_marker = "|".join(re.escape(marker) for marker in self.markers)
+        for piece in re.split(f"({any_marker})", text):
+            ids += [self.markers[piece]] if piece in self.markers else piece.encode()
         return ids
 
     def decode(self, ids: list[int]) -> str:
@@ -157,7 +155,7 @@ class ByteTokenizer(Tokenizer):
         return b"".join(pieces).decode(errors="replace")
 
     def id(self, piece: str) -> int | None:
-        return self.markers.get(piece, ord(piece) if len(piece) == 1 and piece.isascii() else None)
+        return self.markers.get(piece)
 
 
 def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
@@ -168,15 +166,12 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
             marker, has one at another id than the model, or has more ids than the model has
             embeddings.
     """
-    path = Path(path)
-
     # Which of the two formats is there?
     kinds = {"tokenizer.json": JSONTokenizer, "tokenizer.model": SentencePieceTokenizer}
-    file = next((path / name for name in kinds if (path / name).is_file()), None)
-    if file is None:
-        raise ValueError(
-            f"{path}: holds neither tokenizer.json nor tokenizer.model; is the download complete?"
-        )
+    files = [Path(path) / name for name in kinds if (Path(path) / name).is_file()]
+    if not files:
+        raise ValueError(f"{path}: lacks {' or '.join(kinds)}; is the download complete?")
+    file = files[0]
     refuse_pointer(file)
 
     # The libraries raise no narrower class.
@@ -185,27 +180,14 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
     except Exception as error:
         raise ValueError(f"{file}: not a whole tokenizer ({error}); download it again") from error
 
-    # Does it belong to this LM?
-    tokenizer.chat = CHATS[lm_config.family]
-    check_markers(tokenizer, lm_config, file)
-
-    if tokenizer.size > lm_config.vocab:
-        raise ValueError(
-            f"{path}: its tokenizer has {tokenizer.size} ids, "
-            f"the LM only {lm_config.vocab} embeddings"
-        )
-    return tokenizer
-
-
-def check_markers(tokenizer: Tokenizer, lm_config: LMConfig, file: Path) -> None:
-    """Raise ValueError unless all chat markers are there, at the LM's ids; see load_tokenizer."""
-    chat = tokenizer.chat
-
     # Of a published model the ids of all markers are known; of any other, the two in its config.
-    expected = {chat.mask: lm_config.mask_id, TEXT_END: lm_config.end_id}
-    if lm_config.mask_id == chat.published[chat.mask]:
-        expected = chat.published | expected
+    chat = tokenizer.chat = CHATS[lm_config.family]
+    is_published = lm_config.mask_id == chat.published[chat.mask]
+    expected = chat.published if is_published else {}
+    expected = expected | {chat.mask: lm_config.mask_id, TEXT_END: lm_config.end_id}
 
+    # Does it belong to this LM?
+    size = tokenizer.size
     for piece in chat.published:
         found = tokenizer.id(piece)
         if found is None:
@@ -213,11 +195,15 @@ def check_markers(tokenizer: Tokenizer, lm_config: LMConfig, file: Path) -> None
                 f"{file}: has no {piece}; it is the tokenizer of another model, or of one that is "
                 "not a diffusion model; download it with its weights"
             )
-        its_tokenizer = f"{file.parent}: its tokenizer has {piece} at {found}"
         if found != expected.get(piece, found):
             raise ValueError(
-                f"{its_tokenizer}, its config at {expected[piece]}; "
+                f"{path}: its tokenizer has {piece} at {found}, its config at {expected[piece]}; "
                 "they belong to different models, download both again"
             )
-        if found >= lm_config.vocab:
-            raise ValueError(f"{its_tokenizer}, the LM only {lm_config.vocab} embeddings")
+
+        size = max(size, found + 1)
+    if size > lm_config.vocab:
+        raise ValueError(
+            f"{path}: {size} ids in its tokenizer, the LM only {lm_config.vocab} embeddings"
+        )
+    return tokenizer

@@ -17,44 +17,31 @@ from checkpoints.files import (
     unpickle,
     write_json,
 )
-from checkpoints.fill import (
-    Unfilled,
-    assign,
-    check_device,
-    fill,
-    make_config,
-    named,
-    our_fields,
-)
+from checkpoints.fill import Unfilled, assign, fill, named, read_fields
 from encoder import FRAMES_PER_SECOND, EncoderConfig, WhisperEncoder
 
 
-def read_whisper_config(path: str | Path) -> EncoderConfig:
+def read_whisper_config(path: Path) -> EncoderConfig:
     """Shapes of the encoder in a directory of the hub."""
-    source = Path(path) / "config.json"
-    raw = read_config(Path(path), ("whisper",))
-    fields = our_fields(raw, keys.WHISPER_CONFIG, keys.WHISPER_FIXED, source)
-    return make_config(EncoderConfig, fields, source)
+    raw = read_config(path, ("whisper",))
+    source = path / "config.json"
+    return read_fields(EncoderConfig, raw, keys.WHISPER_CONFIG, keys.WHISPER_FIXED, source)
 
 
 def read_openai(path: Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
     """Shapes of the encoder in OpenAI's `.pt`, and all tensors of the file."""
     if path.suffix != ".pt":
-        raise WeightsError(
-            f"--whisper {path}: pass the directory that holds it and its config.json, "
-            "or OpenAI's own .pt file"
-        )
+        advice = "pass the directory that holds it and its config.json, or OpenAI's own .pt file"
+        raise WeightsError(f"--whisper {path}: {advice}")
 
     whole = unpickle(path)
     has_dims = isinstance(whole, dict) and isinstance(whole.get("dims"), dict)
     if not has_dims or "model_state_dict" not in whole:
-        raise WeightsError(
-            f"{path}: not one of OpenAI's Whisper files, which hold dims and model_state_dict"
-        )
+        raise WeightsError(f"{path}: not OpenAI's Whisper, which has dims and model_state_dict")
 
-    # The width of the feed-forward layer is not stored.
-    fields = our_fields(whole["dims"], keys.OPENAI_CONFIG, {}, path)
-    config = make_config(EncoderConfig, fields | {"ffn": 4 * fields["width"]}, path)
+    # The feed-forward layer is always four times as wide.
+    dims = whole["dims"] | {"ffn": 4 * (whole["dims"].get("n_audio_state") or 0)}
+    config = read_fields(EncoderConfig, dims, keys.OPENAI_CONFIG, {}, path)
     return config, named_tensors(whole["model_state_dict"], path)
 
 
@@ -89,8 +76,6 @@ def load_whisper(
         table = keys.OPENAI_KEYS
         dropped = keys.OPENAI_DROPPED
 
-    # Shapes first, then the weights.
-    check_device(device, dtype or torch.float32)
     with torch.device("meta"), Unfilled():
         encoder = WhisperEncoder(config)
     fill(encoder, tensors, table, dropped, path, files, dtype, device)
@@ -111,11 +96,8 @@ def cut_window(encoder: WhisperEncoder, seconds: float | None) -> WhisperEncoder
 
     context = round(seconds * FRAMES_PER_SECOND)
     if not 0 < context <= encoder.config.context:
-        longest = encoder.config.context / FRAMES_PER_SECOND
-        raise ValueError(
-            f"a window of {seconds:g} s is requested; this encoder's has {longest:g} s, "
-            "which can only be cut"
-        )
+        longest = f"{encoder.config.context / FRAMES_PER_SECOND:g} s, which can only be cut"
+        raise ValueError(f"a window of {seconds:g} s is requested; this encoder's has {longest}")
 
     with torch.device("meta"), Unfilled():
         short = WhisperEncoder(replace(encoder.config, context=context))

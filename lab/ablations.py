@@ -20,12 +20,13 @@ On a CPU several processes of one thread share the work. What they print goes to
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import multiprocessing
 import random
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,39 +43,28 @@ from checkpoints.tokenizer import load_tokenizer
 from corpora.manifests import write_manifest
 from data import build_prompt, load_manifest
 from diffa import DIFFA
-from diffusion_lm import DiffusionLM
 from evaluation.wer import word_error_rate
-from lab.ablation_report import write_report
 from lab.baseline import existing, pretrain_baseline
-from lab.findings import ANSWER_LENGTH, ARMS
+from lab.findings import ARMS, write_report
 from sampler import SamplerConfig
 from toy.autoregressive import CausalLM, next_token_stage_loss
 from toy.evaluate import answers_to, mean_calls, questions
 from toy.grammar import ATTRIBUTES, Attributes
 from toy.imitation import ImitationItem, imitate_clip
-from toy.pretrain_lm import answer_text
+from toy.pretrain_lm import ANSWER_LENGTH, answer_text
 from training.recipe import Recipe
 from training.stage import Run, Stage, run_stage
 from training.states import StateCache
 
-
-def sampler_settings() -> dict[str, SamplerConfig]:
-    """The settings that `both` is measured with, by name."""
-    G = ANSWER_LENGTH
-    settings = {}
-    for steps in (G, G // 2, G // 3, G // 6, 1):
-        settings[f"count {steps}"] = SamplerConfig(length=G, steps=steps)
-    for tau in (0.99, 0.9, 0.7, 0.5):
-        settings[f"threshold {tau}"] = SamplerConfig(length=G, rule="threshold", threshold=tau)
-    for factor in (0.5, 1, 2):
-        settings[f"factor {factor}"] = SamplerConfig(length=G, rule="factor", factor=factor)
-    return settings
-
-
-SETTINGS = sampler_settings()
+config_of = functools.partial(SamplerConfig, length=ANSWER_LENGTH)
+SETTINGS = {
+    **{f"count {ANSWER_LENGTH // k}": config_of(steps=ANSWER_LENGTH // k) for k in (1, 2, 3, 6)},
+    "count 1": config_of(steps=1),
+    **{f"threshold {t}": config_of(rule="threshold", threshold=t) for t in (0.99, 0.9, 0.7, 0.5)},
+    **{f"factor {f}": config_of(rule="factor", factor=f) for f in (0.5, 1, 2)},
+}
 TIMED = (f"count {ANSWER_LENGTH}", f"count {ANSWER_LENGTH // 3}", "threshold 0.9", "threshold 0.7")
-MEASURES = {arm: ("questions",) for arm in ARMS} | {"both": ("questions", "sweep")}
-N_CLIPS = 100  # of the sweep, whose twelve settings make 48 calls for each question; and timed ones
+MEASURED_CLIPS = 100  # of the sweep, which makes 48 calls for each question, and of the timing
 MAX_PROCESSES = 4  # each holds the encoder's states of all training clips, about 1 GB
 
 
@@ -85,25 +75,28 @@ class Plan:
     run: Path  # written by `make demo`
     seeds: list[int]
     steps: int  # of every stage 2
-    stage1_steps: int  # of the baseline's stage 1
     device: str
 
     def file(self, name: str) -> Path:
         """A path in RUN/ablations."""
         return existing(self.run / "ablations" / name)
 
+    def models(self, arm: str) -> dict:
+        """The frozen parts of an arm, as arguments of Run and load_diffa."""
+        models = {"whisper": self.run / "whisper", "llm": self.run / "llada"}
+        if arm == "baseline":
+            models |= {"llm": existing(self.run / "baseline"), "lm_class": CausalLM}
+        return models | {"device": self.device}
 
-def once(path: Path, make: Callable[[], dict]) -> dict:
-    """The result in a JSON file; it is made and written now if there is none."""
-    if not path.is_file():
-        write_json(path, make())
-    return read_json(path)
+    def load(self, arm: str, seed: int) -> DIFFA:
+        """The trained model of an arm and a seed."""
+        return load_diffa(adapters=self.file(f"{arm}-{seed}"), **self.models(arm)).eval()
 
 
 # ---- measurements
 def sweep(model: DIFFA, states: StateCache, items: list[dict]) -> dict:
     """Quality in percent by sampler setting, with calls and tokens of a mean answer."""
-    clips = list(dict.fromkeys(item["audio_filepath"] for item in items))[:N_CLIPS]
+    clips = list(dict.fromkeys(item["audio_filepath"] for item in items))[:MEASURED_CLIPS]
     items = [item for item in items if item["audio_filepath"] in set(clips)]
 
     result = {"clips": len(clips)}
@@ -119,11 +112,6 @@ def sweep(model: DIFFA, states: StateCache, items: list[dict]) -> dict:
             "tokens": sum(row["tokens"] * row["items"] for row in rows) / len(items),
         }
     return result
-
-
-def measure(name: str, model: DIFFA, states: StateCache, items: list[dict]) -> dict:
-    """The result of one of MEASURES."""
-    return sweep(model, states, items) if name == "sweep" else questions(model, states, items)
 
 
 def time_captions(model: DIFFA, items: list[dict]) -> dict:
@@ -158,7 +146,8 @@ def write_own_targets(run: Path, path: Path, device: str) -> dict:
     attribute words and the sentence, in the place of the audio.
 
     Returns:
-        how many targets differ from the templates', and how many stage 2 will leave out.
+        how many targets differ from the templates', also by kind of question, and how many
+        stage 2 will leave out.
     """
     lm = load_lm(run / "llada", device=device).requires_grad_(False)
     tokenizer = load_tokenizer(run / "llada", lm.config)
@@ -168,147 +157,110 @@ def write_own_targets(run: Path, path: Path, device: str) -> dict:
 
     # Each question, over text that imitates its clip.
     rng = random.Random(0)
-    asked = []
+    imitations = []
     for item in items:
         known = spoken[item["audio_id"]]
         attributes = Attributes(**{name: known[name] for name in ATTRIBUTES})
         words = item["transcription"]
         audio_ids = imitate_clip(tokenizer, words, attributes, rng, stretched=False, voiced=True)
         prompt = build_prompt(tokenizer, item["input"])
-        asked.append(ImitationItem(prompt=prompt, audio_ids=audio_ids, answer=item["target"]))
+        imitations.append(ImitationItem(prompt=prompt, audio_ids=audio_ids, answer=item["target"]))
 
-    texts = answer_text(lm, tokenizer, asked)
+    texts = answer_text(lm, tokenizer, imitations)
     write_manifest(path, [item | {"target": text} for item, text in zip(items, texts)])
+    differ = Counter(item["kind"] for item, text in zip(items, texts) if text != item["target"])
     lengths = [len(tokenizer.encode(text)) if text.strip() else ANSWER_LENGTH for text in texts]
     return {
         "items": len(items),
-        "differ": sum(text != item["target"] for item, text in zip(items, texts)),
+        "differ": sum(differ.values()),
+        "differ_by_kind": differ,
         "unusable": sum(length >= ANSWER_LENGTH for length in lengths),  # no room for the end token
     }
 
 
-def train_once(stage: Stage, recipe: Recipe, run: Run, steps: int, seed: int) -> Path:
-    """Run a stage unless it has ended before; returns its folder."""
+def train_once(stage: Stage, recipe: Recipe, steps: int, seed: int, run: Run) -> None:
+    """Run a stage unless it has ended before."""
     if not (run.out / "training.json").is_file():  # the last thing that it writes
-        print(f"---- {run.out}")
         recipe = replace(recipe, train=replace(recipe.train, steps=steps, seed=seed))
         run_stage(stage, recipe, run)
-    return run.out
 
 
-def trained_model(plan: Plan, arm: str, seed: int) -> DIFFA:
-    """The model of an arm and a seed. Whatever it needs and does not exist yet is made."""
+def make_shared_parts(plan: Plan) -> None:
+    """Make what the seeds share: own targets, the baseline's LM and its stage 1.
+
+    Raises ValueError: the run is not finished, or its ablations were made with other settings.
+    """
     run = plan.run
-    stage = train_instruct.SEMANTIC_ALONE if arm == "semantic" else train_instruct.STAGE
-    train = run / "corpus/instruct_train.json"
-    adapters = run / "stage1"
-    llm = run / "llada"
-    lm_class = DiffusionLM
+    stage1 = run / "stage1/adapters.safetensors"
+    if not stage1.is_file():
+        raise ValueError(f"{stage1}: no such file; `make demo RUN={run}` makes it")
 
-    if arm == "self":
-        train = plan.file("instruct_self.json")
-        made = plan.file("self_targets.json")
-        once(made, lambda: write_own_targets(run, train, plan.device))
-
-    if arm == "baseline":
-        corpus_seed = read_json(run / "corpus/corpus.json")["seed"]
-        made = existing(run / "baseline.json")
-        once(made, lambda: pretrain_baseline(run, corpus_seed, plan.device))
-        llm = existing(run / "baseline")
-        lm_class = CausalLM
-        stage = replace(stage, loss=next_token_stage_loss)
-
-    def run_of(train: Path, adapters: Path | None, out: Path) -> Run:
-        return Run(
-            whisper=run / "whisper",
-            llm=llm,
-            adapters=adapters,
-            train=train,
-            out=out,
-            device=plan.device,
-            lm_class=lm_class,
-        )
-
-    if arm == "baseline":
-        adapters = train_once(
-            replace(train_asr.STAGE, loss=next_token_stage_loss),
-            train_asr.RECIPES["toy"],
-            run_of(run / "corpus/asr_train.json", None, plan.file("baseline-stage1")),
-            plan.stage1_steps,
-            plan.seeds[0],
-        )
-
-    recipe = train_instruct.RECIPES["toy"]
-    stage2 = run_of(train, adapters, plan.file(f"{arm}-{seed}"))
-    out = train_once(stage, recipe, stage2, plan.steps, seed)
-    model = load_diffa(run / "whisper", llm, out, device=plan.device, lm_class=lm_class)
-    return model.eval()
-
-
-# ---- all arms
-def measure_arm(plan: Plan, arm: str, seeds: list[int]) -> None:
-    """Train and measure an arm for some seeds, except what is done; print to a file."""
-    log = plan.file(f"{arm}-{seeds[0]}.log").open("a", 1)
-    with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        for seed in seeds:
-            files = {name: plan.file(f"{name}-{arm}-{seed}.json") for name in MEASURES[arm]}
-            missing = [name for name, file in files.items() if not file.is_file()]
-            if not missing:
-                continue
-
-            model = trained_model(plan, arm, seed)
-            items = load_manifest(plan.run / "corpus/instruct_test.json")
-            states = StateCache(model, items)
-            for name in missing:
-                write_json(files[name], measure(name, model, states, items))
-
-
-def measure_all(plan: Plan) -> None:
-    """Train and measure every arm and seed; on a CPU in several processes."""
-    # The longest come first. What the seeds of an arm share is made once, in one process.
-    tasks = [(plan, "baseline", plan.seeds), (plan, "self", plan.seeds)]
-    tasks += [(plan, arm, [seed]) for arm in ("both", "semantic") for seed in plan.seeds]
-
-    processes = min(torch.get_num_threads(), MAX_PROCESSES) if plan.device == "cpu" else 1
-    if processes == 1:
-        for task in tqdm(tasks, "arms"):
-            measure_arm(*task)
-        return
-
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
-        try:
-            futures = [pool.submit(measure_arm, *task) for task in tasks]
-            for future in tqdm(as_completed(futures), "arms", len(futures)):
-                future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error nothing more is started
-
-
-def check_settings(plan: Plan) -> None:
-    """Record what the ablations are made with. Raises ValueError: it was something else before."""
-    stages = [plan.run / stage / "adapters.safetensors" for stage in ("stage1", "stage2")]
-    missing = [str(file) for file in stages if not file.is_file()]
-    if missing:
-        names = ", ".join(missing)
-        raise ValueError(f"{names}: no such file; `make demo RUN={plan.run}` makes it")
-
+    # Results of different settings must not be mixed.
+    asr = train_asr.RECIPES["toy"]
     recipe = train_instruct.RECIPES["toy"].train
     settings = {
         "steps": plan.steps,
         "lr": recipe.lr,
         "optimizer": recipe.optimizer,
-        "stage1_steps": plan.stage1_steps,
-        "stage1": hashlib.sha256(stages[0].read_bytes()).hexdigest()[:16],
+        "stage1_steps": asr.train.steps,
+        "stage1": hashlib.sha256(stage1.read_bytes()).hexdigest()[:16],
     }
     file = plan.file("settings.json")
-    made_with = once(file, lambda: settings)
+    if not file.is_file():
+        write_json(file, settings)
+    before = read_json(file)
     for name, value in settings.items():
-        if made_with.get(name) != value:
-            raise ValueError(
-                f"{file.parent}: was made with {name} {made_with.get(name)}, and now it is "
-                f"{value}; remove it, or ask for the same again"
-            )
+        if before.get(name) != value:
+            was = f"was made with {name} {before.get(name)}, and now it is {value}"
+            raise ValueError(f"{file.parent}: {was}; remove it, or ask for the same again")
+
+    file = plan.file("self_targets.json")
+    if not file.is_file():
+        write_json(file, write_own_targets(run, plan.file("instruct_self.json"), plan.device))
+
+    file = existing(run / "baseline.json")
+    if not file.is_file():
+        seed = read_json(run / "corpus/corpus.json")["seed"]
+        write_json(file, pretrain_baseline(run, seed, plan.device))
+    where = {"train": run / "corpus/asr_train.json", "out": plan.file("baseline-stage1")}
+    stage = replace(train_asr.STAGE, loss=next_token_stage_loss)
+    asr_run = Run(**where, **plan.models("baseline"))
+    train_once(stage, asr, asr.train.steps, plan.seeds[0], asr_run)
+
+
+def train_arm(plan: Plan, arm: str, seed: int) -> None:
+    """Train stage 2 of an arm and a seed, unless that has been done."""
+    stage = train_instruct.SEMANTIC_ALONE if arm == "semantic" else train_instruct.STAGE
+    adapters = plan.run / "stage1"
+    train = plan.run / "corpus/instruct_train.json"
+    if arm == "self":
+        train = plan.file("instruct_self.json")
+    if arm == "baseline":
+        stage = replace(stage, loss=next_token_stage_loss)
+        adapters = plan.file("baseline-stage1")
+
+    out = plan.file(f"{arm}-{seed}")
+    run = Run(adapters=adapters, train=train, out=out, **plan.models(arm))
+    train_once(stage, train_instruct.RECIPES["toy"], plan.steps, seed, run)
+
+
+# ---- all arms
+def measure_arm(plan: Plan, arm: str, seed: int) -> None:
+    """Train and measure an arm and a seed, except what is done; print to a file."""
+    measures = {"questions": questions} | ({"sweep": sweep} if arm == "both" else {})
+    files = {name: plan.file(f"{name}-{arm}-{seed}.json") for name in measures}
+    missing = [name for name, file in files.items() if not file.is_file()]
+    if not missing:
+        return
+
+    log = plan.file(f"{arm}-{seed}.log").open("a", 1, "utf-8")
+    with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        train_arm(plan, arm, seed)
+        model = plan.load(arm, seed)
+        items = load_manifest(plan.run / "corpus/instruct_test.json")
+        states = StateCache(model, items)
+        for name in missing:
+            write_json(files[name], measures[name](model, states, items))
 
 
 def ablate(plan: Plan) -> dict:
@@ -318,56 +270,59 @@ def ablate(plan: Plan) -> dict:
         {"questions", "sweep", "race"}: {arm: a table for each seed}; and, once for all seeds,
         "self_targets", "lm" and "baseline".
     Raises:
-        ValueError: the run is not finished, or its ablations were made with other settings.
+        ValueError: see `make_shared_parts`.
     """
-    check_settings(plan)
-    measure_all(plan)
+    make_shared_parts(plan)
 
-    # Captions are timed now, when nothing else runs.
+    # Side by side on a CPU: matrices as small as the toy's gain little from a second core.
+    tasks = [(plan, arm, seed) for arm in ARMS for seed in plan.seeds]
+    processes = min(torch.get_num_threads(), MAX_PROCESSES) if plan.device == "cpu" else 1
+    if processes == 1:
+        for task in tqdm(tasks, "arms"):
+            measure_arm(*task)
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
+            list(tqdm(pool.map(measure_arm, *zip(*tasks)), "arms", len(tasks)))
+
+    # Captions are timed when nothing else runs.
     items = load_manifest(plan.run / "corpus/instruct_test.json")
-    captions = [item for item in items if item["kind"] == "caption"][:N_CLIPS]
-    for arm in ("both", "baseline"):
+    captions = [item for item in items if item["kind"] == "caption"][:MEASURED_CLIPS]
+    timed = ("both", "baseline")
+    for arm in timed:
         for seed in plan.seeds:
             file = plan.file(f"race-{arm}-{seed}.json")
             if not file.is_file():
-                write_json(file, time_captions(trained_model(plan, arm, seed), captions))
+                write_json(file, time_captions(plan.load(arm, seed), captions))
 
-    def tables(name: str, arms: tuple[str, ...]) -> dict[str, list[dict]]:
-        return {
+    results = {
+        name: {
             arm: [read_json(plan.file(f"{name}-{arm}-{seed}.json")) for seed in plan.seeds]
             for arm in arms
         }
-
-    return {
-        "questions": tables("questions", tuple(ARMS)),
-        "sweep": tables("sweep", ("both",)),
-        "race": tables("race", ("both", "baseline")),
-        "self_targets": read_json(plan.file("self_targets.json")),
-        "lm": read_json(plan.run / "lm.json"),
-        "baseline": read_json(existing(plan.run / "baseline.json")),
+        for name, arms in (("questions", ARMS), ("sweep", ("both",)), ("race", timed))
     }
+    results["self_targets"] = read_json(plan.file("self_targets.json"))
+    results["lm"] = read_json(plan.run / "lm.json")
+    results["baseline"] = read_json(existing(plan.run / "baseline.json"))
+    return results
 
 
 def main(arguments: list[str] | None = None) -> None:
     name = "python -m lab.ablations"
-    stage1_steps = train_asr.RECIPES["toy"].train.steps
     parser = argparse.ArgumentParser(prog=name, description="The paper's ablations on a run.")
     parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="from `make demo`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400, help="of every stage 2 (default 400)")
-    stage1_help = f"of the baseline's stage 1 (default {stage1_steps}, as in the demo)"
-    parser.add_argument("--stage1-steps", type=int, default=stage1_steps, help=stage1_help)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(arguments)
 
+    plan = Plan(**(vars(args) | {"seeds": list(dict.fromkeys(args.seeds))}))
     with one_line_errors(name):
-        plan = Plan(**(vars(args) | {"seeds": list(dict.fromkeys(args.seeds))}))
         results = ablate(plan)
-
     seeds = " ".join(map(str, plan.seeds))
     command = f"{name} --run {plan.run} --seeds {seeds} --steps {plan.steps}"
-    command += f" --stage1-steps {plan.stage1_steps}"
-    print(write_report(plan.run / "ablations", results, command, plan.device))
+    print(write_report(plan.run / "ablations", results, command))
 
 
 if __name__ == "__main__":

@@ -8,29 +8,21 @@ makes it readable on light and dark pages. With animations switched off, it show
 Shapes: G answer tokens.
 """
 
-import argparse
 import html
-from dataclasses import fields
 from pathlib import Path
 
-from torch import Tensor
-
-from checkpoints.command_line import model_options, one_line_errors
+from checkpoints.command_line import one_line_errors
 from checkpoints.files import whole_file
-from data import build_prompt, read_audio
-from diffa import DIFFA
-from evaluation.ask import hear_clips, make_parser, token_texts
-from sampler import SamplerConfig, answer
+from evaluation.ask import ask, make_parser
 
 # The state after a step: G texts, "_" for a mask and "" for the end, and G confidences.
 Step = tuple[list[str], list[float]]
 
 # Pixels. Text is stretched to its cell, so that the layout does not depend on the reader's font.
 WIDTH = 720
-MARGIN = 20
+EDGE = 20
 CHARACTER = 9.6
 PADDING = 7
-CELL_HEIGHT = 30
 LINE_HEIGHT = 38
 
 STEP_SECONDS = 0.8
@@ -38,7 +30,7 @@ LAST_SECONDS = 3.0  # for which the finished answer stays
 
 PANEL = "#161b22"
 TEXT = "#e6edf3"
-MASK = "#3d444d"
+MASK_FILL = "#3d444d"
 # TEXT is readable on both and on every mixture of the two (contrast 4.5 to 1 or more).
 UNSURE = (0x9A, 0x45, 0x00)
 CONFIDENT = (0x16, 0x6A, 0x3E)
@@ -67,31 +59,24 @@ def keyframes(n_steps: int) -> str:
     """CSS that shows an element of class t3 from step 3 on; the last step stays longer."""
     seconds = n_steps * STEP_SECONDS + LAST_SECONDS
     # Without motion all steps are visible, which is the finished answer.
-    rules = [
-        f".t{{animation:{seconds:g}s linear infinite}}",
-        "@media(prefers-reduced-motion:reduce){.t{animation:none!important}}",
-    ]
+    rules = f".t{{animation:{seconds:g}s linear infinite}}"
+    rules += "@media(prefers-reduced-motion:reduce){.t{animation:none!important}}"
 
     for k in range(n_steps):
         start = 100 * (k + 1) * STEP_SECONDS / seconds  # first, all masks for one step's time
-        rules.append(
-            f"@keyframes t{k}{{0%,{start:.1f}%{{opacity:0}}{start + 1:.1f}%{{opacity:1}}}}"
-        )
-        rules.append(f".t{k}{{animation-name:t{k}}}")
-
-    return "".join(rules)
+        shown = f"0%,{start:.1f}%{{opacity:0}}{start + 1:.1f}%{{opacity:1}}"
+        rules += f"@keyframes t{k}{{{shown}}}.t{k}{{animation-name:t{k}}}"
+    return rules
 
 
-def text_at(x: float, y: float, text: str) -> str:
-    """An SVG text, stretched to its number of characters."""
-    width = CHARACTER * len(text)
-    return f'<text x="{x:g}" y="{y:g}" textLength="{width:g}">{html.escape(text)}</text>'
-
-
-def box(x: float, y: float, width: float, fill: str) -> str:
-    """An SVG rectangle as high as a cell."""
+def cell(x: float, y: float, text: str, fill: str, width: float | None = None) -> str:
+    """A text on a rectangle that is as wide as the text or as `width`."""
+    text_width = CHARACTER * len(text)
+    width = width or text_width + 2 * PADDING
     return (
-        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{CELL_HEIGHT}" rx="5" fill="{fill}"/>'
+        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="30" rx="5" fill="{fill}"/>'
+        f'<text x="{x + PADDING:g}" y="{y + 20:g}" textLength="{text_width:g}">'
+        f"{html.escape(text)}</text>"
     )
 
 
@@ -102,67 +87,39 @@ def unmasking_svg(question: str, steps: list[Step]) -> str:
         question: shown above the answer.
         steps: one or more, as collected by the sampler's on_step (see Step).
     """
-    body = [text_at(MARGIN, MARGIN + 18, question)]
-    x = MARGIN
-    y = MARGIN + LINE_HEIGHT
+    body = [cell(EDGE, EDGE, question, PANEL)]
+    x = EDGE
+    y = EDGE + LINE_HEIGHT
 
     for text, confidence, number in zip(*steps[-1], commit_steps(steps)):
         # A cell is as wide as the token that it will hold. Cells wrap like words.
         text = text.strip() or " "
         width = CHARACTER * len(text) + 2 * PADDING
-        if x + width > WIDTH - MARGIN:
-            x = MARGIN
+        if x + width > WIDTH - EDGE:
+            x = EDGE
             y += LINE_HEIGHT
 
         # The mask lies below; the token covers it from its step on.
-        body.append(box(x, y, width, MASK))
+        body.append(cell(x, y, "", MASK_FILL, width))
         if number is not None:
-            token = box(x, y, width, colour(confidence) if confidence > 0 else PANEL)
-            token += text_at(x + PADDING, y + 20, text)
-            body.append(f'<g class="t t{number}">{token}</g>')
+            fill = colour(confidence) if confidence > 0 else PANEL
+            body.append(f'<g class="t t{number}">{cell(x, y, text, fill)}</g>')
         x += width + 6
 
-    # The last line: each step's number covers that of the step before; and the scale of colours.
+    # The last line: the step, each covering the one before, and the colours of both ends.
     y += LINE_HEIGHT + 6
     for k in range(len(steps)):
-        label = box(MARGIN, y, 200, PANEL) + text_at(
-            MARGIN, y + 20, f"step {k + 1} of {len(steps)}"
-        )
+        label = cell(EDGE, y, f"step {k + 1} of {len(steps)}", PANEL)
         body.append(f'<g class="t t{k}">{label}</g>')
-    scale = text_at(WIDTH - 270, y + 20, "confidence 0") + text_at(WIDTH - 30, y + 20, "1")
-    body.append(scale + box(WIDTH - 144, y, 104, "url(#scale)"))
+    body.append(cell(WIDTH - 310, y, "confidence 0", colour(0)))
+    body.append(cell(WIDTH - 170, y, "confidence 1", colour(1)))
 
-    height = y + CELL_HEIGHT + MARGIN
+    height = y + LINE_HEIGHT + EDGE
     head = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" \
 font-family="ui-monospace,Menlo,Consolas,monospace" font-size="16" fill="{TEXT}">
 <style>{keyframes(len(steps))}</style>
-<linearGradient id="scale"><stop stop-color="{colour(0)}"/>\
-<stop offset="1" stop-color="{colour(1)}"/></linearGradient>
 <rect width="{WIDTH}" height="{height}" rx="10" fill="{PANEL}"/>"""
     return "\n".join([head, *body, "</svg>\n"])
-
-
-def steps_of_answer(args: argparse.Namespace) -> list[Step]:
-    """Answer the question of the command line; returns what the sampler held after each step."""
-    waveform = read_audio(args.clip)
-    model = DIFFA.from_pretrained(
-        args.whisper, args.llm, args.adapters, **model_options(args)
-    ).eval()
-    names = [field.name for field in fields(SamplerConfig)]
-    config = SamplerConfig(**{name: getattr(args, name) for name in names if hasattr(args, name)})
-    lm_config = model.lm.config
-    steps = []
-
-    def hear(rows: slice) -> tuple[Tensor, Tensor]:
-        return hear_clips(model, [waveform], [args.clip], args.cut)
-
-    def collect(ids: Tensor, confidence: Tensor) -> None:
-        texts = token_texts(model.tokenizer, ids[0].tolist(), lm_config.mask_id, lm_config.end_id)
-        steps.append((texts, confidence[0].tolist()))
-
-    prompt = build_prompt(model.tokenizer, args.question)
-    list(answer(model.lm, model.tokenizer, [prompt], hear, config, on_step=collect))
-    return steps
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -173,9 +130,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     with one_line_errors(parser.prog):
-        steps = steps_of_answer(args)
+        _, steps = ask(args, lambda texts: None)
         with whole_file(args.out) as temporary:
-            temporary.write_text(unmasking_svg(args.question, steps))
+            temporary.write_text(unmasking_svg(args.question, steps), "utf-8")
     print(f"{args.out}: {len(steps)} steps")
 
 

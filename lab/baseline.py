@@ -1,10 +1,11 @@
 """Train the autoregressive baseline of a run's language model (toy/autoregressive.py).
 
-    python -m lab.baseline --run runs/toy        after `python -m toy.pretrain lm`; writes RUN/baseline and RUN/baseline.json
+    python -m lab.baseline --run runs/toy      writes RUN/baseline and RUN/baseline.json
 
-It starts from the same random weights as the run's diffusion LM and reads the same batches for as many steps, but learns to
-predict the next token. Only its learning rate differs: one cosine over all steps, where the diffusion LM has one for each
-phase. lab/ablations.py trains adapters on it.
+It starts from the same random weights as the run's diffusion LM (`python -m toy.pretrain lm`) and
+reads the same batches for as many steps, but learns to predict the next token. Only its learning
+rate differs: one cosine over all steps, where the diffusion LM has one for each phase.
+lab/ablations.py trains adapters on it.
 """
 
 import argparse
@@ -25,12 +26,12 @@ from checkpoints.files import read_json, write_json
 from checkpoints.lm import read_lm_config, save_lm
 from checkpoints.tokenizer import load_tokenizer
 from toy.autoregressive import CausalLM, greedy
-from toy.pretrain_lm import GATE, GrammarText, new_lm, next_token_text_loss, phases, short_of
+from toy.pretrain_lm import GATE, GrammarText, new_lm, phases, short_of, text_loss
 from training.loop import fit
 
 
 def existing(path: Path) -> Path:
-    """`path`, or the name that earlier versions gave it ("twin" for "baseline") if only that exists."""
+    """`path`, or its name in earlier runs ("twin" for "baseline") if only that exists."""
     old = path.with_name(path.name.replace("baseline", "twin"))
     return old if old.exists() and not path.exists() else path
 
@@ -41,12 +42,12 @@ def pretrain_baseline(run: Path, seed: int, device: str) -> dict:
     Args:
         seed: the one that the run's LM was trained with; another one gives other text.
     Raises:
-        ValueError: the run has no diffusion LM, or one of other phases than toy/pretrain_lm.py now has.
+        ValueError: the run has no diffusion LM, or one with other phases than toy/pretrain_lm.py's.
     """
     # The record of the diffusion LM determines the steps and what was trained in each phase.
     if not (run / "lm.json").is_file():
         raise ValueError(
-            f"{run / 'lm.json'}: no such file; it records the steps that the baseline trains for. "
+            f"{run / 'lm.json'}: no such file; it records the baseline's steps. "
             f"Run python -m toy.pretrain lm --out {run}"
         )
     record = read_json(run / "lm.json")
@@ -56,7 +57,7 @@ def pretrain_baseline(run: Path, seed: int, device: str) -> dict:
     ends = list(itertools.accumulate(phase.steps for phase in training))
     if steps not in ends:
         raise ValueError(
-            f"{run / 'lm.json'}: its LM took {steps} steps, but the phases of toy/pretrain_lm.py "
+            f"{run / 'lm.json'}: its LM took {steps} steps, but the phases of toy.pretrain_lm "
             f"end after {ends}; train that LM again"
         )
 
@@ -69,9 +70,8 @@ def pretrain_baseline(run: Path, seed: int, device: str) -> dict:
         number = bisect.bisect_right(ends, step)
         phase = training[number]
         step -= ends[number] - phase.steps
-        kinds = wanted[number]
-        blurred = number > 0
-        return next_token_text_loss(lm, text, phase, step, generator, wanted=kinds, blurred=blurred)
+        options = {"wanted": wanted[number], "blurred": number > 0}
+        return text_loss(lm, text, phase, step, generator, **options)
 
     # The recipe of the diffusion phase, over all steps.
     recipe = replace(training[1], steps=steps, seed=seed)
@@ -85,20 +85,19 @@ def pretrain_baseline(run: Path, seed: int, device: str) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.baseline", description="Train a run's autoregressive baseline."
-    )
+    name = "python -m lab.baseline"
+    parser = argparse.ArgumentParser(prog=name, description="Train a run's baseline LM.")
     parser.add_argument("--run", type=Path, default=Path("runs/toy"))
     parser.add_argument("--seed", type=int, default=0, help="the run's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(arguments)
 
     started = time.perf_counter()
-    with one_line_errors("python -m lab.baseline"):
+    with one_line_errors(name):
         result = pretrain_baseline(args.run, args.seed, args.device)
     result["minutes"] = (time.perf_counter() - started) / 60
     write_json(args.run / "baseline.json", result)
-    tqdm.write(json.dumps({name: value for name, value in result.items() if name != "losses"}))
+    tqdm.write(json.dumps({k: v for k, v in result.items() if k != "losses"}))
 
     # Only a warning: how well it reads is one of the things that are compared.
     short = short_of(GATE, result)

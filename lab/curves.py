@@ -1,4 +1,4 @@
-"""Training curves of one or several runs, overlaid: loss, validation, learning rate, gradient norm, speed.
+"""Training curves of runs, overlaid: loss, validation, learning rate, gradient norm, speed.
 
     python -m lab.curves runs/toy/stage1 runs/other/stage1 --out curves.png
 
@@ -24,10 +24,10 @@ PANELS = [
 def series(records: list[dict], field: str) -> tuple[list[int], list[float]]:
     """Steps and values of a field in the records that have it; for a validation, its loss."""
     found = [record for record in records if field in record]
-    steps = [record["step"] for record in found]
+    values = [record[field] for record in found]
     if field == "validation":
-        return steps, [record[field]["loss"] for record in found]
-    return steps, [record[field] for record in found]
+        values = [value["loss"] for value in values]
+    return [record["step"] for record in found], values
 
 
 def plot_curves(runs: list[Path], out: Path) -> None:
@@ -37,8 +37,7 @@ def plot_curves(runs: list[Path], out: Path) -> None:
             records = read_metrics(run / "metrics.jsonl")
             if not records:
                 raise ValueError(
-                    f"{run}: holds no metrics.jsonl with records; "
-                    "train_asr.py and train_instruct.py write one every 10 steps"
+                    f"{run}: holds no metrics.jsonl with records; a run adds one every 10 steps"
                 )
             for axis, (field, title, scale) in zip(axes, PANELS):
                 style = "o-" if field == "validation" else "-"
@@ -48,14 +47,13 @@ def plot_curves(runs: list[Path], out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.curves", description="Plot training curves."
-    )
+    name = "python -m lab.curves"
+    parser = argparse.ArgumentParser(prog=name, description="Plot training curves.")
     parser.add_argument("runs", type=Path, nargs="+", help="folders with a metrics.jsonl")
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     args = parser.parse_args(arguments)
 
-    with one_line_errors("python -m lab.curves"):
+    with one_line_errors(name):
         plot_curves(args.runs, args.out)
     print(args.out)
 

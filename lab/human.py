@@ -1,11 +1,12 @@
-"""The method on human speech: a corpus of recorded prompts and of synthetic speech, an LM for its words, a report.
+"""The method on human speech: recorded prompts, synthetic speech of their words, an LM, a report.
 
-A few minutes of one person's speech are too little for an adapter to learn all words and their order. So eSpeak NG speaks
-sentences of the same words (lab/human_text.py), and each recorded prompt occurs among them several times. The vocabulary is
-closed and includes the words of the test prompts; some of these no human says in training. The test sentences are held out:
-no training sentence equals one.
+A few minutes of one person's speech are too little for an adapter to learn all words and their
+order. So eSpeak NG speaks sentences of the same words (lab/human_text.py), and each recorded prompt
+occurs among them several times. The vocabulary is closed and includes the words of the test
+prompts, some of which no human says in training. The test sentences are held out: no training
+sentence equals one.
 
-FOLDER holds two manifests (data.py), train.json and test.json, of clips in English. `make human` runs
+FOLDER holds two manifests (data.py) of English clips, train.json and test.json. `make human` runs
 
     python -m lab.human corpus FOLDER --out runs/human/corpus --seconds 4
     python -m lab.human lm --run runs/human
@@ -16,11 +17,10 @@ FOLDER holds two manifests (data.py), train.json and test.json, of clips in Engl
 
 import argparse
 import functools
-import json
 import random
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -32,64 +32,48 @@ from corpora.measure import seed_transcript
 from corpora.workers import map_in_processes
 from data import TRANSCRIBE, ManifestError, load_manifest
 from diffa import DIFFA
-from encoder import FRAMES_PER_SECOND
 from evaluation.wer import word_error_rate
 from lab.human_text import Text, draw_sentence, plain_words, train_lm
 from toy import speech
-from toy.evaluate import THRESHOLD, answers_to, transcription
-from train_asr import RECIPES
+from toy.evaluate import answers_to
+from toy.pretrain_lm import ANSWER_LENGTH, THRESHOLD
 from training.states import StateCache
 
-ANSWER_LENGTH = RECIPES["toy"].answer_length  # tokens, the end token included
-RATES = (140, 230)  # words a minute
-PITCHES = (20, 80)  # of eSpeak's 0 to 99
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusSettings:
-    """What determines a corpus; recorded in its corpus.json."""
-
-    folder: str  # holds train.json and test.json
-    seconds: float  # the encoder's window; longer prompts are left out
-    seed: int
-    spoken: int  # clips that eSpeak speaks
-    repeat: int  # how often each recorded training prompt occurs in asr_train.json
+HUMAN_RATES = (140, 230)  # words a minute
+HUMAN_PITCHES = (20, 80)  # of eSpeak's 0 to 99
 
 
 # ---- the corpus
-def spoken_clip(index: int, text: Text, settings: CorpusSettings, out: Path, data: Path) -> dict:
-    """Draw a sentence, let eSpeak speak it, write the clip; returns its manifest item.
+def spoken_clip(index: int, text: Text, seconds: float, seed: int, out: Path, data: Path) -> dict:
+    """Draw a sentence that lasts at most so many seconds, and write its clip; returns the item.
 
     Raises ManifestError: no sentence is short enough.
     """
-    rng = random.Random(f"{settings.seed}/{index}")  # so that no clip depends on their number
-    most = (settings.seconds - 0.01) * speech.ESPEAK_RATE
-
+    rng = random.Random(f"{seed}/{index}")  # so that no clip depends on their number
     for _ in range(200):
         gender = rng.choice(("female", "male"))
         sentence = draw_sentence(text, rng)
         voice = rng.choice(speech.VOICES["train", gender])
-        rate = rng.randint(*RATES)
-        pitch = rng.randint(*PITCHES)
+        rate = rng.randint(*HUMAN_RATES)
+        pitch = rng.randint(*HUMAN_PITCHES)
         samples, _ = speech.speak(sentence, f"en-us+{voice}", rate, pitch, data)
         samples = speech.without_silence(samples)
-        if len(samples) <= most:
+        if len(samples) <= (seconds - 0.01) * speech.ESPEAK_RATE:
             break
     else:
         raise ManifestError(
-            f"eSpeak cannot say any of 200 sentences in {settings.seconds:g} s; "
-            "choose longer --seconds"
+            f"eSpeak cannot say any of 200 sentences in {seconds:g} s; choose longer --seconds"
         )
 
     path = f"audio/{index:06d}.wav"
-    seconds = speech.write_clip(out / path, samples, rng)
+    lasts = speech.write_clip(out / path, samples, rng)
     return transcription_item(
         audio_id=f"spoken-{index:06d}",
         path=path,
         words=sentence,
         dataset="espeak",
-        seconds=seconds,
-        seed=seed_transcript(sentence, {"Gender": gender}, seconds),
+        seconds=lasts,
+        seed=seed_transcript(sentence, {"Gender": gender}, lasts),
     )
 
 
@@ -117,144 +101,99 @@ def recorded(manifest: Path, seconds: float) -> tuple[list[dict], list[str]]:
     return kept, left_out
 
 
-def make_corpus(out: Path, settings: CorpusSettings) -> None:
+def make_corpus(
+    folder: Path, out: Path, *, seconds: float, seed: int, spoken: int, repeat: int
+) -> None:
     """Write OUT/{asr_train,asr_test,text}.json and the clips that eSpeak speaks.
 
+    Args:
+        folder: holds train.json and test.json. seconds: of the encoder's window.
+        spoken: synthetic clips. repeat: copies of each recorded prompt in asr_train.json.
     Raises:
         ManifestError: manifests that cannot be used. FileExistsError: `out` holds another corpus.
     """
+    settings = {
+        "folder": str(folder.resolve()),
+        "seconds": seconds,
+        "seed": seed,
+        "spoken": spoken,
+        "repeat": repeat,
+    }
     record = out / "corpus.json"  # written last: it says that all the rest is complete
     if record.exists():
-        made = read_json(record)
-        if {name: made.get(name) for name in asdict(settings)} != asdict(settings):
+        if not settings.items() <= read_json(record).items():
             raise FileExistsError(
-                f"{out} holds another corpus, {record.read_text().strip()}. Choose another --out."
+                f"{out} holds another corpus, {read_json(record)}. Choose another --out."
             )
         print(f"{out} holds this corpus already.")
         return
 
     # 1. The recorded prompts. Training prompts that equal a test sentence are left out.
-    folder = Path(settings.folder)
-    train, train_long = recorded(folder / "train.json", settings.seconds)
-    test, test_long = recorded(folder / "test.json", settings.seconds)
-    words = sorted({word for item in train + test for word in item["transcription"].split()})
+    fit, train_long = recorded(folder / "train.json", seconds)
+    test, test_long = recorded(folder / "test.json", seconds)
     held_out = sorted({item["transcription"] for item in test})
-    n_recorded = len(train)
-    train = [item for item in train if item["transcription"] not in held_out]
+    train = [item for item in fit if item["transcription"] not in held_out]
     if not train:
         raise ManifestError(f"{folder / 'train.json'}: each of its sentences is a test sentence")
 
     # 2. Synthetic speech of the same words.
-    text = Text(words, sorted({item["transcription"] for item in train}), held_out)
+    words = {word for item in fit + test for word in item["transcription"].split()}
+    text = Text(sorted(words), sorted({item["transcription"] for item in train}), held_out)
     (out / "audio").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary)
         speech.prepare_espeak(data)
-        clip = functools.partial(spoken_clip, text=text, settings=settings, out=out, data=data)
-        spoken = map_in_processes(clip, range(settings.spoken), "speaking")
+        options = {"text": text, "seconds": seconds, "seed": seed, "out": out, "data": data}
+        clip = functools.partial(spoken_clip, **options)
+        clips = map_in_processes(clip, range(spoken), "speaking")
 
     # 3. Manifests, text, and the record.
-    write_manifest(out / "asr_train.json", spoken + train * settings.repeat)
+    write_manifest(out / "asr_train.json", clips + train * repeat)
     write_manifest(out / "asr_test.json", test)
     write_json(out / "text.json", asdict(text))
-    familiar = {word for item in train for word in item["transcription"].split()}
-    n_equal = n_recorded - len(train)
-    counts = {
-        "train": len(train),
-        "train_left_out": {"too long": len(train_long), "a test sentence": n_equal},
-        "test": len(test),
-        "test_too_long": test_long,
-        "vocabulary": len(words),
-        "vocabulary_not_in_train": sum(word not in familiar for word in words),
-    }
-    write_json(record, asdict(settings) | counts)
-    print(json.dumps(counts))
+    left_out = {"too long": len(train_long), "a test sentence": len(fit) - len(train)}
+    counts = {"train": len(train), "test": len(test), "vocabulary": len(words)}
+    counts |= {"train_left_out": left_out, "test_too_long": test_long}
+    write_json(record, settings | counts)
 
 
 # ---- the report
-def wer(pairs: list[tuple[str, str]]) -> dict:
-    """WER in percent of pairs of target and prediction, None without any; and how many they are."""
-    if not pairs:
-        return {"word_error_rate": None, "items": 0}
-    targets, predictions = zip(*pairs)
-    rate = word_error_rate(list(predictions), list(targets))
-    return {"word_error_rate": rate, "items": len(pairs)}
+def transcribe_prompts(run: Path, whisper: Path, device: str) -> dict:
+    """WER in percent of RUN/stage1 on the recorded test prompts, and every answer."""
+    model = DIFFA.from_pretrained(whisper, run / "llada", run / "stage1", device=device).eval()
+    items = load_manifest(run / "corpus/asr_test.json")
+    replies = answers_to(model, StateCache(model, items), items, THRESHOLD)
+    targets = [item["transcription"] for item in items]
+    texts = [reply.text for reply in replies]
 
-
-def transcribe(model: DIFFA, states: StateCache, items: list[dict]) -> list[tuple[str, str]]:
-    """Target and prediction of each item."""
-    replies = answers_to(model, states, items, THRESHOLD)
-    return [(item["transcription"], reply.text) for item, reply in zip(items, replies)]
-
-
-def measure_stage1(run: Path, whisper: Path, device: str) -> dict:
-    """WER of RUN/stage1 on the recorded prompts, and every answer to a test prompt.
-
-    Raises ValueError: a part is missing or does not fit the others.
-    """
-    llm = run / "llada"
-    model = DIFFA.from_pretrained(whisper, llm, run / "stage1", device=device).eval()
-    record = read_json(run / "corpus/corpus.json")
-    test = load_manifest(run / "corpus/asr_test.json")
-    train = load_manifest(run / "corpus/asr_train.json")
-    train = list({i["audio_id"]: i for i in train if i["dataset"] == "human"}.values())
-    states = StateCache(model, test + train)
-
-    # Test prompts, by what they contain. Those that were too long count as wrong in every word.
-    pairs = transcribe(model, states, test)
-    too_long = [(words, "") for words in record["test_too_long"]]
-    familiar = {word for item in train for word in item["transcription"].split()}
-    known = [pair for pair in pairs if set(pair[0].split()) <= familiar]
-    one_word = [pair for pair in pairs if len(pair[0].split()) == 1]
-    table = {
-        "all": wer(pairs),
-        "with_too_long": wer(pairs + too_long),
-        "known_words": wer(known),  # a human says every one of them in training
-        "new_words": wer([pair for pair in pairs if pair not in known]),
-        "one_word": wer(one_word),
-        "several_words": wer([pair for pair in pairs if pair not in one_word]),
-    }
-
-    lm = read_json(run / "lm.json")
-    minutes = read_json(run / "stage1/training.json")["minutes"]
-    window = model.encoder.config.context / FRAMES_PER_SECOND  # seconds
+    # Prompts that were too long for the test count as wrong in every word.
+    too_long = read_json(run / "corpus/corpus.json")["test_too_long"]
+    silent = [""] * len(too_long)
     return {
-        "parts": {
-            "whisper": str(whisper),
-            "llm": str(llm),
-            "adapters": f"{run}/stage1",
-            "audio_context": window,
-        },
-        "corpus": record,
-        "lm": {name: value for name, value in lm.items() if name != "losses"},
-        "sampler": f"threshold {THRESHOLD.threshold}",
-        "test": table,
-        "train": wer(transcribe(model, states, train)),
-        "by_sampler": transcription(model, states, test)["by_sampler"],
-        "minutes": {"lm": lm["minutes"], "stage1": minutes},
-        "answers": [{"said": target, "heard": prediction} for target, prediction in pairs],
+        "whisper": str(whisper),
+        "items": len(items),
+        "word_error_rate": word_error_rate(texts, targets),
+        "with_too_long": word_error_rate(texts + silent, targets + too_long),
+        "answers": [{"target": t, "prediction": p} for t, p in zip(targets, texts)],
     }
 
 
-def make_parser() -> argparse.ArgumentParser:
+# ---- the command
+def human_parser() -> argparse.ArgumentParser:
     """The command line; see the top of this file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.human", description="Stage 1 on human speech."
-    )
+    parser = argparse.ArgumentParser(prog="python -m lab.human", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True, dest="command")
-
     corpus = commands.add_parser("corpus", help="make manifests and synthetic speech")
     corpus.add_argument("folder", type=Path, help="holds train.json and test.json")
     corpus.add_argument("--out", type=Path, default=Path("runs/human/corpus"))
     corpus.add_argument("--seconds", type=float, default=4.0, help="the encoder's window")
-    corpus.add_argument("--seed", type=int, default=0)
     corpus.add_argument("--spoken", type=int, default=6000, help="clips that eSpeak speaks")
     corpus.add_argument("--repeat", type=int, default=6, help="copies of each recorded prompt")
-
     lm = commands.add_parser("lm", help="train the LM")
-    lm.add_argument("--seed", type=int, default=0)
     report = commands.add_parser("report", help="measure the WER")
     report.add_argument("--whisper", type=Path, required=True, help="of stage 1")
+    for command in (corpus, lm):
+        command.add_argument("--seed", type=int, default=0)
     for command in (lm, report):
         command.add_argument("--run", type=Path, default=Path("runs/human"))
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -262,25 +201,22 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = make_parser().parse_args(arguments)
+    options = vars(human_parser().parse_args(arguments))
+    command = options.pop("command")
     started = time.perf_counter()
 
     with one_line_errors("python -m lab.human"):
-        if args.command == "corpus":
-            given = {name: getattr(args, name) for name in ("seconds", "seed", "spoken", "repeat")}
-            make_corpus(args.out, CorpusSettings(folder=str(args.folder.resolve()), **given))
+        if command == "corpus":
+            make_corpus(**options)
             return
-        if args.command == "lm":
-            text = Text(**read_json(args.run / "corpus/text.json"))
-            result = train_lm(args.run, text, args.seed, args.device)
-            result["minutes"] = (time.perf_counter() - started) / 60
+        if command == "lm":
+            result = train_lm(**options)
         else:
-            result = measure_stage1(args.run, args.whisper, args.device)
-            result["minutes"]["report"] = (time.perf_counter() - started) / 60
+            result = transcribe_prompts(**options)
 
-    write_json(args.run / f"{args.command}.json", result)
-    shown = {name: value for name, value in result.items() if name not in ("losses", "answers")}
-    print(json.dumps(shown, indent=1))
+    result["minutes"] = (time.perf_counter() - started) / 60
+    write_json(options["run"] / f"{command}.json", result)
+    print({k: v for k, v in result.items() if k not in ("losses", "answers")})
 
 
 if __name__ == "__main__":

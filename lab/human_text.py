@@ -1,8 +1,9 @@
 """Text of a closed vocabulary, and what the LM of lab/human.py learns from it.
 
-A sentence is a training prompt, or it is made of runs of words out of the training prompts and of single words of the
-vocabulary, so that every word occurs beside every other. The test prompts are never drawn. The LM learns as the toy's does
-(toy/pretrain_lm.py): it copies words that stand where the audio embeddings will go.
+A sentence is a training prompt, or it is made of runs of words out of the training prompts and of
+single words of the vocabulary, so that every word occurs beside every other. The test prompts are
+never drawn. The LM learns as the toy's does (toy/pretrain_lm.py): it copies words that stand where
+the audio embeddings will go.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from checkpoints.files import read_json
 from checkpoints.tokenizer import Tokenizer
 from data import TRANSCRIBE, build_prompt
 from diffusion_lm import DiffusionLM
@@ -24,9 +26,9 @@ from toy.pretrain_lm import Decode, answer_text, phases, pretrain_lm
 DIGITS = "zero one two three four five six seven eight nine".split()
 WHOLE = 0.15  # fraction of sentences that are a training prompt
 RUNS = 0.35  # probability that another continues with a run of words; single words teach rare ones
-LONGER = 3  # times the toy's steps: with six times its words and hardly a grammar, copying is learned late
+LONGER = 3  # times the toy's steps: with six times its words and no grammar, copying comes late
 BLUR = 0.3  # less than the toy's, since no grammar says which word may stand here
-N_CHECK = 200  # sentences that measure the LM's copy error
+N_COPIED = 200  # sentences that measure the LM's copy error
 
 
 # ---- sentences
@@ -48,7 +50,7 @@ class Text:
 
 
 def draw_sentence(text: Text, rng: random.Random) -> str:
-    """A sentence of the vocabulary, at most as long as the longest training prompt, never held out."""
+    """A sentence of the vocabulary, no longer than the longest training prompt, not held out."""
     longest = max(len(sentence.split()) for sentence in text.sentences)
     while True:
         length = rng.randint(1, longest)
@@ -69,13 +71,13 @@ def draw_sentence(text: Text, rng: random.Random) -> str:
 
 
 # ---- the language model
-def train_tokenizer(path: Path, text: Text) -> Tokenizer:
-    """A tokenizer whose pieces include every word, so that an answer has one token for each word."""
+def train_word_tokenizer(path: Path, text: Text) -> Tokenizer:
+    """A tokenizer with a piece for every word, so that an answer has as many tokens as words."""
     lines = [TRANSCRIBE] * 4000 + [" ".join(text.vocabulary)] * 50
     return tokenizer_of_lines(path, lines, size=1000 + 6 * len(text.vocabulary))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ClosedText:
     """A TextSource (toy/pretrain_lm.py) that asks for transcripts of sentences of a Text."""
 
@@ -107,7 +109,7 @@ class ClosedText:
     def examine(self, lm: DiffusionLM, decode: Decode = generate) -> dict:
         """WER in percent of copying drawn sentences, and of copying those of the test."""
         rng = random.Random(f"check {self.seed}")
-        drawn = [draw_sentence(self.text, rng) for _ in range(N_CHECK)]
+        drawn = [draw_sentence(self.text, rng) for _ in range(N_COPIED)]
         result = {}
         for name, sentences in (("copy_error", drawn), ("copy_error_test", self.text.held_out)):
             items = [self.item(sentence, rng, stretched=True) for sentence in sentences]
@@ -116,10 +118,11 @@ class ClosedText:
         return result
 
 
-def train_lm(run: Path, text: Text, seed: int, device: str) -> dict:
-    """Train and save RUN/llada; returns what toy.pretrain_lm.pretrain_lm does."""
-    tokenizer = train_tokenizer(run / "llada/tokenizer.model", text)
-    source = ClosedText(tokenizer=tokenizer, text=text, seed=seed)
+def train_lm(run: Path, seed: int, device: str) -> dict:
+    """Train RUN/llada on RUN/corpus/text.json; returns what toy.pretrain_lm.pretrain_lm does."""
+    text = Text(**read_json(run / "corpus/text.json"))
+    tokenizer = train_word_tokenizer(run / "llada/tokenizer.model", text)
+    source = ClosedText(tokenizer, text, seed)
 
     # A run may only resume with the same text.
     digest = hashlib.sha256(json.dumps(asdict(text)).encode()).hexdigest()[:16]

@@ -1,13 +1,13 @@
 """Memory and time of one training step through a frozen LM with random weights.
 
     export MALLOC_MMAP_THRESHOLD_=65536
-    python -m lab.measure_step                                     logits at the masked positions
-    python -m lab.measure_step --everywhere                        at all positions, as LLaDA's guide
-    python -m lab.measure_step --recompute                         blocks recomputed
-    python -m lab.measure_step --size llada-8b --batch 16 --dtype bfloat16 --device cuda --repeat 2
+    python -m lab.measure_step                        logits at the masked positions
+    python -m lab.measure_step --everywhere           at all positions, as in LLaDA's guide
+    python -m lab.measure_step --recompute            blocks recomputed in the backward pass
+    python -m lab.measure_step --size llada-8b --dtype bfloat16 --device cuda
 
-One process measures one variant, so that the peak is its own. On a CPU the peak is of the resident
-memory; the variable makes malloc return freed memory at once, so that holes do not count.
+One process measures one variant, so that the peak is its own. On a CPU the peak is that of the
+resident memory; the variable makes malloc return freed memory at once, so that holes do not count.
 
 Shapes: B batch, P prompt positions, G answer tokens, L = P + G, n masked positions, V vocabulary.
 """
@@ -22,10 +22,10 @@ from torch import Tensor
 
 from checkpoints.model import randomize
 from diffusion_lm import SIZES, DiffusionLM, LMConfig, diffusion_loss, noise, noise_levels
-from training.flops import lm_flops, measured_peak
 from training.stage import recompute_blocks
 
 CPU_SIZE = LMConfig(width=1024, n_layers=12, n_heads=16, ffn=3072)  # LLaDA's vocabulary
+G = 128
 
 
 def loss_everywhere(
@@ -45,43 +45,31 @@ def loss_everywhere(
     return (losses / weights).sum() / answer_ids.numel(), logits
 
 
-def resident() -> float:
-    """The most memory that this process has held, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def measure(lm: DiffusionLM, B: int, P: int, G: int, everywhere: bool, repeat: int) -> str:
-    """Loss, peak memory, seconds and fraction of the peak FLOPs of the last of `repeat` steps."""
+def measure_step(lm: DiffusionLM, B: int, P: int, everywhere: bool) -> str:
+    """Loss, peak memory and seconds of a step."""
     weight = lm.embedding.weight
     generator = torch.Generator().manual_seed(0)
     answer_ids = torch.randint(0, 1000, (B, G), generator=generator)
     t = noise_levels(B, generator, stratified=True)
     noisy_ids = noise(answer_ids, t, lm.config.mask_id, generator).to(weight.device)
     answer_ids = answer_ids.to(weight.device)
-    prompt = torch.randn(B, P, lm.config.width, generator=generator).to(weight)
-    prompt.requires_grad_()
+    prompt = torch.randn(B, P, lm.config.width, generator=generator).to(weight).requires_grad_()
 
-    before = resident()
-    for _ in range(repeat):
-        started = time.perf_counter()
-        logits = None
-        if everywhere:
-            loss, logits = loss_everywhere(lm, prompt, answer_ids, noisy_ids, t)
-        else:
-            loss = diffusion_loss(lm, prompt, None, answer_ids, noisy_ids, t, answer_ids.numel())
-        loss.backward()
-        del logits
-        value = loss.item()  # waits for the device
-        seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    logits = None
+    if everywhere:
+        loss, logits = loss_everywhere(lm, prompt, answer_ids, noisy_ids, t)
+    else:
+        loss = diffusion_loss(lm, prompt, None, answer_ids, noisy_ids, t, answer_ids.numel())
+    loss.backward()
+    del logits
+    value = loss.item()  # waits for the device
+    seconds = time.perf_counter() - started
 
-    peak = torch.cuda.max_memory_allocated() / 2**30 if weight.is_cuda else resident()
-    n_masked = int((noisy_ids == lm.config.mask_id).sum()) / B
-    flops = lm_flops(lm.config, B, P + G, P + G, n_masked, backward=True)
-    fraction = flops / seconds / measured_peak(weight.device, weight.dtype)
-    return (
-        f"loss {value:.4f}, peak {peak:.2f} GB, before the step {before:.2f} GB, {seconds:.2f} s, "
-        f"{fraction:.0%} of peak FLOPs"
-    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if weight.is_cuda:
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    return f"loss {value:.4f}, peak {peak:.2f} GB, {seconds:.2f} s"
 
 
 def main() -> None:
@@ -90,11 +78,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--positions", type=int, default=500, help="prompt and answer")
-    parser.add_argument("--answer", type=int, default=128, help="of these positions")
     parser.add_argument("--everywhere", action="store_true", help="logits at all positions")
     parser.add_argument("--recompute", action="store_true", help="blocks in the backward pass")
-    parser.add_argument("--repeat", type=int, default=1, help="steps; the last one is timed")
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -103,9 +88,7 @@ def main() -> None:
     lm = randomize(lm, getattr(torch, args.dtype), args.device).requires_grad_(False)
     if args.recompute:
         recompute_blocks(lm)
-
-    P = max(args.positions - args.answer, 1)
-    print(measure(lm, args.batch, P, args.answer, args.everywhere, args.repeat))
+    print(measure_step(lm, args.batch, 500 - G, args.everywhere))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How well does the model do on degraded recordings? The held-out clips with noise, at other speeds, by telephone.
+"""How well does the model do on degraded recordings: noise, other speeds, a telephone?
 
-    python -m lab.robustness --run runs/toy        writes runs/toy/ablations/robustness.json and prints a table
+    python -m lab.robustness --run runs/toy    writes RUN/ablations/robustness.json, prints a table
 
-Nothing is trained: stage 1 transcribes and stage 2 answers, by the threshold rule, and neither has met a degraded clip in
-training. A degradation is a pure function of a waveform (S,) at 16 kHz and a generator. The targets remain those of the
-clean clip, also for questions about the speed itself.
+Nothing is trained: stage 1 transcribes and stage 2 answers, by the threshold rule, and neither has
+met a degraded clip in training. A degradation is a pure function of a waveform (S,) at 16 kHz and a
+generator. The targets remain those of the clean clip, also for questions about the speed itself.
 
 Shapes: S samples.
 """
@@ -28,13 +28,15 @@ from diffa import DIFFA
 from encoder import SAMPLE_RATE
 from evaluation.wer import word_error_rate
 from lab.findings import markdown
-from toy.evaluate import THRESHOLD, answers_to, questions
+from toy.evaluate import answers_to, questions
 from toy.grammar import VOICE_KINDS
+from toy.pretrain_lm import THRESHOLD
 from training.states import StateCache
 
 TELEPHONE_RATE = 8000  # Hz
 MU_LAW_LEVELS = 256  # 8 bits, as in ITU-T G.711
-# Width of the resampling filters. torchaudio's default of 6 lets 0.7 % of white noise's power through above 4 kHz.
+# Width of the resampling filters. torchaudio's default of 6 lets 0.7 % of the power of white noise
+# through above 4 kHz.
 SHARPNESS = 64
 
 
@@ -46,7 +48,7 @@ def add_noise(waveform: Tensor, generator: torch.Generator, snr: float) -> Tenso
 
 
 def change_speed(waveform: Tensor, generator: torch.Generator, factor: float) -> Tensor:
-    """Play a waveform (S,) `factor` times as fast, (S / factor,). Resampling raises the pitch too."""
+    """Play a waveform (S,) `factor` times as fast, (S / factor,), at a pitch as much higher."""
     return F.speed(waveform, SAMPLE_RATE, factor)[0]
 
 
@@ -66,7 +68,9 @@ CONDITIONS: dict[str, Degradation] = {
 }
 
 
-def degraded(items: list[dict], degrade: Degradation, folder: Path, longest: int) -> dict[str, str]:
+def degrade_clips(
+    items: list[dict], degrade: Degradation, folder: Path, longest: int
+) -> dict[str, str]:
     """Write the items' clips, degraded, into a folder; returns {clip: new file}.
 
     Clips that are now longer than `longest` samples are left out.
@@ -81,59 +85,53 @@ def degraded(items: list[dict], degrade: Degradation, folder: Path, longest: int
     return files
 
 
-def with_files(items: list[dict], files: dict[str, str]) -> list[dict]:
-    """The items whose clip has a new file, with that file."""
-    kept = [item for item in items if item["audio_filepath"] in files]
-    return [item | {"audio_filepath": files[item["audio_filepath"]]} for item in kept]
-
-
 def measure_condition(stage1: DIFFA, stage2: DIFFA, asr: list[dict], instruct: list[dict]) -> dict:
     """WER of stage 1 and accuracies of stage 2 on two manifests of the same clips, in percent."""
     states = StateCache(stage2, asr)
-    texts, _ = answers_to(stage1, states, asr, THRESHOLD)
+    texts = [reply.text for reply in answers_to(stage1, states, asr, THRESHOLD)]
     table = questions(stage2, states, instruct)
-
-    scored = {kind: row for kind, row in table.items() if isinstance(row, dict)}
     return {
         "word_error_rate": word_error_rate(texts, [item["transcription"] for item in asr]),
-        "items": len(asr),
         "content_mean": table["content_mean"],
         "voice_mean": table["voice_mean"],
-        "accuracy": {kind: row["accuracy"] for kind, row in scored.items() if "accuracy" in row},
+        "accuracy": {kind: table[kind]["accuracy"] for kind in VOICE_KINDS},
+        "items": len(asr),
     }
 
 
-def measure(run: Path, path: Path, device: str) -> dict:
-    """Measure a run's two stages under each condition; returns {condition: row} and writes it to `path`.
+def measure_run(run: Path, path: Path, device: str) -> dict:
+    """Measure a run's two stages under each condition; returns {condition: row}, kept in `path`.
 
     Conditions that `path` already holds are not measured again.
+
     Raises:
-        ManifestError, AudioError: clips cannot be read. WeightsError: the run lacks encoder, LM or adapters.
+        ManifestError, AudioError: clips cannot be used. WeightsError: no encoder, LM or adapters.
     """
     rows = read_json(path) if path.is_file() else {}
-    missing = [name for name in CONDITIONS if name not in rows]
-    if not missing:
-        return rows
-
     asr = load_manifest(run / "corpus/asr_test.json")
     instruct = load_manifest(run / "corpus/instruct_test.json")
     stage1, stage2 = (
         DIFFA.from_pretrained(run / "whisper", run / "llada", run / stage, device=device).eval()
         for stage in ("stage1", "stage2")
     )
+    longest = stage1.encoder.config.n_samples
 
-    for name in tqdm(missing, "robustness"):
+    for name, degrade in tqdm(CONDITIONS.items(), "robustness"):
+        if name in rows:
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            longest = stage1.encoder.config.n_samples
-            files = degraded(asr, CONDITIONS[name], Path(folder), longest)
+            files = degrade_clips(asr, degrade, Path(folder), longest)
             if not files:
-                manifest = run / "corpus/asr_test.json"
-                raise AudioError(
-                    f"{name}: every clip of {manifest} is longer than the encoder's window; "
-                    "choose shorter clips, or an encoder with a longer window"
-                )
-            clips = with_files(asr, files)
-            row = measure_condition(stage1, stage2, clips, with_files(instruct, files))
+                raise AudioError(f"{name}: no clip fits the encoder's window; choose shorter clips")
+            clips, answered = (
+                [
+                    i | {"audio_filepath": files[i["audio_filepath"]]}
+                    for i in items
+                    if i["audio_filepath"] in files
+                ]
+                for items in (asr, instruct)
+            )
+            row = measure_condition(stage1, stage2, clips, answered)
 
         # Written after each condition, so that a run that is stopped can resume.
         rows[name] = row | {"too_long": len(asr) - len(clips)}
@@ -142,28 +140,27 @@ def measure(run: Path, path: Path, device: str) -> dict:
 
 
 def robustness_table(rows: dict) -> str:
-    """WER and accuracies by condition (robustness.measure)."""
+    """WER and accuracies by condition, with the clips measured and left out."""
     cells = []
     for name, row in rows.items():
-        means = (row["word_error_rate"], row["content_mean"], row["voice_mean"])
-        accuracies = (row["accuracy"][kind] for kind in VOICE_KINDS)
-        figures = [f"{number:.1f}" for number in (*means, *accuracies)]
-        cells.append([name, *figures, str(row["items"]), str(row["too_long"])])
+        numbers = [row["word_error_rate"], row["content_mean"], row["voice_mean"]]
+        numbers += [row["accuracy"][kind] for kind in VOICE_KINDS]
+        counts = [str(row["items"]), str(row["too_long"])]
+        cells.append([name, *(f"{number:.1f}" for number in numbers), *counts])
 
-    heads = ["condition", "WER %", "content %", "voice %", *VOICE_KINDS]
-    return markdown([*heads, "clips", "left out, too long"], cells)
+    heads = ["condition", "WER %", "content %", "voice %", *VOICE_KINDS, "clips", "too long"]
+    return markdown(heads, cells)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.robustness", description="WER and accuracies on degraded clips."
-    )
+    name = "python -m lab.robustness"
+    parser = argparse.ArgumentParser(prog=name, description="WER and accuracies, degraded clips.")
     parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="from `make demo`")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(arguments)
 
-    with one_line_errors("python -m lab.robustness"):
-        rows = measure(args.run, args.run / "ablations/robustness.json", args.device)
+    with one_line_errors(name):
+        rows = measure_run(args.run, args.run / "ablations/robustness.json", args.device)
     print(robustness_table(rows))
 
 

@@ -1,4 +1,4 @@
-"""The animation is one small SVG file without scripts; each token appears at its own step, in its own colour."""
+"""The animation is one small SVG without scripts; each token appears at its step, in its colour."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -49,7 +49,9 @@ def test_every_token_has_the_class_of_its_step_and_the_colour_of_its_confidence(
     tokens = [(g.get("class"), g.find(f"{SVG}rect").get("fill")) for g in root.iter(f"{SVG}g")]
     fills = [animation.colour(0.9), animation.colour(0.25), animation.colour(1.0), animation.PANEL]
     expected = list(zip(["t t0", "t t1", "t t1", "t t1"], fills, strict=True))
-    assert tokens[:4] == expected and len(tokens) == 4 + 2  # and the number of each of the two steps
+    assert (
+        tokens[:4] == expected and len(tokens) == 4 + 2
+    )  # and the number of each of the two steps
 
 
 def test_it_loops_and_ends_with_the_whole_answer():

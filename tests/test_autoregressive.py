@@ -169,9 +169,8 @@ def train_baseline(module, dirs, out, path, steps=4, adapters=None, **execution)
     recipe = module.RECIPES["toy"]
     train = replace(recipe.train, steps=steps, batch=8, lr=1e-4)
     execution = replace(recipe.execution, **execution)
-    stage = module.STAGE if module is train_asr else module.STAGES["stage2"]
     run_stage(
-        replace(stage, loss=next_token_stage_loss),
+        replace(module.STAGE, loss=next_token_stage_loss),
         replace(recipe, train=train, execution=execution),
         Run(**dirs, adapters=adapters, train=path, out=out, lm_class=CausalLM),
     )

@@ -1,4 +1,4 @@
-"""Sound of every kind is read alike or refused by name; prompts, answers, manifests and epochs are exact."""
+"""Audio of every kind is read alike or refused by name; prompts, answers, manifests are exact."""
 
 import json
 import os
@@ -36,7 +36,9 @@ from training.examples import usable
 def test_every_format_rate_and_channel_number_sounds_alike(tone, kind, rate, channels):
     clip = read_audio(tone(f"x.{kind}", seconds=1.0, rate=rate, channels=channels))
     assert clip.dtype == torch.float32 and clip.ndim == 1
-    assert len(clip) / SAMPLE_RATE == pytest.approx(1.0, abs=0.01 if kind in ("wav", "flac") else 0.1)
+    assert len(clip) / SAMPLE_RATE == pytest.approx(
+        1.0, abs=0.01 if kind in ("wav", "flac") else 0.1
+    )
     middle = clip[4000:12_000]
     assert torch.fft.rfft(middle).abs().argmax() * 2 == 440  # bins of 2 Hz
     assert middle.pow(2).mean().sqrt() == pytest.approx(0.5 / 2**0.5, rel=0.03)
@@ -58,7 +60,9 @@ def test_stereo_is_the_mean_of_its_channels(tmp_path):
     ],
 )
 def test_sound_that_cannot_be_listened_to_is_refused_by_name(tmp_path, samples, said):
-    soundfile.write(tmp_path / "odd.wav", np.array(samples, dtype=np.float32), SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "odd.wav", np.array(samples, dtype=np.float32), SAMPLE_RATE, subtype="FLOAT"
+    )
     with pytest.raises(AudioError, match=f"odd.wav.*{said}"):
         read_audio(tmp_path / "odd.wav")
 
@@ -68,7 +72,15 @@ def test_missing_sound_is_refused_by_name(tmp_path):
         read_audio(tmp_path / "nowhere.wav")
 
 
-@pytest.mark.parametrize("name, content", [("x.wav", b""), ("x.wav", b"not sound" * 99), ("x.mp3", b"<html>404</html>"), ("x.txt", b"hi")])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("x.wav", b""),
+        ("x.wav", b"not sound" * 99),
+        ("x.mp3", b"<html>404</html>"),
+        ("x.txt", b"hi"),
+    ],
+)
 def test_corrupt_sound_is_refused_by_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AudioError, match=f"{name}: cannot be read as WAV, FLAC, OGG or MP3"):
@@ -103,10 +115,21 @@ def noise(seconds=20.0, rate=SAMPLE_RATE, channels=1):
 
 @pytest.mark.parametrize(
     "peak, said",
-    [(1e30, "far outside"), (9.0, "16-bit numbers"), (30_000, "16-bit numbers"), (2e9, "far outside"), (1e300, "NaN or infinite")],
+    [
+        (1e30, "far outside"),
+        (9.0, "16-bit numbers"),
+        (30_000, "16-bit numbers"),
+        (2e9, "far outside"),
+        (1e300, "NaN or infinite"),
+    ],
 )
 def test_samples_far_outside_are_refused_by_name(tmp_path, peak, said):
-    soundfile.write(tmp_path / "loud.wav", noise(1) / np.abs(noise(1)).max() * peak, SAMPLE_RATE, subtype="DOUBLE")
+    soundfile.write(
+        tmp_path / "loud.wav",
+        noise(1) / np.abs(noise(1)).max() * peak,
+        SAMPLE_RATE,
+        subtype="DOUBLE",
+    )
     assert re.search(f"loud.wav.*{said}", refusal(tmp_path / "loud.wav"))
 
 
@@ -118,10 +141,17 @@ def test_samples_somewhat_above_1_are_read(tmp_path):
 @pytest.mark.parametrize("rest", [0, 1e-3, 0.05])
 def test_channels_that_cancel_are_refused(tmp_path, rest):
     left, other = noise(1), noise(1)[::-1]
-    soundfile.write(tmp_path / "x.wav", np.hstack([left, rest * other - left]), SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "x.wav", np.hstack([left, rest * other - left]), SAMPLE_RATE, subtype="FLOAT"
+    )
     assert "cancel" in refusal(tmp_path / "x.wav")
     soundfile.write(tmp_path / "x.wav", np.hstack([left, 0 * left]), SAMPLE_RATE, subtype="FLOAT")
     assert read_audio(tmp_path / "x.wav").any()
+
+
+def with_a_hole(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes(9000) + data[middle + 9000 :]
 
 
 def without_index(mp3: bytes) -> bytes:
@@ -141,8 +171,8 @@ def without_index(mp3: bytes) -> bytes:
         ("x.ogg", lambda data: data + data),
         ("x.ogg", lambda data: data[: len(data) * 2 // 3]),
         ("x.ogg", lambda data: data[: data.rindex(b"OggS")]),
-        ("x.ogg", lambda data: data[: len(data) // 2] + bytes(9000) + data[len(data) // 2 + 9000 :]),
-        ("x.opus", lambda data: data[: len(data) // 2] + bytes(9000) + data[len(data) // 2 + 9000 :]),
+        ("x.ogg", with_a_hole),
+        ("x.opus", with_a_hole),
         ("x.flac", lambda data: data + data),
         ("x.wav", lambda data: data + data),
         ("x.wav", lambda data: data[: len(data) // 2]),
@@ -157,12 +187,15 @@ def test_sound_is_read_whole_or_refused_by_name(tmp_path, name, change):
     assert len(read_audio(tmp_path / name)) / SAMPLE_RATE == pytest.approx(20, abs=0.1)
     (tmp_path / name).write_bytes(change(whole))
     assert name in refusal(tmp_path / name)
-    if len(change(whole)) < len(whole) or name != "x.wav":  # a WAV with a second header is not opened
+    if (
+        len(change(whole)) < len(whole) or name != "x.wav"
+    ):  # a WAV with a second header is not opened
         assert len(read_audio(tmp_path / name, seconds=1)) == SAMPLE_RATE
 
 
 def test_a_constant_rate_needs_no_index(tmp_path):
-    soundfile.write(tmp_path / "x.mp3", noise(), SAMPLE_RATE, bitrate_mode="CONSTANT", compression_level=0.5)
+    constant = {"bitrate_mode": "CONSTANT", "compression_level": 0.5}
+    soundfile.write(tmp_path / "x.mp3", noise(), SAMPLE_RATE, **constant)
     (tmp_path / "x.mp3").write_bytes(without_index((tmp_path / "x.mp3").read_bytes()))
     assert len(read_audio(tmp_path / "x.mp3")) / SAMPLE_RATE == pytest.approx(20, abs=0.2)
 
@@ -187,7 +220,13 @@ def test_whatever_cannot_be_opened_is_an_audio_error(tmp_path, tone, monkeypatch
     strange = tmp_path / os.fsdecode(b"\xff.wav")
     for path in (tmp_path / "fifo.wav", tmp_path / "folder.wav", "/dev/zero", "/dev/null"):
         assert "not an audio file" in refusal(path)
-    for path in (tmp_path / "x.raw", tmp_path / "locked.wav", tmp_path / "a\0.wav", tmp_path / ("x" * 999), tmp_path / "\ud800.wav"):
+    for path in (
+        tmp_path / "x.raw",
+        tmp_path / "locked.wav",
+        tmp_path / "a\0.wav",
+        tmp_path / ("x" * 999),
+        tmp_path / "\ud800.wav",
+    ):
         assert "cannot be read" in refusal(path)
     for path in (strange, tmp_path / "x.raw" / "x.wav"):
         assert "no such" in refusal(path)
@@ -230,7 +269,9 @@ def test_the_beginning_is_read_alone(tmp_path):
     soundfile.write(tmp_path / "x.flac", noise(60, rate=44_100, channels=2), 44_100)
     start = read_audio(tmp_path / "x.flac", seconds=2.5)
     torch.testing.assert_close(start, read_audio(tmp_path / "x.flac")[:40_000])
-    (tmp_path / "x.flac").write_bytes((tmp_path / "x.flac").read_bytes()[:2_000_000])  # what follows is not looked at
+    (tmp_path / "x.flac").write_bytes(
+        (tmp_path / "x.flac").read_bytes()[:2_000_000]
+    )  # what follows is not looked at
     assert torch.equal(read_audio(tmp_path / "x.flac", seconds=2.5), start)
 
 
@@ -243,19 +284,21 @@ def test_a_clip_too_long_is_refused_and_cut_only_when_asked():
     assert batch.shape == (2, 2000) and batch[1, 50:].eq(0).all()
 
 
-@pytest.mark.parametrize("extra, kept", [(0, True), (1, True), (160, True), (161, False), (400, False)])
+@pytest.mark.parametrize(
+    "extra, kept", [(0, True), (1, True), (160, True), (161, False), (400, False)]
+)
 def test_one_bound_says_what_is_longer_than_the_window(toy, extra, kept):
-    """A manifest's duration and the clip itself are judged alike, and the message tells two numbers apart."""
+    """A manifest's duration and the clip are judged alike; the message has two unequal numbers."""
     window = toy.encoder.config.n_samples
     duration = (window + extra) / SAMPLE_RATE
     one = {"audio_id": "a", "input": "What is said?", "target": "two birds", "duration": duration}
     waveform = torch.ones(window + extra)
     if kept:
-        assert len(usable([one], "target", toy, 18, "m.json").items) == 1
+        assert len(usable([one], "m.json", "target", toy, 18).items) == 1
         assert pad_waveforms([waveform], window, ["a.wav"])[1].tolist() == [window]
         return
     with pytest.raises(ManifestError, match="1 last longer"):
-        usable([one], "target", toy, 18, "m.json")
+        usable([one], "m.json", "target", toy, 18)
     with pytest.raises(AudioError) as error:
         pad_waveforms([waveform], window, ["a.wav"])
     numbers = re.findall(r"[0-9.]+ s", str(error.value))
@@ -273,21 +316,28 @@ def tokenizer(toy):
 def test_the_prompt_is_llada_s_chat_with_a_place_for_the_sound(tokenizer):
     prompt = build_prompt(tokenizer, "What is said?")
     assert tokenizer.decode(prompt.before) == (
-        "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nYou are a helpful voice assistant.<|eot_id|>"
+        "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\n"
+        "You are a helpful voice assistant.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nThis is the audio:"
     )
     assert tokenizer.decode(prompt.after) == (
         " <audio>. What is said?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     )  # fmt: skip
-    for ids, markers in ((prompt.before, 6), (prompt.after, 3)):  # each marker is one token, not its letters
+    for ids, markers in (
+        (prompt.before, 6),
+        (prompt.after, 3),
+    ):  # each marker is one token, not its letters
         assert sum(tokenizer.decode([i]).startswith("<|") for i in ids) == markers
     assert tokenizer.id("\n\n") == prompt.after[-1]
 
 
-@pytest.mark.parametrize("answer", ["two red birds sing", "", "Ünïcödé: 鳥", "two  spaces"])
+@pytest.mark.parametrize(
+    "answer",
+    ["two red birds sing", "", "Ünïcödé: 鳥", "two  spaces", "a <|mdm_mask|><|endoftext|> b"],
+)
 def test_answers_end_padded_with_the_end_of_text_and_return_as_they_were(tokenizer, answer):
     (ids,) = encode_answers(tokenizer, [answer], 40).tolist()
-    assert len(ids) == 40 and ids[-1] == tokenizer.id(TEXT_END)
+    assert len(ids) == 40 and ids[-1] == tokenizer.id(TEXT_END) and tokenizer.id(MASK) not in ids
     assert decode_answer(tokenizer, ids) == answer
 
 
@@ -300,7 +350,12 @@ def test_an_answer_without_room_for_its_end_is_refused_by_name(tokenizer):
 
 @pytest.mark.parametrize("end", [TEXT_END, TURN_END])
 def test_decoding_stops_at_the_first_end(tokenizer, end):
-    ids = tokenizer.encode("two red") + [tokenizer.id(end)] + tokenizer.encode("birds") + [tokenizer.id(TEXT_END)]
+    ids = (
+        tokenizer.encode("two red")
+        + [tokenizer.id(end)]
+        + tokenizer.encode("birds")
+        + [tokenizer.id(TEXT_END)]
+    )
     assert decode_answer(tokenizer, ids) == "two red"
 
 
@@ -309,7 +364,7 @@ def test_a_piece_that_is_not_in_the_vocabulary_has_no_id(tokenizer):
 
 
 def test_a_directory_without_tokenizer_is_named(tmp_path):
-    with pytest.raises(ValueError, match="neither tokenizer.json nor tokenizer.model"):
+    with pytest.raises(ValueError, match="lacks tokenizer.json or tokenizer.model"):
         load_tokenizer(tmp_path, None)
 
 
@@ -324,7 +379,13 @@ def test_a_damaged_tokenizer_is_named(tmp_path, name):
 
 
 def item(path, **changes):
-    return {**dict.fromkeys(MANIFEST_FIELDS, "x"), "audio_id": "clip", "audio_filepath": path.name, "duration": 0.5, **changes}
+    return {
+        **dict.fromkeys(MANIFEST_FIELDS, "x"),
+        "audio_id": "clip",
+        "audio_filepath": path.name,
+        "duration": 0.5,
+        **changes,
+    }
 
 
 def write(tmp_path, content):
@@ -340,7 +401,15 @@ def test_paths_of_a_manifest_hang_on_its_folder_and_become_absolute(tmp_path, to
     assert [i["audio_filepath"] for i in loaded] == [str(clip)] * 2
 
 
-@pytest.mark.parametrize("content, said", [("{", "not valid JSON"), ("{}", "not a JSON list"), ("[]", "at least one item"), ("\x00", "not valid")])
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("{", "not valid JSON"),
+        ("{}", "not a JSON list"),
+        ("[]", "at least one item"),
+        ("\x00", "not valid"),
+    ],
+)
 def test_a_manifest_that_is_no_list_is_refused(tmp_path, content, said):
     with pytest.raises(ManifestError, match=f"m.json.*{said}"):
         load_manifest(write(tmp_path, content))
@@ -355,12 +424,24 @@ def test_all_bad_items_of_a_manifest_are_listed_at_once(tmp_path, tone):
     clip = tone()
     lacking = item(clip, audio_id="b")
     del lacking["target"], lacking["duration"]
-    bad = [item(clip), lacking, 7, item(clip, audio_id="d", audio_filepath="gone.wav"), item(clip, audio_id="e", audio_filepath=None)]
+    bad = [
+        item(clip),
+        lacking,
+        7,
+        item(clip, audio_id="d", audio_filepath="gone.wav"),
+        item(clip, audio_id="e", audio_filepath=None),
+    ]
     with pytest.raises(ManifestError) as error:
         load_manifest(write(tmp_path, bad))
     said = str(error.value)
     assert "4 bad items" in said and "item 0" not in said
-    for words in ("item 1 (b): lacks target, duration", "item 2: not an object", "item 3 (d): no such file", "gone.wav", "item 4 (e)"):
+    for words in (
+        "item 1 (b): lacks target, duration",
+        "item 2: not an object",
+        "item 3 (d): no such file",
+        "gone.wav",
+        "item 4 (e)",
+    ):
         assert words in said
 
 
@@ -388,7 +469,15 @@ def test_a_field_that_cannot_be_used_is_listed(tmp_path, tone, changes, said):
         load_manifest(write(tmp_path, [item(tone()), item(tone(), **changes)]))
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b"[1" + b"0" * 5000 + b"]", "[\"café\"]".encode("latin-1"), "[]".encode("utf-16")])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b"[1" + b"0" * 5000 + b"]",
+        '["café"]'.encode("latin-1"),
+        "[]".encode("utf-16"),
+    ],
+)
 def test_json_that_cannot_be_read_is_refused(tmp_path, content):
     (tmp_path / "m.json").write_bytes(content)
     with pytest.raises(ManifestError, match="m.json: not valid JSON"):

@@ -1,22 +1,26 @@
-"""Human speech: a tiny folder laid out as the real one goes through every command of `make human`; what is held out stays so."""
+"""Human speech: a tiny folder goes through every command of `make human`; the test is held out."""
 
 import json
 import random
-import sys
 from dataclasses import replace
 
 import pytest
 import soundfile
 
-from lab import human
-from lab import human_text
-from toy import pretrain
 import train_asr
 from data import load_manifest
+from lab import human, human_text
 from lab.human_text import Text, draw_sentence, plain_words
+from toy import pretrain_lm
 
 SECONDS = 0.75  # the tiny encoder of conftest.py hears 0.8
-TRAIN = {"Press 1.": 0.5, "Press * or #": 0.6, "one": 0.3, "Re-enter it!": 0.5, "Go on": 2.0}  # seconds of each prompt
+TRAIN = {
+    "Press 1.": 0.5,
+    "Press * or #": 0.6,
+    "one": 0.3,
+    "Re-enter it!": 0.5,
+    "Go on": 2.0,
+}  # seconds of each prompt
 TEST = {"One": 0.4, "press it": 0.5, "Or 1": 0.6, "Press one, or re-enter it, for now.": 3.0}
 
 
@@ -26,26 +30,41 @@ def folder(tmp_path, tone):
     for split, prompts in (("train", TRAIN), ("test", TEST)):
         items = []
         for i, (words, seconds) in enumerate(prompts.items()):
-            told = {"audio_id": f"{split}-{i}", "audio_filepath": f"{split}{i}.flac", "input": "Repeat it.", "duration": seconds}
-            items.append(told | {"transcription": words, "target": words, "dataset": "prompts", "seed_transcript": words})
+            told = {
+                "audio_id": f"{split}-{i}",
+                "audio_filepath": f"{split}{i}.flac",
+                "input": "Repeat it.",
+                "duration": seconds,
+            }
+            items.append(
+                told
+                | {
+                    "transcription": words,
+                    "target": words,
+                    "dataset": "prompts",
+                    "seed_transcript": words,
+                }
+            )
             tone(f"{split}{i}.flac", seconds)
         (tmp_path / f"{split}.json").write_text(json.dumps(items))
     return tmp_path
 
 
 def make(folder, name="corpus", **changed):
-    human.make_corpus(folder, folder / name, **{"seconds": SECONDS, "seed": 0, "spoken": 12, "repeat": 3} | changed)
+    settings = {"seconds": SECONDS, "seed": 0, "spoken": 12, "repeat": 3} | changed
+    human.make_corpus(folder, folder / name, **settings)
     return folder / name
 
 
-def command(monkeypatch, module, *arguments):
-    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
-    module.main()
+def command(module, *arguments):
+    module.main(list(map(str, arguments)))
 
 
 def test_a_transcript_becomes_the_words_that_are_read_out():
-    assert plain_words("Press 1, then * or #: that's ALL.") == "press one then star or pound that's all"
-    assert plain_words("Call-Forward on Busy. Re-enter 'it' at 3D") == "call forward on busy reenter it at three d"
+    plain = "press one then star or pound that's all"
+    assert plain_words("Press 1, then * or #: that's ALL.") == plain
+    plain = "call forward on busy reenter it at three d"
+    assert plain_words("Call-Forward on Busy. Re-enter 'it' at 3D") == plain
     assert plain_words("...") == ""
 
 
@@ -60,13 +79,16 @@ def test_drawn_sentences_are_of_the_vocabulary_and_never_a_test_sentence():
 
 def test_the_corpus_leaves_out_what_is_too_long_or_a_test_sentence(folder):
     out = make(folder)
-    train, test = load_manifest(out / "asr_train.json"), load_manifest(out / "asr_test.json")
+    train = load_manifest(out / "asr_train.json")
+    test = load_manifest(out / "asr_test.json")
     recorded = [item["transcription"] for item in train if item["dataset"] == "human"]
-    assert sorted(recorded) == sorted(3 * ["press one", "press star or pound", "reenter it"])  # "one" is a test sentence, "go on" long
+    # "one" is a test sentence, "go on" is too long.
+    assert sorted(recorded) == sorted(3 * ["press one", "press star or pound", "reenter it"])
     assert [item["transcription"] for item in test] == ["one", "press it", "or one"]
-    counts = json.loads((out / "corpus.json").read_text())
-    assert counts["train_left_out"] == {"too long": 1, "a test sentence": 1} and counts["test_too_long"] == ["press one or reenter it for now"]
-    assert counts["vocabulary"] == 7 and counts["vocabulary_not_in_train"] == 0
+    record = json.loads((out / "corpus.json").read_text())
+    assert record["train_left_out"] == {"too long": 1, "a test sentence": 1}
+    assert record["test_too_long"] == ["press one or reenter it for now"]
+    assert record["vocabulary"] == 7
 
 
 def test_no_test_sentence_is_in_the_training_text(folder):
@@ -77,59 +99,75 @@ def test_no_test_sentence_is_in_the_training_text(folder):
     assert not (said | set(text.sentences)) & set(text.held_out)
 
 
-def test_made_clips_fit_the_window_and_do_not_depend_on_their_number(folder):
-    few, many = (load_manifest(make(folder, f"corpus{n}", spoken=n) / "asr_train.json") for n in (4, 9))
+def test_synthetic_clips_fit_the_window_and_do_not_depend_on_their_number(folder):
+    few, many = (
+        load_manifest(make(folder, f"corpus{n}", spoken=n) / "asr_train.json") for n in (4, 9)
+    )
     assert all(soundfile.info(item["audio_filepath"]).duration <= SECONDS for item in many)
     for a, b in zip(few[:4], many):
         assert a["transcription"] == b["transcription"]
-        assert (soundfile.read(a["audio_filepath"])[0] == soundfile.read(b["audio_filepath"])[0]).all()
+        samples = [soundfile.read(item["audio_filepath"])[0] for item in (a, b)]
+        assert (samples[0] == samples[1]).all()
 
 
 def test_a_finished_corpus_is_kept_and_another_left_alone(folder, capsys):
-    before = (make(folder) / "asr_train.json").stat().st_mtime_ns
-    assert (make(folder) / "asr_train.json").stat().st_mtime_ns == before and "already" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="another corpus"):
+    manifest = make(folder) / "asr_train.json"
+    before = manifest.stat().st_mtime_ns
+    make(folder)
+    assert manifest.stat().st_mtime_ns == before and "already" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match="another corpus"):
         make(folder, repeat=1)
 
 
 def test_bad_folders_are_named(folder, monkeypatch):
-    with pytest.raises(SystemExit, match="none of its 5 clips has 1 to 17 words in 0.1 s or less; choose longer --seconds"):
-        command(monkeypatch, human, "corpus", folder, "--out", folder / "corpus", "--seconds", 0.1)
-    monkeypatch.setattr(human, "draw_sentence", lambda text, rng: "press one or press star or press pound")
-    with pytest.raises(SystemExit, match="of 200 sentences eSpeak can say none in 0.75 s"):
-        command(monkeypatch, human, "corpus", folder, "--out", folder / "corpus", "--seconds", SECONDS, "--spoken", 1)
+    where = ["corpus", folder, "--out", folder / "corpus"]
+    with pytest.raises(SystemExit, match="none of its 5 clips has 1 to 17 words in 0.1 s or less"):
+        command(human, *where, "--seconds", 0.1)
+    sentence = "press one or press star or press pound"
+    monkeypatch.setattr(human, "draw_sentence", lambda text, rng: sentence)
+    with pytest.raises(SystemExit, match="cannot say any of 200 sentences in 0.75 s; choose long"):
+        command(human, *where, "--seconds", SECONDS, "--spoken", 1)
     (folder / "test.json").unlink()
     with pytest.raises(SystemExit, match="test.json: no such manifest"):
-        command(monkeypatch, human, "corpus", folder, "--out", folder / "corpus")
+        command(human, *where)
 
 
 def test_the_commands_fit_together_and_the_lm_reads_no_test_sentence(folder, toy_dirs, monkeypatch):
     for name, steps in (("NEXT_TOKEN", 2), ("DIFFUSION", 2), ("MORE", 1)):
-        monkeypatch.setattr(pretrain, name, replace(getattr(pretrain, name), steps=steps, batch=8))
-    monkeypatch.setattr(pretrain, "ROUNDS", 1)
-    monkeypatch.setattr(human_text, "N_CHECK", 4)
+        small = replace(getattr(pretrain_lm, name), steps=steps, batch=8)
+        monkeypatch.setattr(pretrain_lm, name, small)
+    monkeypatch.setattr(pretrain_lm, "ROUNDS", 1)
+    monkeypatch.setattr(human_text, "N_COPIED", 4)
     monkeypatch.setattr(human_text, "LONGER", 1)
-    encode, taught = human_text.encode_answers, []
-    monkeypatch.setattr(human_text, "encode_answers", lambda tokenizer, answers, G: (taught.extend(answers), encode(tokenizer, answers, G))[1])
+    taught = []
+    encode = pretrain_lm.encode_answers
+
+    def encode_and_note(tokenizer, answers, length):
+        taught.extend(answers)
+        return encode(tokenizer, answers, length)
+
+    monkeypatch.setattr(pretrain_lm, "encode_answers", encode_and_note)
     run = folder / "run"
     make(folder, "run/corpus")
-    command(monkeypatch, human, "lm", "--run", run, "--device", "cpu")
+    command(human, "lm", "--run", run, "--device", "cpu")
     text = Text(**json.loads((run / "corpus/text.json").read_text()))
     assert len(taught) == 5 * 8 and not set(taught) & set(text.held_out)
-    where = ["--whisper", toy_dirs["whisper"], "--llm", run / "llada", "--device", "cpu", "--audio-context", SECONDS + 0.01]
-    command(monkeypatch, train_asr, *where, "--train", run / "corpus/asr_train.json", "--out", run / "stage1", "--steps", 2, "--batch", 4)
-    command(monkeypatch, human, "report", "--run", run, "--whisper", toy_dirs["whisper"], "--device", "cpu")
+    where = ["--whisper", toy_dirs["whisper"], "--llm", run / "llada", "--device", "cpu"]
+    where += ["--train", run / "corpus/asr_train.json", "--out", run / "stage1"]
+    command(train_asr, *where, "--audio-context", SECONDS + 0.01, "--steps", 2, "--batch", 4)
+    command(human, "report", "--run", run, "--whisper", toy_dirs["whisper"], "--device", "cpu")
     report = json.loads((run / "report.json").read_text())
-    assert [pair["said"] for pair in report["answers"]] == ["one", "press it", "or one"]
-    items = {name: row["items"] for name, row in report["test"].items()}
-    assert items == {"all": 3, "with_too_long": 4, "known_words": 3, "new_words": 0, "one_word": 1, "several_words": 2} and report["train"]["items"] == 3
-    assert report["parts"]["whisper"] == str(toy_dirs["whisper"]) and report["parts"]["audio_context"] == SECONDS + 0.01
-    wrong = [round(n["word_error_rate"] * words / 100) for n, words in ((report["test"]["all"], 5), (report["test"]["with_too_long"], 12))]
-    assert wrong[1] == wrong[0] + 7  # each of the words that were too long to be heard
+    assert [pair["target"] for pair in report["answers"]] == ["one", "press it", "or one"]
+    assert report["items"] == 3 and report["whisper"] == str(toy_dirs["whisper"])
+    # Each of the 7 words of the prompt that was too long counts as wrong.
+    wrong = round(report["word_error_rate"] * 5 / 100)
+    assert round(report["with_too_long"] * 12 / 100) == wrong + 7
 
 
 def test_each_word_of_the_vocabulary_is_one_piece(tmp_path):
-    text = Text(["a", "i'm", "unconditional", "weasels", "o'clock", "mgcp", "we", "wednesday"], ["we"], [])
-    tokenizer = human_text.train_tokenizer(tmp_path / "tokenizer.model", text)
+    text = Text(
+        ["a", "i'm", "unconditional", "weasels", "o'clock", "mgcp", "we", "wednesday"], ["we"], []
+    )
+    tokenizer = human_text.train_word_tokenizer(tmp_path / "tokenizer.model", text)
     assert [len(tokenizer.encode(word)) for word in text.vocabulary] == [1] * 8
     assert tokenizer.decode(tokenizer.encode("weasels i'm a mgcp")) == "weasels i'm a mgcp"

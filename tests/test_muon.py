@@ -1,14 +1,15 @@
-"""Muon moves matrices by orthogonal steps and leaves everything else to AdamW; a run with it resumes like any other."""
+"""Muon moves matrices by orthogonal steps; AdamW moves the rest; a run resumes with both."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from test_trainer import CONFIG, at, interrupt
 from torch import nn
 
+from training.loop import fit
 from training.muon import ADAM_SIZE, MOMENTUM, Muon, orthogonal
-from test_trainer import CONFIG, at, interrupt
-from training.loop import fit, make_optimizers
+from training.optimizers import make_optimizers
 
 MUON = replace(CONFIG, optimizer="muon")
 
@@ -28,7 +29,9 @@ def test_muon_agrees_with_torch_s_own_in_its_precision():
     torch.manual_seed(0)
     mine, theirs = (nn.Parameter(torch.ones(12, 20)) for _ in range(2))
     ours = Muon([mine], lr=0.01, weight_decay=0.1)
-    torch_s = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
+    torch_s = torch.optim.Muon(
+        [theirs], lr=0.01, weight_decay=0.1, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"
+    )
     for _ in range(5):
         mine.grad = torch.randn(12, 20)
         theirs.grad = mine.grad.clone()
@@ -52,7 +55,9 @@ def test_a_convolution_moves_as_a_matrix_by_steps_of_adamw_s_size():
 
 def task():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Tanh(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(8, 1))
+    model = nn.Sequential(
+        nn.Conv1d(2, 4, 3), nn.Tanh(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(8, 1)
+    )
 
     def loss_of_step(step, generator):
         x = torch.randn(CONFIG.batch, 2, 4, generator=generator)
@@ -61,13 +66,19 @@ def task():
     return dict(model.named_parameters()), loss_of_step
 
 
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
+def test_a_run_that_was_stopped_resumes_bit_for_bit(tmp_path):
     parameters, loss_of_step = task()
     losses = fit(parameters, loss_of_step, MUON, tmp_path / "whole.pt", "test")
     again, loss_of_step = task()
     hurt = at(5, interrupt)
     with pytest.raises(SystemExit, match="stopped at step"):
-        fit(again, lambda step, generator: hurt(step, loss_of_step(step, generator)), MUON, tmp_path / "run.pt", "test")
+        fit(
+            again,
+            lambda step, generator: hurt(step, loss_of_step(step, generator)),
+            MUON,
+            tmp_path / "run.pt",
+            "test",
+        )
     again, loss_of_step = task()
     assert fit(again, loss_of_step, MUON, tmp_path / "run.pt", "test") == losses
     assert all(torch.equal(parameters[name], again[name]) for name in parameters)
@@ -75,35 +86,63 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
 
 
 def test_matrices_are_the_weights_that_map_one_width_to_another():
-    shapes = {"embedding.weight": (9, 4), "blocks.0.up.weight": (8, 4), "conv1.weight": (4, 4, 3), "norm.weight": (4,), "positions": (5, 4)}
+    shapes = {
+        "embedding.weight": (9, 4),
+        "blocks.0.up.weight": (8, 4),
+        "conv1.weight": (4, 4, 3),
+        "norm.weight": (4,),
+        "positions": (5, 4),
+    }
     parameters = {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
     optimizers = make_optimizers(parameters, MUON)
     assert [type(optimizer) for optimizer in optimizers] == [Muon, torch.optim.AdamW]
     muon, adamw = (optimizer.param_groups[0]["params"] for optimizer in optimizers)
-    assert [p.shape for p in muon] == [(8, 4), (4, 4, 3)] and [p.shape for p in adamw] == [(9, 4), (4,), (5, 4)]
+    assert [p.shape for p in muon] == [(8, 4), (4, 4, 3)] and [p.shape for p in adamw] == [
+        (9, 4),
+        (4,),
+        (5, 4),
+    ]
     assert len(make_optimizers(parameters, CONFIG)) == 1
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_an_inherited_part_takes_its_share_of_every_step(tmp_path, optimizer):
-    def moved(share, inherited):
+def test_a_pretrained_part_takes_its_fraction_of_every_step(tmp_path, optimizer):
+    def moved(share, lr_scale_parts):
         torch.manual_seed(0)
         model = nn.ModuleDict({"old": nn.Linear(3, 4), "new": nn.Linear(3, 4)})
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        config = replace(CONFIG, optimizer=optimizer, inherited=share, steps=1, warmup=0, weight_decay=0.0)
+        config = replace(
+            CONFIG,
+            optimizer=optimizer,
+            pretrained_lr_scale=share,
+            steps=1,
+            warmup=0,
+            weight_decay=0.0,
+        )
 
         def loss_of_step(step, generator):
             return sum(part(torch.ones(1, 3)).square().sum() for part in model.values())
 
-        fit(dict(model.named_parameters()), loss_of_step, config, tmp_path / f"{share} {inherited}.pt", "test", inherited=inherited)
+        fit(
+            dict(model.named_parameters()),
+            loss_of_step,
+            config,
+            tmp_path / f"{share} {lr_scale_parts}.pt",
+            "test",
+            lr_scale_parts=lr_scale_parts,
+        )
         return {name: p.detach() - before[name] for name, p in model.named_parameters()}
 
     whole, shared = moved(1.0, ("old",)), moved(0.25, ("old",))
     for name, step in whole.items():
-        assert step.abs().max() > 0 and torch.allclose(shared[name], step * (0.25 if name.startswith("old") else 1.0), atol=1e-7)
+        assert step.abs().max() > 0 and torch.allclose(
+            shared[name], step * (0.25 if name.startswith("old") else 1.0), atol=1e-7
+        )
     assert all(torch.equal(step, moved(0.25, ())[name]) for name, step in whole.items())
 
 
 def test_an_optimizer_of_another_name_is_refused():
     with pytest.raises(ValueError, match="sgd"):
-        make_optimizers({"weight": nn.Parameter(torch.ones(2, 2))}, replace(CONFIG, optimizer="sgd"))
+        make_optimizers(
+            {"weight": nn.Parameter(torch.ones(2, 2))}, replace(CONFIG, optimizer="sgd")
+        )

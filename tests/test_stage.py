@@ -1,6 +1,7 @@
 """The two stages' command: one recipe on any machine, and nothing usable is lost to what is not."""
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -13,15 +14,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lab import curves
 import diffusion_lm
-from training import stage
 import train_asr
 import train_instruct
+from checkpoints.lm import save_lm
 from diffa import DIFFA
-from training.loop import checkpoints, read_metrics
+from training.run_files import checkpoints, read_metrics
+from training.stage import recompute_blocks
 
-WORDS = ["two red birds", "red birds sing", "two birds", "birds sing", "sing", "red birds", "two red", "birds"]
+WORDS = [
+    "two red birds",
+    "red birds sing",
+    "two birds",
+    "birds sing",
+    "sing",
+    "red birds",
+    "two red",
+    "birds",
+]
 
 
 @pytest.fixture
@@ -32,9 +42,17 @@ def manifest(tone, tmp_path):
         items = []
         for i, words in enumerate(WORDS):
             file = tone(f"{i}.wav", 0.3 + 0.05 * i, 200 + 50 * i)
-            items.append(change(i, {
-                "audio_id": f"clip{i}", "audio_filepath": file.name, "input": "What is said?", "transcription": words, "target": words,
-                "dataset": "tones", "duration": 0.3 + 0.05 * i, "seed_transcript": words}))  # fmt: skip
+            item = {
+                "audio_id": f"clip{i}",
+                "audio_filepath": file.name,
+                "input": "What is said?",
+                "transcription": words,
+                "target": words,
+                "dataset": "tones",
+                "duration": 0.3 + 0.05 * i,
+                "seed_transcript": words,
+            }
+            items.append(change(i, item))
         (tmp_path / name).write_text(json.dumps(items))
         return tmp_path / name
 
@@ -43,18 +61,16 @@ def manifest(tone, tmp_path):
 
 def train(module, dirs, out, manifest, *options):
     """Run a stage's command in this process; returns the trained weights by name and the losses."""
-    before = sys.argv
-    sys.argv = [module.__name__, "--whisper", str(dirs["whisper"]), "--llm", str(dirs["llm"]), "--device", "cpu", "--train", str(manifest),
-                "--out", str(out), *map(str, options)]  # fmt: skip
-    try:
-        module.main()
-    finally:
-        sys.argv = before
+    where = {"whisper": dirs["whisper"], "llm": dirs["llm"], "train": manifest, "out": out}
+    arguments = [word for name, value in where.items() for word in (f"--{name}", str(value))]
+    module.main([*arguments, "--device", "cpu", *map(str, options)])
     return result(out)
 
 
 def result(out):
-    return load_file(Path(out) / "adapters.safetensors"), json.loads((Path(out) / "training.json").read_text())["losses"]
+    return load_file(Path(out) / "adapters.safetensors"), json.loads(
+        (Path(out) / "training.json").read_text()
+    )["losses"]
 
 
 def alike(first, second, tolerance=1e-5):
@@ -75,21 +91,24 @@ def whole(toy_dirs, manifest, tmp_path):
 
 
 def two_processes(*commands):
-    """Run commands of train_asr one after the other in two processes that know each other, as torchrun starts them."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in commands]  # a port for each: none meets the leavings of another
+    """Run commands of train_asr one by one, in two processes that torchrun would start."""
+    # A port for each command: none meets the leavings of another.
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in commands]
     commands = [(str(free.getsockname()[1]), *command) for free, command in zip(sockets, commands)]
     for free in sockets:
         free.close()
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    shared["PYTHONPATH"] = str(Path(__file__).parents[1])
-    jobs = [
-        subprocess.Popen([sys.executable, __file__, json.dumps(commands)], env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [job.communicate(timeout=240)[0].decode() for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], "\n".join(said)
-    return said
+
+    jobs = []
+    for rank in range(2):
+        variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        variables["PYTHONPATH"] = str(Path(__file__).parents[1])
+        command = [sys.executable, __file__, json.dumps(commands)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        jobs.append(subprocess.Popen(command, env={**os.environ, **variables}, **pipes))
+    printed = [job.communicate(timeout=240)[0].decode() for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], "\n".join(printed)
+    return printed
 
 
 def begun(whole_out, out):
@@ -99,41 +118,98 @@ def begun(whole_out, out):
     return out
 
 
-def test_two_processes_are_one_and_each_goes_on_where_the_other_stopped(toy_dirs, manifest, tmp_path, whole):
+def test_two_processes_are_one_and_each_resumes_where_the_other_stopped(
+    toy_dirs, manifest, tmp_path, whole
+):
     path = manifest()
     held_out = ["--validation", str(path), "--validation-items", "3"]
     common = [str(toy_dirs["whisper"]), str(toy_dirs["llm"]), str(path)]
     runs = {
         "two": FEW + held_out,  # DistributedDataParallel
-        "two_shards": [*FEW, "--shard", "--recompute", "--accumulate", 2, "--workers", 1, "--cache-encoder", "none", *held_out],  # FSDP2
+        "two_shards": [
+            *FEW,
+            "--shard",
+            "--recompute",
+            "--accumulate",
+            2,
+            "--workers",
+            1,
+            "--cache-encoder",
+            "none",
+            *held_out,
+        ],  # FSDP2
         "two_after_one": FEW,
     }
     begun(tmp_path / "whole", tmp_path / "two_after_one")
-    said = two_processes(*([*common, str(tmp_path / name), *map(str, options)] for name, options in runs.items()))
+    printed = two_processes(
+        *([*common, str(tmp_path / name), *map(str, options)] for name, options in runs.items())
+    )
     for name in runs:
         alike(result(tmp_path / name), whole)
-    assert "preset toy" in said[0] and "preset toy" not in said[1]  # the first process speaks for all
-    one_after_two = train(train_asr, toy_dirs, begun(tmp_path / "two", tmp_path / "one_after_two"), path, *FEW, *held_out)
+    assert (
+        "Recipe(train=TrainConfig(steps=4," in printed[0] and "Recipe" not in printed[1]
+    )  # the first process alone prints
+    one_after_two = train(
+        train_asr,
+        toy_dirs,
+        begun(tmp_path / "two", tmp_path / "one_after_two"),
+        path,
+        *FEW,
+        *held_out,
+    )
     alike(one_after_two, whole)
-    first, shards = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("two", "two_shards"))
-    assert first[-1]["validation"]["loss"] == pytest.approx(shards[-1]["validation"]["loss"], abs=1e-5)
+    first, shards = (
+        read_metrics(tmp_path / name / "metrics.jsonl") for name in ("two", "two_shards")
+    )
+    assert first[-1]["validation"]["loss"] == pytest.approx(
+        shards[-1]["validation"]["loss"], abs=1e-5
+    )
 
 
-@pytest.mark.parametrize("options", [["--accumulate", 4], ["--recompute"], ["--cache-encoder", "none"], ["--cache-encoder", "DIR", "--workers", 1]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--accumulate", 4],
+        ["--recompute"],
+        ["--cache-encoder", "none"],
+        ["--cache-encoder", "DIR", "--workers", 1],
+    ],
+)
 def test_the_machine_does_not_change_the_result(toy_dirs, manifest, tmp_path, whole, options):
     options = [str(tmp_path / "states") if option == "DIR" else option for option in options]
-    alike(train(train_asr, toy_dirs, tmp_path / "other", manifest(), *FEW, *options), whole, tolerance=1e-4 if "none" in options else 1e-5)
+    alike(
+        train(train_asr, toy_dirs, tmp_path / "other", manifest(), *FEW, *options),
+        whole,
+        tolerance=1e-4 if "none" in options else 1e-5,
+    )
 
 
-def test_stage_2_resumes_bit_for_bit_with_dropout_and_workers(toy_dirs, manifest, tmp_path, monkeypatch):
-    shapes = {**stage.TOY_SHAPES, "dropout": 0.2}
-    monkeypatch.setitem(train_asr.PRESETS, "toy", replace(train_asr.PRESETS["toy"], shapes=shapes))
+def test_stage_2_resumes_bit_for_bit_with_dropout_and_workers(
+    toy_dirs, manifest, tmp_path, monkeypatch
+):
+    recipe = train_asr.RECIPES["toy"]
+    with_dropout = replace(recipe, shapes={**recipe.shapes, "dropout": 0.2})
+    monkeypatch.setitem(train_asr.RECIPES, "toy", with_dropout)
     path = manifest()
     train(train_asr, toy_dirs, tmp_path / "stage1", path, "--steps", 1, "--batch", 4)
-    options = [*FEW, "--adapters", tmp_path / "stage1", "--accumulate", 2, "--workers", 1, "--cache-encoder", "none"]
+    options = [
+        *FEW,
+        "--adapters",
+        tmp_path / "stage1",
+        "--accumulate",
+        2,
+        "--workers",
+        1,
+        "--cache-encoder",
+        "none",
+    ]
     expected = train(train_instruct, toy_dirs, tmp_path / "two", path, *options)
-    again = train(train_instruct, toy_dirs, begun(tmp_path / "two", tmp_path / "again"), path, *options)
-    assert again[1] == expected[1] and all(torch.equal(again[0][name], expected[0][name]) for name in expected[0])
+    again = train(
+        train_instruct, toy_dirs, begun(tmp_path / "two", tmp_path / "again"), path, *options
+    )
+    assert again[1] == expected[1] and all(
+        torch.equal(again[0][name], expected[0][name]) for name in expected[0]
+    )
 
 
 def test_logits_in_chunks_give_the_same_loss_and_gradient(toy, monkeypatch):
@@ -152,9 +228,15 @@ def test_logits_in_chunks_give_the_same_loss_and_gradient(toy, monkeypatch):
 
 def test_recomputed_blocks_give_the_same_gradient_and_keep_less(toy):
     def kept_and_gradient(recompute):
-        toy.lm.recompute = recompute
-        x, sizes = torch.randn(2, 20, 32, generator=torch.Generator().manual_seed(0)).requires_grad_(), []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+        if recompute:
+            recompute_blocks(toy.lm)
+        x, sizes = (
+            torch.randn(2, 20, 32, generator=torch.Generator().manual_seed(0)).requires_grad_(),
+            [],
+        )
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: (sizes.append(t.numel()), t)[1], lambda t: t
+        ):
             loss = toy.lm(x).pow(2).sum()
         return sum(sizes), torch.autograd.grad(loss, x)[0]
 
@@ -164,38 +246,41 @@ def test_recomputed_blocks_give_the_same_gradient_and_keep_less(toy):
 
 def test_compiled_blocks_train_alike(toy_dirs, manifest, tmp_path, whole, monkeypatch):
     real, compiled = torch.nn.Module.compile, []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: (compiled.append(self), real(self, backend="eager"))[1])
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda self: (compiled.append(self), real(self, backend="eager"))[1],
+    )
     alike(train(train_asr, toy_dirs, tmp_path / "compiled", manifest(), *FEW, "--compile"), whole)
     assert len(compiled) == 2
 
 
-def test_bfloat16_trains_float32_adapters_close_to_float32(toy_dirs, manifest, tmp_path, whole, monkeypatch):
-    monkeypatch.setitem(train_asr.PRESETS, "toy", replace(train_asr.PRESETS["toy"], dtype="bfloat16"))
+def test_bfloat16_trains_float32_adapters_close_to_float32(
+    toy_dirs, manifest, tmp_path, whole, monkeypatch
+):
+    monkeypatch.setitem(
+        train_asr.RECIPES, "toy", replace(train_asr.RECIPES["toy"], dtype="bfloat16")
+    )
     weights, losses = train(train_asr, toy_dirs, tmp_path / "bf16", manifest(), *FEW)
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
     assert losses == pytest.approx(whole[1], rel=0.05) and losses != whole[1]
 
 
-def test_each_stage_says_its_recipe_and_what_it_inherits(toy_dirs, manifest, tmp_path, capsys):
+def test_each_stage_prints_its_recipe_and_where_its_parts_come_from(
+    toy_dirs, manifest, tmp_path, capsys
+):
     path = manifest()
     train(train_asr, toy_dirs, tmp_path / "stage1", path, *FEW)
     first = capsys.readouterr().out
-    train(train_instruct, toy_dirs, tmp_path / "stage2", path, *FEW, "--adapters", tmp_path / "stage1")
+    train(
+        train_instruct, toy_dirs, tmp_path / "stage2", path, *FEW, "--adapters", tmp_path / "stage1"
+    )
     second = capsys.readouterr().out
-    assert "steps 4, batch 8, lr 0.0001" in first and first.count("newly drawn") == 2
-    assert [line.split()[0] for line in second.splitlines() if "newly drawn" in line] == ["acoustic"]
-    assert f"inherited from {tmp_path / 'stage1'}" in second
-
-
-def test_the_paper_s_recipe():
-    asr, instruct = train_asr.PRESETS["paper"], train_instruct.PRESETS["paper"]
-    assert (asr.train.lr, asr.train.warmup, asr.train.schedule, asr.train.batch) == (1e-4, 1000, "linear", 128)
-    assert (instruct.train.lr, instruct.train.warmup, instruct.train.schedule) == (5e-5, 2000, "cosine")
-    assert 32 <= instruct.train.batch <= 64
-    for preset, items in ((asr, 281_241), (instruct, 96_874)):
-        train = preset.train
-        assert (train.optimizer, train.weight_decay, train.clip, preset.dtype, preset.shapes) == ("adamw", 0.05, 1.0, "bfloat16", {})
-        assert preset.train.steps * preset.train.batch == pytest.approx(10 * items, rel=1e-4)  # 10 epochs
+    assert "steps=4, batch=8, lr=0.0001" in first and first.count("new, random weights") == 2
+    assert [line.split()[0] for line in second.splitlines() if "new, random weights" in line] == [
+        "acoustic"
+    ]
+    assert f"trained, float32, from {tmp_path / 'stage1'}" in second
 
 
 def test_the_optimizer_is_an_option_and_a_run_keeps_its_own(toy_dirs, manifest, tmp_path):
@@ -210,8 +295,20 @@ def test_the_optimizer_is_an_option_and_a_run_keeps_its_own(toy_dirs, manifest, 
 def test_the_paper_s_preset_runs_on_a_tiny_model(toy_dirs, manifest, tmp_path):
     options = ["--preset", "paper", "--steps", 3, "--batch", 4, "--workers", 1, "--accumulate", 2]
     train(train_asr, toy_dirs, tmp_path / "stage1", manifest(), *options)
-    weights, losses = train(train_instruct, toy_dirs, tmp_path / "stage2", manifest(), *options, "--adapters", tmp_path / "stage1")
-    assert len(losses) == 3 and all(0 < loss < 1000 for loss in losses) and all(torch.isfinite(w).all() for w in weights.values())
+    weights, losses = train(
+        train_instruct,
+        toy_dirs,
+        tmp_path / "stage2",
+        manifest(),
+        *options,
+        "--adapters",
+        tmp_path / "stage1",
+    )
+    assert (
+        len(losses) == 3
+        and all(0 < loss < 1000 for loss in losses)
+        and all(torch.isfinite(w).all() for w in weights.values())
+    )
 
 
 def test_one_process_cannot_shard(toy_dirs, manifest, tmp_path):
@@ -221,26 +318,72 @@ def test_one_process_cannot_shard(toy_dirs, manifest, tmp_path):
 
 def test_validation_is_the_same_each_time_and_changes_nothing(toy_dirs, manifest, tmp_path, whole):
     held_out = ["--validation", manifest("held_out.json"), "--validate-every", 2]
-    alike(train(train_asr, toy_dirs, tmp_path / "checked", manifest(), *FEW, *held_out), whole, tolerance=1e-9)
+    alike(
+        train(train_asr, toy_dirs, tmp_path / "checked", manifest(), *FEW, *held_out),
+        whole,
+        tolerance=1e-9,
+    )
     records = read_metrics(tmp_path / "checked" / "metrics.jsonl")
     assert [r["step"] for r in records] == [2, 4]
-    assert {"loss", "loss at 0.25", "loss at 1.0", "said"} <= records[0]["validation"].keys() and records[0]["validation"]["meant"] == WORDS[0]
-    assert DIFFA.from_pretrained(toy_dirs["whisper"], toy_dirs["llm"], tmp_path / "checked" / "best").stage == "stage1"
+    assert {"loss", "loss at 0.25", "loss at 1.0", "prediction"} <= records[0]["validation"].keys()
+    assert records[0]["validation"]["target"] == WORDS[0]
+    assert (
+        DIFFA.from_pretrained(
+            toy_dirs["whisper"], toy_dirs["llm"], tmp_path / "checked" / "best"
+        ).stage
+        == "stage1"
+    )
     # A run with other noise and other batches: at the same weights, the same validation.
     shutil.copytree(tmp_path / "checked" / "best", tmp_path / "start")
     values = []
     for seed in (1, 2):
-        options = ["--steps", 1, "--batch", 4, "--lr", 0.0, "--seed", seed, "--adapters", tmp_path / "start"]
+        options = [
+            "--steps",
+            1,
+            "--batch",
+            4,
+            "--lr",
+            0.0,
+            "--seed",
+            seed,
+            "--adapters",
+            tmp_path / "start",
+        ]
         train(train_asr, toy_dirs, tmp_path / f"seed{seed}", manifest(), *options, *held_out)
         values.append(read_metrics(tmp_path / f"seed{seed}" / "metrics.jsonl")[-1]["validation"])
     assert values[0] == values[1]
 
 
-def test_curves_of_two_runs_are_drawn_and_a_run_without_any_is_named(toy_dirs, manifest, tmp_path, monkeypatch):
+def test_curves_of_two_runs_are_drawn_and_a_run_without_any_is_named(
+    toy_dirs, manifest, tmp_path, monkeypatch
+):
+    from lab import curves
+
     for name in ("one", "two"):
-        train(train_asr, toy_dirs, tmp_path / name, manifest(), "--steps", 10, "--batch", 4, "--validation", manifest("held_out.json"))
+        train(
+            train_asr,
+            toy_dirs,
+            tmp_path / name,
+            manifest(),
+            "--steps",
+            10,
+            "--batch",
+            4,
+            "--validation",
+            manifest("held_out.json"),
+        )
     assert curves.series(read_metrics(tmp_path / "one" / "metrics.jsonl"), "validation")[0] == [10]
-    monkeypatch.setattr(sys, "argv", ["curves.py", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "c.png")])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "curves.py",
+            str(tmp_path / "one"),
+            str(tmp_path / "two"),
+            "--out",
+            str(tmp_path / "c.png"),
+        ],
+    )
     curves.main()
     assert (tmp_path / "c.png").stat().st_size > 5000
     monkeypatch.setattr(sys, "argv", ["curves.py", str(tmp_path / "three")])
@@ -253,14 +396,32 @@ def too_long(i, item):
 
 
 def test_items_that_are_too_long_are_left_out_and_counted(toy_dirs, manifest, tmp_path, capsys):
-    path = manifest(change=lambda i, item: too_long(i, item) if i == 2 else item | {"transcription": {3: "x" * 30, 4: "y" * 30, 5: " "}.get(i, "birds")})
+    path = manifest(
+        change=lambda i, item: (
+            too_long(i, item)
+            if i == 2
+            else item | {"transcription": {3: "x" * 30, 4: "y" * 30, 5: " "}.get(i, "birds")}
+        )
+    )
     train(train_asr, toy_dirs, tmp_path / "out", path, *FEW)
-    said = capsys.readouterr()
-    assert "of 8 items, 1 last longer than the encoder's 0.8 s, 2 have answers of 18 tokens or more and 1 have none; they are left out" in said.out + said.err
+    printed = capsys.readouterr()
+    counts = (
+        "of 8 items, 1 last longer than the encoder's 0.80 s, 2 have answers of 18 tokens or more "
+        "and 1 have none; they are left out"
+    )
+    assert counts in printed.out + printed.err
 
 
-@pytest.mark.parametrize("content, message", [("[]", "not a JSON list with at least one item"), (None, "of 8 items, 8 last longer.*no item is left")])
-def test_an_empty_or_all_too_long_manifest_stops_before_training(toy_dirs, manifest, tmp_path, content, message):
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[]", "not a JSON list with at least one item"),
+        (None, "of 8 items, 8 last longer.*no item is left"),
+    ],
+)
+def test_an_empty_or_all_too_long_manifest_stops_before_training(
+    toy_dirs, manifest, tmp_path, content, message
+):
     path = manifest(change=too_long)
     if content:
         path.write_text(content)
@@ -274,49 +435,90 @@ def test_a_corrupt_clip_costs_its_own_loss_and_no_more(toy_dirs, manifest, tmp_p
     path = manifest()
     (tmp_path / "5.wav").write_bytes(b"RIFF")
     _, losses = train(train_asr, toy_dirs, tmp_path / "out", path, *options)
-    said = capsys.readouterr()
-    assert (said.out + said.err).count("skipped (") == 1 and "5.wav" in said.out + said.err and "skipped (1 so far)" in said.out + said.err
+    printed = capsys.readouterr()
+    assert (
+        (printed.out + printed.err).count("skipped (") == 1
+        and "5.wav" in printed.out + printed.err
+        and "skipped (1 so far)" in printed.out + printed.err
+    )
     assert all(0 < loss < 100 for loss in losses)
-    with pytest.raises(SystemExit, match="1 clips cannot be read, more than the 0 allowed(.|\n)*5.wav"):
+    with pytest.raises(
+        SystemExit, match="1 clips cannot be read, more than the 0 allowed(.|\n)*5.wav"
+    ):
         train(train_asr, toy_dirs, tmp_path / "strict", path, *options, "--max-unreadable", 0)
 
 
 def test_a_loss_that_is_not_finite_names_the_clips(toy_dirs, manifest, tmp_path, monkeypatch):
-    path, real = manifest(), stage.diffusion_loss
+    path, real = manifest(), train_asr.diffusion_loss
     seen = []
-    monkeypatch.setattr(stage, "diffusion_loss", lambda *a: (seen.append(1), real(*a))[1] * (float("nan") if len(seen) == 3 else 1))
-    with pytest.raises(SystemExit, match="loss is nan at step 2; .*its items: clip., clip., clip., clip.$"):
+    monkeypatch.setattr(
+        train_asr,
+        "diffusion_loss",
+        lambda *a, **k: (seen.append(1), real(*a, **k))[1] * (math.nan if len(seen) == 3 else 1),
+    )
+    with pytest.raises(
+        SystemExit, match="loss is nan at step 2; .*its items: clip., clip., clip., clip.$"
+    ):
         train(train_asr, toy_dirs, tmp_path / "out", path, "--steps", 4, "--batch", 4)
-    assert [file.name for file in checkpoints(tmp_path / "out" / "checkpoint.pt")] == ["checkpoint-00000002.pt"]
+    assert [file.name for file in checkpoints(tmp_path / "out" / "checkpoint.pt")] == [
+        "checkpoint-00000002.pt"
+    ]
 
 
-def test_a_run_does_not_go_on_with_other_words_or_another_lm(toy_dirs, manifest, tmp_path, whole):
-    other = manifest("other.json", lambda i, item: item | {"transcription": "birds birds"} if i == 3 else item)
+def test_a_run_does_not_resume_with_other_words_or_another_lm(toy_dirs, manifest, tmp_path, whole):
+    other = manifest(
+        "other.json", lambda i, item: item | {"transcription": "birds birds"} if i == 3 else item
+    )
     with pytest.raises(SystemExit, match="other settings(.|\n)*corpus was"):
         train(train_asr, toy_dirs, tmp_path / "whole", other, *FEW)
     model = DIFFA.from_pretrained(**toy_dirs)
-    model.lm.blocks[0].query.weight.data += 0.01
+    model.lm.blocks[0].attn.query.weight.data += 0.01
     shutil.copytree(toy_dirs["llm"], tmp_path / "llm")
-    from checkpoints import weights
-
-    weights.save_llada(model.lm, tmp_path / "llm")
+    save_lm(model.lm, tmp_path / "llm")
     with pytest.raises(SystemExit, match="lm was") as error:
         train(train_asr, toy_dirs | {"llm": tmp_path / "llm"}, tmp_path / "whole", manifest(), *FEW)
     assert "corpus was" not in str(error.value)
 
 
 def test_made_up_weights_train_without_a_file_and_say_so(manifest, tmp_path, capsys):
-    nowhere = {"whisper": tmp_path / "no", "llm": tmp_path / "no"}  # train_instruct's --adapters too: runs/toy/stage1 by default
-    train(train_instruct, nowhere, tmp_path / "out", manifest(), "--random-weights", "toy+toy", "--steps", 1, "--batch", 2)
-    said = capsys.readouterr().out
-    assert said.count("from random weights (toy+toy)") == 2 and said.count("newly drawn") == 2
+    nowhere = {
+        "whisper": tmp_path / "no",
+        "llm": tmp_path / "no",
+    }  # train_instruct's --adapters too: runs/toy/stage1 by default
+    train(
+        train_instruct,
+        nowhere,
+        tmp_path / "out",
+        manifest(),
+        "--random-weights",
+        "toy+toy",
+        "--steps",
+        1,
+        "--batch",
+        2,
+    )
+    printed = capsys.readouterr().out
+    assert (
+        printed.count("from random weights (toy+toy)") == 2
+        and printed.count("new, random weights") == 2
+    )
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert config["llm"] == "random weights (toy+toy)" and config["adapters"]["n_queries"] == stage.TOY_SHAPES["n_queries"]
+    assert config["llm"] == "random weights (toy+toy)" and config["adapters"]["n_queries"] == 8
 
 
-def test_in_stage_2_the_semantic_adapter_alone_is_inherited(toy_dirs, manifest, tmp_path):
+def test_in_stage_2_the_semantic_adapter_alone_is_pretrained(toy_dirs, manifest, tmp_path):
     train(train_asr, toy_dirs, tmp_path / "stage1", manifest(), *FEW)
-    began, _ = train(train_instruct, toy_dirs, tmp_path / "still", manifest(), "--adapters", tmp_path / "stage1", "--inherited", 0, *FEW)
+    began, _ = train(
+        train_instruct,
+        toy_dirs,
+        tmp_path / "still",
+        manifest(),
+        "--adapters",
+        tmp_path / "stage1",
+        "--pretrained-lr-scale",
+        0,
+        *FEW,
+    )
     stage1 = result(tmp_path / "stage1")[0]
     kept = {name for name in began if name in stage1 and torch.equal(began[name], stage1[name])}
     assert kept == {name for name in began if name.startswith("semantic_connector")} != set()

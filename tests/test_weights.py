@@ -186,7 +186,8 @@ def test_an_autoregressive_lm_is_loaded_as_its_class_alone(toy_dirs, tmp_path):
 
 def test_a_diffusion_lm_is_not_loaded_as_an_autoregressive_one(toy_dirs):
     with pytest.raises(
-        WeightsError, match="config.json: causal is not true.*pass the baseline that .*lab.baseline"
+        WeightsError,
+        match="config.json: causal is false.*pass an autoregressive baseline .*lab.baseline",
     ):
         load_lm(toy_dirs["llm"], lm_class=Baseline)
 
@@ -200,7 +201,7 @@ def test_a_whole_model_is_loaded_around_the_baseline_and_refused_without_its_cla
     assert type(model.lm) is Baseline
     with pytest.raises(WeightsError, match="causal is true"):
         DIFFA.from_pretrained(dirs["whisper"], tmp_path / "baseline", **SHAPES)
-    with pytest.raises(WeightsError, match="causal is not true"):
+    with pytest.raises(WeightsError, match="causal is false"):
         DIFFA.from_pretrained(**dirs, lm_class=Baseline, **SHAPES)
     assert type(random_pieces("toy+toy", lm_class=Baseline)[1]) is Baseline
 

@@ -1,15 +1,15 @@
-"""Whitening: what a new acoustic adapter's keys and values start on, and that it stays an option."""
+"""Whitening: what a new acoustic adapter's keys and values start on; it stays an option."""
 
 import numpy as np
 import pytest
 import torch
+from test_stage import FEW, manifest, train  # noqa: F401 (manifest is a fixture)
 
 import train_asr
 import train_instruct
-from training import whitening
 from adapters import AcousticAdapter, AdapterConfig
 from diffa import DIFFA
-from test_stage import FEW, manifest, train  # noqa: F401 (manifest is a fixture)
+from training import whitening
 
 D = 12
 
@@ -42,7 +42,9 @@ def test_a_direction_that_never_varies_is_not_blown_up():
 
 def test_the_adapter_hears_states_as_another_hears_them_whitened():
     torch.manual_seed(0)
-    config = AdapterConfig(encoder_width=D, lm_width=8, n_heads=2, taps=(0, 1), n_queries=3, ffn=16, dropout=0.0)
+    config = AdapterConfig(
+        encoder_width=D, lm_width=8, n_heads=2, taps=(0, 1), n_queries=3, ffn=16, dropout=0.0
+    )
     plain, other = AcousticAdapter(config), AcousticAdapter(config)
     other.load_state_dict(plain.state_dict())
     states = uneven_states()
@@ -61,24 +63,64 @@ def test_clips_that_cannot_be_read_are_left_out(toy_dirs, tone, tmp_path):
     (tmp_path / "bad.wav").write_bytes(b"no sound")
     good = [{"audio_filepath": str(tone(f"{i}.wav", 0.5, 200 + 90 * i))} for i in range(3)]
     bad = [{"audio_filepath": str(tmp_path / "bad.wav")}]
-    heard = torch.cat(list(whitening.tapped_states(model, good + bad, 0)))  # (3 clips of 2 taps, T, D)
+    heard = torch.cat(
+        list(whitening.tapped_states(model, good + bad, 0))
+    )  # (3 clips of 2 taps, T, D)
     assert heard.shape == (6, model.encoder.config.context, model.encoder.config.width)
     with pytest.raises(ValueError, match="whiten"):
         whitening.whiten(model, bad, 0)
 
 
-def test_it_is_an_option_of_a_new_acoustic_adapter_alone_and_a_run_keeps_it(toy_dirs, manifest, tmp_path):  # noqa: F811
+def test_it_is_an_option_of_a_new_acoustic_adapter_alone_and_a_run_keeps_it(
+    toy_dirs,
+    manifest,  # noqa: F811
+    tmp_path,
+):
     stage1 = train(train_asr, toy_dirs, tmp_path / "stage1", manifest(), *FEW)
     with_it = ["--whiten", "--lr", 0, *FEW[:4]]  # nothing moves: weights as they began
     same, _ = train(train_asr, toy_dirs, tmp_path / "same", manifest(), "--whiten", *FEW)
-    assert all(torch.equal(same[name], stage1[0][name]) for name in same)  # stage 1 has no acoustic adapter
+    assert all(
+        torch.equal(same[name], stage1[0][name]) for name in same
+    )  # stage 1 has no acoustic adapter
     began = {}
     for name, options in (("plain", with_it[1:]), ("white", with_it)):
-        began[name], _ = train(train_instruct, toy_dirs, tmp_path / name, manifest(), "--adapters", tmp_path / "stage1", *options)
+        began[name], _ = train(
+            train_instruct,
+            toy_dirs,
+            tmp_path / name,
+            manifest(),
+            "--adapters",
+            tmp_path / "stage1",
+            *options,
+        )
     differ = {n for n in began["plain"] if not torch.equal(began["plain"][n], began["white"][n])}
-    assert differ == {n for n in began["plain"] if ".cross" in n and any(f"{part}." in n for part in ("key", "value"))} != set()
+    assert (
+        differ
+        == {
+            n
+            for n in began["plain"]
+            if ".cross" in n and any(f"{part}." in n for part in ("key", "value"))
+        }
+        != set()
+    )
     # A finished stage 2's adapter is not new: it is left as it is.
-    again, _ = train(train_instruct, toy_dirs, tmp_path / "again", manifest(), "--adapters", tmp_path / "white", *with_it)
+    again, _ = train(
+        train_instruct,
+        toy_dirs,
+        tmp_path / "again",
+        manifest(),
+        "--adapters",
+        tmp_path / "white",
+        *with_it,
+    )
     assert all(torch.equal(again[n], began["white"][n]) for n in again)
     with pytest.raises(SystemExit, match="whiten was True, now is False"):
-        train(train_instruct, toy_dirs, tmp_path / "white", manifest(), "--adapters", tmp_path / "stage1", *with_it[1:])
+        train(
+            train_instruct,
+            toy_dirs,
+            tmp_path / "white",
+            manifest(),
+            "--adapters",
+            tmp_path / "stage1",
+            *with_it[1:],
+        )

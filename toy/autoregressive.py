@@ -16,11 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffa import DIFFA, Spliced, splice
 from diffusion_lm import DiffusionLM, token_losses
-from sampler import Generation, SamplerConfig, check_prompt
+from sampler import Generation, SamplerConfig, check_finite, check_prompt, tokens_before_end
 
 
 class CausalLM(DiffusionLM):
@@ -30,8 +31,8 @@ class CausalLM(DiffusionLM):
         """ids (B, L) -> embeddings (B, L, D). Raises ValueError: an id is [MASK]."""
         if (ids == self.config.mask_id).any():
             raise ValueError(
-                "this LM is causal and was not trained to fill in masks; its loss is "
-                "next_token_loss, and autoregressive.greedy answers with it"
+                "a causal LM cannot fill in masks; its loss is next_token_loss, and "
+                "autoregressive.greedy answers with it"
             )
         return super().embed(ids)
 
@@ -57,15 +58,15 @@ def refuse_bidirectional(lm: DiffusionLM) -> None:
     """Raise ValueError that says what to use instead, when the LM is not causal."""
     if not isinstance(lm, CausalLM):
         raise ValueError(
-            "this LM sees in both directions and was not trained to predict the next token; its "
-            "loss is diffusion_loss, and sampler.generate answers with it"
+            "this LM sees the next token itself; its loss is diffusion_loss, and sampler.generate "
+            "answers with it"
         )
 
 
 def next_token_loss(
     lm: CausalLM,
     prompt: Tensor,
-    prompt_mask: Tensor | None,
+    prompt_mask: Tensor,
     answer_ids: Tensor,
     n_tokens: int,
     counted: Tensor | None = None,
@@ -81,21 +82,19 @@ def next_token_loss(
         ValueError: the LM is not causal, so it would read each token off the answer itself.
     """
     refuse_bidirectional(lm)
-    if counted is None:
-        counted = torch.ones_like(answer_ids, dtype=torch.bool)
+    G = answer_ids.shape[1]
 
     # 1. Sequence: the prompt, then the answer.
-    x = torch.cat([prompt, lm.embed(answer_ids)], dim=1)  # (B, P + G, D)
-    if prompt_mask is not None:
-        real = torch.ones_like(answer_ids, dtype=torch.bool)
-        prompt_mask = torch.cat([prompt_mask, real], dim=1)  # (B, P + G)
+    x = torch.cat([prompt, lm.embed(answer_ids)], dim=1)  # (B, L, D)
+    mask = F.pad(prompt_mask, (0, G), value=True)  # (B, L)
 
     # 2. One pass; the hidden state of the position before a token predicts it.
-    P = prompt.shape[1]
-    rows = torch.arange(P - 1, x.shape[1] - 1, device=x.device)  # (G,)
-    hidden = lm(x, prompt_mask, output_rows=rows)  # (B, G, D)
+    L = x.shape[1]
+    hidden = lm(x, mask, output_rows=torch.arange(L - G - 1, L - 1, device=x.device))  # (B, G, D)
 
     # 3. Cross-entropy, divided by the answer tokens of the whole batch.
+    if counted is None:
+        counted = torch.ones_like(answer_ids, dtype=torch.bool)
     return token_losses(lm, hidden[counted], answer_ids[counted]).sum() / n_tokens
 
 
@@ -141,15 +140,13 @@ def greedy(
     check_prompt(lm, prompt, config)
     B, P, _ = prompt.embeddings.shape
     if P == 0 or not prompt.mask[:, -1].all():
-        raise ValueError(
-            "a prompt has nothing at its end to continue; is it empty, or padded on the right?"
-        )
+        raise ValueError("a prompt has no end to continue; is it empty, or padded on the right?")
 
     # State: the answers so far, and keys and values of what the model has read.
     G = config.length
     end_id = lm.config.end_id
     device = prompt.embeddings.device
-    real = torch.cat([prompt.mask, prompt.mask.new_ones(B, G)], dim=1)  # (B, P + G)
+    real = F.pad(prompt.mask, (0, G), value=True)  # (B, P + G)
     ids = torch.full((B, G), end_id, device=device)
     confidence = torch.zeros(B, G, device=device)
     calls = torch.zeros(B, dtype=torch.long, device=device)
@@ -168,6 +165,7 @@ def greedy(
 
         # 2. The most likely next token.
         logits = lm.head(hidden[:, 0])  # (R, V)
+        check_finite(lm, logits.amax(dim=-1))
         token = logits.argmax(dim=-1)  # (R,)
         ids[rows, n] = token
         calls[rows] += 1
@@ -185,6 +183,9 @@ def greedy(
             cache = [(keys[open_rows], values[open_rows]) for keys, values in cache]
         x = lm.embedding(token[:, None])  # (R, 1, D); even [MASK], if the LM predicts it
 
-    text_tokens = ((ids == end_id).cumsum(dim=1) == 0).sum(dim=1)  # (B,)
-    seconds = time.perf_counter() - started
-    return Generation(ids=ids, calls=calls, text_tokens=text_tokens, seconds=seconds)
+    return Generation(
+        ids=ids,
+        calls=calls,
+        text_tokens=tokens_before_end(ids, end_id),
+        seconds=time.perf_counter() - started,
+    )

@@ -24,12 +24,15 @@ from checkpoints.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,
 )
-from data import TEXT_END, TRANSCRIBE, Prompt, build_prompt, left_pad
+from data import SYSTEM, TEXT_END, TRANSCRIBE, Prompt, build_prompt, left_pad
 from diffusion_lm import DiffusionLM
 from toy import grammar
 
-GAP = "~"  # a piece of its own: the silence between two stretched words
-PACE = (0.4, 1.0)  # positions for each letter of a stretched word, as eSpeak's words last
+# A piece of its own: the silence between two stretched words.
+GAP = "~"
+
+# Positions for each letter of a stretched word, as eSpeak's words last.
+PACE = (0.4, 1.0)
 
 # How many other words are mixed into a word's embedding. With three, and less than 0.75 of the
 # embedding from all of them, the word's own fraction stays the largest.
@@ -60,15 +63,6 @@ class ImitationItem:
     answer: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImitationBatch:
-    """Left-padded prompts, the text that imitates audio included."""
-
-    ids: Tensor  # (B, P)
-    mask: Tensor  # (B, P) true where a position is real
-    is_audio: Tensor  # (B, P) true where a token imitates audio
-
-
 # ---- the tokenizer
 def train_tokenizer(path: Path, seed: int) -> SentencePieceTokenizer:
     """Train and save a tokenizer in which each word of the grammar is a single piece."""
@@ -92,9 +86,9 @@ def tokenizer_of_lines(path: Path, lines: list[str], size: int) -> SentencePiece
     """
     # The text of every prompt occurs often enough that each word of it becomes one piece:
     # short prompts make fast steps.
-    roles = [f"{HEADER}{role}{HEADER_END}" for role in ("system", "user", "assistant")]
-    frame = ["You are a helpful voice assistant.", "This is the audio:", " <audio>. "]
-    lines = [*roles, *frame] * 400 + lines
+    frame = [f"{HEADER}{role}{HEADER_END}" for role in ("system", "user", "assistant")]
+    frame += [SYSTEM, "This is the audio:", " <audio>. "]
+    lines = frame * 400 + lines
 
     path.parent.mkdir(parents=True, exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
@@ -127,14 +121,13 @@ def imitate_words(
     gap_id = tokenizer.id(GAP)
     ids = []
     for word in text.split():
-        word_ids = tokenizer.encode(word)
         if pace is None:
-            ids += word_ids
+            ids += tokenizer.encode(word)
             continue
 
         # About as many positions as eSpeak's word has semantic embeddings, and few silences.
         repeats = max(1, round(len(word) * pace + rng.uniform(-0.7, 0.7)))
-        ids += [token for token in word_ids for _ in range(repeats)]
+        ids += [token for token in tokenizer.encode(word) for _ in range(repeats)]
         ids += [gap_id] * rng.choice((0, 0, 0, 1))
     return ids
 
@@ -158,12 +151,10 @@ def imitate_clip(
     pace = rng.uniform(*PACE)
 
     # 1. How it is spoken.
-    values = [
-        [gap_id] * rng.randint(0, 2) + tokenizer.encode(value)
-        for value in vars(attributes).values()
-    ]
-    rng.shuffle(values)
-    ids = sum(values, []) if voiced else [gap_id] * rng.randint(0, 10)
+    values = vars(attributes).values()
+    spoken = [[gap_id] * rng.randint(0, 2) + tokenizer.encode(value) for value in values]
+    rng.shuffle(spoken)
+    ids = sum(spoken, []) if voiced else [gap_id] * rng.randint(0, 10)
 
     # 2. What is spoken.
     return ids + imitate_words(tokenizer, text, pace if stretched else None, rng)
@@ -193,33 +184,42 @@ def draw_question(
 
     # Half of the questions that need no attributes come without, since stage 1 provides none.
     voiced = chosen in (*grammar.ATTRIBUTES, "caption") or rng.random() < 0.5
-    audio_ids = imitate_clip(
-        tokenizer, sentence.text, attributes, rng, stretched=stretched, voiced=voiced
-    )
+    options = {"stretched": stretched, "voiced": voiced}
     return ImitationItem(
-        prompt=build_prompt(tokenizer, question), audio_ids=audio_ids, answer=answer
+        prompt=build_prompt(tokenizer, question),
+        audio_ids=imitate_clip(tokenizer, sentence.text, attributes, rng, **options),
+        answer=answer,
     )
 
 
 # ---- batches
-def pad_items(items: list[ImitationItem], device: torch.device) -> ImitationBatch:
-    """Prompts of one length, padded on the left."""
+def pad_items(items: list[ImitationItem], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts with the text that imitates audio, padded on the left.
+
+    Returns:
+        token ids, the mask of real positions, and true where a token imitates audio: (B, P) each.
+    """
     rows = []
     flags = []
     for item in items:
-        before = item.prompt.before
-        after = item.prompt.after
-        rows.append(torch.tensor(before + item.audio_ids + after))  # (P_item,)
-        is_audio = [False] * len(before) + [True] * len(item.audio_ids) + [False] * len(after)
-        flags.append(torch.tensor(is_audio))
+        parts = (item.prompt.before, item.audio_ids, item.prompt.after)
+        rows.append(torch.tensor(sum(parts, []), device=device))  # (P_item,)
+        lengths = torch.tensor([len(part) for part in parts])
+        is_audio = torch.tensor([False, True, False]).repeat_interleave(lengths)
+        flags.append(is_audio.to(device))
 
-    ids, mask = left_pad(rows)  # (B, P) both
-    is_audio, _ = left_pad(flags)  # (B, P)
-    return ImitationBatch(ids=ids.to(device), mask=mask.to(device), is_audio=is_audio.to(device))
+    ids, mask = left_pad(rows)
+    is_audio, _ = left_pad(flags)
+    return ids, mask, is_audio
 
 
 def blurred_embeddings(
-    lm: DiffusionLM, batch: ImitationBatch, gap_id: int, most: float, generator: torch.Generator
+    lm: DiffusionLM,
+    ids: Tensor,
+    is_audio: Tensor,
+    gap_id: int,
+    most: float,
+    generator: torch.Generator,
 ) -> Tensor:
     """Prompt embeddings (B, P, D) as an adapter in training would produce them.
 
@@ -230,24 +230,24 @@ def blurred_embeddings(
     embeddings' size stands there, and the LM learns to ignore it.
 
     Args:
+        ids, is_audio: (B, P), see `pad_items`. gap_id: of the silences.
         most: largest fraction of a word's embedding that comes from other words.
     """
-    device = batch.ids.device
-    is_word = batch.is_audio & (batch.ids != gap_id)  # (B, P)
+    is_word = is_audio & (ids != gap_id)  # (B, P)
 
     # 1. One fraction of other words for each item, zero outside the words.
-    fraction = torch.rand(len(batch.ids), 1, generator=generator).to(device)  # (B, 1)
+    fraction = torch.rand(len(ids), 1, generator=generator).to(ids.device)  # (B, 1)
     fraction = (most * fraction * is_word)[..., None]  # (B, P, 1)
-    blurred = (1 - fraction) * lm.embed(batch.ids)  # (B, P, D)
+    blurred = (1 - fraction) * lm.embed(ids)  # (B, P, D)
 
     # 2. A permutation of the batch's words says which other word each one is mixed with.
-    used = batch.ids[is_word].unique()
+    used = ids[is_word].unique()
     for _ in range(N_OTHERS):
-        other = torch.arange(lm.config.vocab, device=device)  # (V,)
-        other[used] = used[torch.randperm(len(used), generator=generator).to(device)]
-        blurred = blurred + fraction / N_OTHERS * lm.embed(other[batch.ids])
+        other = torch.arange(lm.config.vocab, device=ids.device)  # (V,)
+        other[used] = used[torch.randperm(len(used), generator=generator).to(ids.device)]
+        blurred = blurred + fraction / N_OTHERS * lm.embed(other[ids])
 
     # 3. Noise at the silences.
     rms = lm.embedding.weight.detach().pow(2).mean().sqrt()
-    noise = torch.randn(blurred.shape, generator=generator).to(device) * rms
-    return torch.where((batch.is_audio & ~is_word)[..., None], noise, blurred)
+    noise = torch.randn(blurred.shape, generator=generator).to(ids.device) * rms
+    return torch.where((is_audio & ~is_word)[..., None], noise, blurred)

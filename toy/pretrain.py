@@ -3,8 +3,8 @@
     python -m toy.pretrain --corpus runs/toy/corpus --out runs/toy
     python -m toy.pretrain lm --out runs/toy                            only the LM
 
-The first makes OUT/whisper and OUT/llada, on a CPU in two processes side by side. Figures of each
-are in OUT/encoder.json and OUT/lm.json. Killed or stopped, the same command resumes.
+The first makes OUT/whisper and OUT/llada in two processes side by side. Figures of each are in
+OUT/encoder.json and OUT/lm.json. Killed or stopped, the same command resumes.
 """
 
 import argparse
@@ -34,6 +34,7 @@ def make(which: str, corpus: Path, out: Path, seed: int, device: str, threads: i
     torch.set_num_threads(threads)
     started = time.perf_counter()
     with one_line_errors(NAME):
+        # The model itself.
         if which == "encoder":
             result = pretrain_encoder(corpus, out, seed, device)
         else:
@@ -41,10 +42,12 @@ def make(which: str, corpus: Path, out: Path, seed: int, device: str, threads: i
             text = GrammarText(tokenizer, seed)
             result = pretrain_lm(text, out, phases(seed), device, title="2/4 LM")
 
+        # Its figures, with the losses in the file only.
         result["minutes"] = (time.perf_counter() - started) / 60
         write_json(out / f"{which}.json", result)
         tqdm.write(json.dumps({name: v for name, v in result.items() if name != "losses"}))
 
+        # What the LM cannot read, no adapter can repair.
         missed = short_of(GATE, result) if which == "lm" else ""
         if missed:
             raise ValueError(
@@ -60,21 +63,20 @@ def make_below(*arguments) -> None:
     above.close()
 
 
-def make_both(corpus: Path, out: Path, seed: int, device: str) -> None:
-    """`make` the encoder and the LM; on a CPU with several threads side by side."""
-    arguments = (corpus, out, seed, device)
-    threads = torch.get_num_threads()
-    if device != "cpu" or threads == 1:
-        make("encoder", *arguments, threads)
-        make("lm", *arguments, threads)
-        return
+def make_both(*arguments) -> None:
+    """`make` the encoder and the LM side by side.
 
-    # Neither needs the other, and matrices as small as these gain little from a second core.
+    Neither needs the other, and matrices as small as these gain little from a second core.
+    """
+    # Each has half of the cores.
+    threads = torch.get_num_threads()
     lm = multiprocessing.get_context("spawn").Process(
-        target=make_below, args=("lm", *arguments, threads // 2), daemon=True
+        target=make_below, args=("lm", *arguments, max(threads // 2, 1)), daemon=True
     )
     lm.start()
     make("encoder", *arguments, threads - threads // 2)
+
+    # The LM has printed its own error.
     lm.join()
     if lm.exitcode:
         raise SystemExit(f"{NAME}: no LM was made; its process ended with code {lm.exitcode}")
@@ -89,6 +91,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
 
+    # A model alone has all cores.
     arguments = (args.corpus, args.out, args.seed, args.device)
     if args.which == "both":
         make_both(*arguments)

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from checkpoints.whisper import save_whisper
 from data import load_manifest, pad_waveforms, read_audio
-from encoder import FRAMES_PER_SECOND, SIZES, WhisperEncoder, encoder_frames, log_mel
+from encoder import (
+    FRAMES_PER_SECOND,
+    SIZES,
+    EncoderConfig,
+    WhisperEncoder,
+    encoder_frames,
+    log_mel,
+)
 from evaluation.wer import word_error_rate
 from toy import grammar
 from training.loop import fit
@@ -24,10 +31,15 @@ from training.optimizers import TrainConfig
 from training.order import pick
 
 ENCODER = TrainConfig(steps=800, batch=32, lr=4e-3, warmup=60, optimizer="muon")
-HEADS_WEIGHT = 0.3  # of the attribute heads in the loss
-LOUDNESS = 0.1  # standard deviation of the level added to a clip's log-mel
-SHORTEST = 4  # frames, 80 ms: a shorter run of one word is noise
-BATCH = 64  # clips outside training
+
+# Weight of the attribute heads in the loss.
+HEADS_WEIGHT = 0.3
+
+# Standard deviation of the level that is added to a clip's log-mel.
+LOUDNESS = 0.1
+
+# Frames of 20 ms; a shorter run of one word is noise.
+SHORTEST = 4
 
 
 class Listener(nn.Module):
@@ -38,9 +50,9 @@ class Listener(nn.Module):
         self.encoder = encoder
         width = encoder.config.width
         self.words = nn.Linear(width, len(grammar.WORDS) + 1)  # 0 is "no word"
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(width, len(values)) for name, values in grammar.ATTRIBUTES.items()}
-        )
+        self.heads = nn.ModuleDict()
+        for name, values in grammar.ATTRIBUTES.items():
+            self.heads[name] = nn.Linear(width, len(values))
 
     def forward(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """mel (B, M, F), real frames (B,) -> logits of words (B, T, W + 1), of each attribute."""
@@ -58,14 +70,15 @@ def real_frames(frames: Tensor, context: int) -> Tensor:
     return torch.arange(context, device=frames.device)[None] < frames[:, None]
 
 
-def spectrograms(items: list[dict], n_samples: int, n_mels: int) -> tuple[Tensor, Tensor]:
+def spectrograms(items: list[dict], config: EncoderConfig) -> tuple[Tensor, Tensor]:
     """Log-mels (N, M, F) in float16 and real frames (N,) of a manifest's clips."""
     mels = []
     frames = []
-    for start in range(0, len(items), BATCH):
-        names = [item["audio_filepath"] for item in items[start : start + BATCH]]
-        waveforms, lengths = pad_waveforms([read_audio(n) for n in names], n_samples, names)
-        mels.append(log_mel(waveforms, n_mels).half())
+    for start in range(0, len(items), 64):
+        names = [item["audio_filepath"] for item in items[start : start + 64]]
+        clips = [read_audio(name) for name in names]
+        waveforms, lengths = pad_waveforms(clips, config.n_samples, names)
+        mels.append(log_mel(waveforms, config.n_mels).half())
         frames.append(encoder_frames(lengths))
     return torch.cat(mels), torch.cat(frames)
 
@@ -95,23 +108,24 @@ def read_words(logits: Tensor, frames: Tensor) -> list[str]:
     return texts
 
 
+def attribute_labels(items: list[dict]) -> dict[str, Tensor]:
+    """Labels (N,) of each attribute of a manifest's clips."""
+    labels = {}
+    for name, values in grammar.ATTRIBUTES.items():
+        labels[name] = torch.tensor([values.index(item["attributes"][name]) for item in items])
+    return labels
+
+
 @torch.no_grad()
 def examine_encoder(model: Listener, items: list[dict], device: str) -> dict:
     """Word error rate of frame transcripts and accuracy of each attribute head, in percent."""
-    config = model.encoder.config
-    mels, frames = spectrograms(items, config.n_samples, config.n_mels)
-    texts = []
-    correct = dict.fromkeys(grammar.ATTRIBUTES, 0)
-
-    for start in range(0, len(items), BATCH):
-        batch = slice(start, start + BATCH)
-        logits, heads = model(mels[batch].float().to(device), frames[batch].to(device))
-        texts += read_words(logits.cpu(), frames[batch])
-        for name, values in grammar.ATTRIBUTES.items():
-            predictions = [values[i] for i in heads[name].argmax(dim=-1).tolist()]
-            targets = [item["attributes"][name] for item in items[batch]]
-            correct[name] += sum(p == t for p, t in zip(predictions, targets))
-
+    mels, frames = spectrograms(items, model.encoder.config)
+    logits, heads = model(mels.float().to(device), frames.to(device))
+    texts = read_words(logits.cpu(), frames)
+    correct = {
+        name: int((heads[name].argmax(dim=-1).cpu() == labels).sum())
+        for name, labels in attribute_labels(items).items()
+    }
     return {
         "word_error_rate": word_error_rate(texts, [item["transcription"] for item in items]),
         "heads": {name: 100 * n / len(items) for name, n in correct.items()},
@@ -136,29 +150,24 @@ def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str) -> dict:
     # Inputs and targets of the whole corpus.
     train = load_manifest(corpus / "asr_train.json")
     test = load_manifest(corpus / "asr_test.json")
-    mels, frames = spectrograms(train, config.n_samples, config.n_mels)
+    mels, frames = spectrograms(train, config)
     words = word_targets(train, config.context)
-    labels = {
-        name: torch.tensor([values.index(item["attributes"][name]) for item in train])
-        for name, values in grammar.ATTRIBUTES.items()
-    }
+    labels = attribute_labels(train)
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.from_numpy(pick(step, len(train), training.batch, seed))
         mel = mels[rows].float().to(device)  # (B, M, F)
         real = frames[rows].to(device)
-        target = words[rows].to(device)  # (B, T)
 
         # Another loudness for each clip, every time.
         mel = mel + LOUDNESS * torch.randn(len(rows), 1, 1, generator=generator).to(device)
 
-        # Words at the real frames, attributes at each clip.
+        # Words at the real frames, attributes of each clip.
         logits, heads = model(mel, real)
         inside = real_frames(real, logits.shape[1])  # (B, T)
-        loss = F.cross_entropy(logits[inside], target[inside])
-        return loss + HEADS_WEIGHT * sum(
-            F.cross_entropy(heads[name], labels[name][rows].to(device)) for name in heads
-        )
+        loss = F.cross_entropy(logits[inside], words[rows].to(device)[inside])
+        losses = [F.cross_entropy(heads[name], labels[name][rows].to(device)) for name in heads]
+        return loss + HEADS_WEIGHT * sum(losses)
 
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     checkpoint = out / "checkpoints" / "encoder.pt"

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from checkpoints.lm import save_lm
 from checkpoints.tokenizer import MASK, Tokenizer
 from data import TEXT_END, Prompt, encode_answers
-from diffa import Spliced
 from diffusion_lm import SIZES, DiffusionLM, LMConfig, diffusion_loss, noise, noise_levels
 from evaluation.wer import word_error_rate
 from sampler import Generation, SamplerConfig, answer, generate
@@ -29,7 +28,6 @@ from toy import grammar
 from toy.autoregressive import CausalLM, next_token_loss
 from toy.imitation import (
     GAP,
-    ImitationBatch,
     ImitationItem,
     blurred_embeddings,
     draw_question,
@@ -40,37 +38,44 @@ from training.loop import fit
 from training.optimizers import TrainConfig
 
 NEXT_TOKEN = TrainConfig(steps=500, batch=32, lr=2e-3, warmup=50, optimizer="muon")
-DIFFUSION = TrainConfig(steps=800, batch=32, lr=2e-3, warmup=50, optimizer="muon")
+DIFFUSION = replace(NEXT_TOKEN, steps=800)
 
-# An extra round, and the most of them. A higher learning rate fixes the weak question kinds but
-# forgets others.
-MORE = TrainConfig(steps=200, batch=32, lr=5e-4, warmup=30, optimizer="muon")
+# An extra round, and how many there may be. A higher learning rate fixes the weak question kinds
+# but forgets others.
+MORE = replace(NEXT_TOKEN, steps=200, lr=5e-4, warmup=30)
 ROUNDS = 3
-WANTED = 0.5  # fraction of an extra round's questions that are of the kinds the LM lacks
+
+# Fraction of an extra round's questions that are of the kinds the LM lacks.
+WANTED = 0.5
 
 # Least noise level. With few masks, the rest of the answer gives a word away and the LM learns to
 # ignore the prompt.
-T_MIN = 0.3
-BLUR = 0.7  # largest fraction of a word's embedding that comes from other words
+MIN_NOISE = 0.3
 
 # What the LM must reach, in percent: copy error at most, accuracy on each question at least. No
-# adapter can repair what the LM cannot read.
-AIM = {"copy_error": 1.0, "oracle": 99.0}  # the LM trains on until it gets there
-GATE = {"copy_error": 3.0, "oracle": 98.0}  # below it, no adapter is trained on the LM
-N_CHECK = 200  # unseen prompts for each of these figures
+# adapter can repair what the LM cannot read. It trains until it reaches the aim; below the gate, no
+# adapter is trained on it.
+AIM = {"copy_error": 1.0, "oracle": 99.0}
+GATE = {"copy_error": 3.0, "oracle": 98.0}
+
+# Unseen prompts for each of these figures.
+N_CHECK = 200
 
 ANSWER_LENGTH = RECIPES["toy"].answer_length  # tokens, G
 THRESHOLD = SamplerConfig(length=ANSWER_LENGTH, rule="threshold", threshold=0.9)
 
-Decode = Callable[[DiffusionLM, Spliced, SamplerConfig], Generation]  # sampler.generate or greedy
+Decode = Callable[..., Generation]  # sampler.generate, or toy.autoregressive.greedy
 
 
 # ---- what an LM learns from
 class TextSource(Protocol):
-    """Questions over text that imitates audio, and an exam on what the LM has learned."""
+    """Questions over text that imitates audio, and an exam on what the LM has learned.
+
+    blur: largest fraction of a word's embedding that comes from other words.
+    """
 
     tokenizer: Tokenizer
-    blur: float  # largest fraction of a word's embedding that comes from other words
+    blur: float
 
     def draw(
         self, rng: random.Random, n: int, stretched: bool, wanted: Sequence[str]
@@ -82,40 +87,34 @@ class TextSource(Protocol):
 
 
 @dataclass(frozen=True)
-class GrammarText:
+class GrammarText(TextSource):
     """The toy's text source: every kind of question about sentences of the grammar."""
 
     tokenizer: Tokenizer
     seed: int
-    blur: float = BLUR
+    blur: float = 0.7
 
-    def draw(
-        self, rng: random.Random, n: int, stretched: bool, wanted: Sequence[str]
-    ) -> list[ImitationItem]:
+    def draw(self, rng, n, stretched, wanted):
         """Draw n questions; of kinds `wanted`, if any, a fraction WANTED of them."""
         kinds = [rng.choice(wanted) if wanted and rng.random() < WANTED else None for _ in range(n)]
-        return [
-            draw_question(self.tokenizer, rng, held_out=False, stretched=stretched, kind=kind)
-            for kind in kinds
-        ]
+        options = {"held_out": False, "stretched": stretched}
+        return [draw_question(self.tokenizer, rng, kind=kind, **options) for kind in kinds]
 
-    def examine(self, lm: DiffusionLM, decode: Decode = generate) -> dict:
+    def examine(self, lm, decode=generate):
         """WER of quoting a sentence, and accuracy on each kind of question; held-out sentences."""
         rng = random.Random(self.seed)
 
-        def pairs(kind: str, stretched: bool) -> tuple[list[str], list[str]]:
-            items = [
-                draw_question(self.tokenizer, rng, held_out=True, stretched=stretched, kind=kind)
-                for _ in range(N_CHECK)
-            ]
+        def pairs(kind: str, stretched: bool = True) -> tuple[list[str], list[str]]:
+            options = {"held_out": True, "stretched": stretched, "kind": kind}
+            items = [draw_question(self.tokenizer, rng, **options) for _ in range(N_CHECK)]
             predictions = answer_text(lm, self.tokenizer, items, decode)
             return predictions, [item.answer for item in items]
 
         kinds = (*grammar.ATTRIBUTES, *grammar.SLOTS, "count")
         return {
-            "copy_error": word_error_rate(*pairs("transcribe", False)),
-            "copy_error_stretched": word_error_rate(*pairs("transcribe", True)),
-            "oracle": {kind: accuracy(*pairs(kind, True)) for kind in kinds},
+            "copy_error": word_error_rate(*pairs("transcribe", stretched=False)),
+            "copy_error_stretched": word_error_rate(*pairs("transcribe")),
+            "oracle": {kind: accuracy(*pairs(kind)) for kind in kinds},
             "items": N_CHECK,
         }
 
@@ -124,10 +123,7 @@ def answer_text(
     lm: DiffusionLM, tokenizer: Tokenizer, items: list[ImitationItem], decode: Decode = generate
 ) -> list[str]:
     """The LM's answers to questions over text that imitates audio."""
-    prompts = [
-        Prompt(before=item.prompt.before + item.audio_ids, after=item.prompt.after)
-        for item in items
-    ]
+    prompts = [Prompt(item.prompt.before + item.audio_ids, item.prompt.after) for item in items]
     answers = answer(lm, tokenizer, prompts, None, THRESHOLD, batch=100, decode=decode)
     return [a.text for a in answers]
 
@@ -155,16 +151,6 @@ def short_of(bar: dict, result: dict) -> str:
 
 
 # ---- training
-def lm_config(tokenizer: Tokenizer) -> LMConfig:
-    """The toy's shapes with a tokenizer's vocabulary and special ids."""
-    return replace(
-        SIZES["toy"],
-        vocab=tokenizer.size,
-        mask_id=tokenizer.id(MASK),
-        end_id=tokenizer.id(TEXT_END),
-    )
-
-
 def new_lm(lm_class: type[DiffusionLM], config: LMConfig, seed: int, device: str) -> DiffusionLM:
     """An untrained LM; a seed always gives the same weights, whatever the class."""
     torch.manual_seed(seed)
@@ -176,64 +162,50 @@ def new_lm(lm_class: type[DiffusionLM], config: LMConfig, seed: int, device: str
 def phases(seed: int, longer: int = 1) -> list[TrainConfig]:
     """What an LM goes through at most: next tokens, masked diffusion, the extra rounds.
 
-    Args:
-        longer: multiplies the steps of the first two, for text that is harder than the toy's.
+    longer: multiplies the steps of the first two, for text that is harder than the toy's.
     """
     first = replace(NEXT_TOKEN, steps=longer * NEXT_TOKEN.steps, seed=seed)
     second = replace(DIFFUSION, steps=longer * DIFFUSION.steps, seed=seed + 1000)
     return [first, second, *(replace(MORE, seed=seed + 2000 + n) for n in range(ROUNDS))]
 
 
-def draw_batch(
-    lm: DiffusionLM, text: TextSource, config: TrainConfig, step: int, wanted: Sequence[str]
-) -> tuple[ImitationBatch, Tensor]:
-    """Prompts and answers (B, G) of a phase's step; they follow from its seed and the step."""
-    # Plain and stretched prompts take turns: a batch of one sort is padded less.
-    rng = random.Random(f"{config.seed} {step}")
-    items = text.draw(rng, config.batch, step % 2 == 1, wanted)
-
-    device = lm.embedding.weight.device
-    texts = [item.answer for item in items]
-    answers = encode_answers(text.tokenizer, texts, ANSWER_LENGTH)  # (B, G)
-    return pad_items(items, device), answers.to(device)
-
-
-def next_token_text_loss(
-    lm: CausalLM,
-    text: TextSource,
-    config: TrainConfig,
-    step: int,
-    generator: torch.Generator,
-    wanted: Sequence[str] = (),
-    blurred: bool = False,
-) -> Tensor:
-    """Next-token loss of a phase's step, on clean embeddings or on blurred ones; a scalar."""
-    prompts, answers = draw_batch(lm, text, config, step, wanted)
-    gap_id = text.tokenizer.id(GAP)
-    if blurred:
-        embeddings = blurred_embeddings(lm, prompts, gap_id, text.blur, generator)  # (B, P, D)
-    else:
-        embeddings = lm.embed(prompts.ids)
-
-    return next_token_loss(lm, embeddings, prompts.mask, answers, answers.numel())
-
-
-def masked_text_loss(
+def text_loss(
     lm: DiffusionLM,
     text: TextSource,
     config: TrainConfig,
     step: int,
     generator: torch.Generator,
     wanted: Sequence[str] = (),
+    blurred: bool = True,
 ) -> Tensor:
-    """Masked-diffusion loss of a phase's step, on blurred embeddings; a scalar."""
-    prompts, answers = draw_batch(lm, text, config, step, wanted)
-    gap_id = text.tokenizer.id(GAP)
-    embeddings = blurred_embeddings(lm, prompts, gap_id, text.blur, generator)  # (B, P, D)
+    """Loss of a phase's step: of next tokens if the LM is causal, else of masked diffusion.
 
-    t = noise_levels(len(answers), generator, t_min=T_MIN, stratified=True)  # (B,)
-    noisy = noise(answers, t, lm.config.mask_id, generator)  # (B, G)
-    return diffusion_loss(lm, embeddings, prompts.mask, answers, noisy, t, answers.numel())
+    Args:
+        wanted: kinds of question to draw more often. blurred: blur the words' embeddings.
+    """
+    # The questions follow from the phase's seed and the step. Plain and stretched prompts take
+    # turns: a batch of one sort is padded less.
+    rng = random.Random(f"{config.seed} {step}")
+    items = text.draw(rng, config.batch, step % 2 == 1, wanted)
+    device = lm.embedding.weight.device
+    ids, mask, is_audio = pad_items(items, device)  # (B, P)
+    answers = [item.answer for item in items]
+    answer_ids = encode_answers(text.tokenizer, answers, ANSWER_LENGTH).to(device)  # (B, G)
+
+    # What stands in the place of the audio.
+    if blurred:
+        gap_id = text.tokenizer.id(GAP)
+        embeddings = blurred_embeddings(lm, ids, is_audio, gap_id, text.blur, generator)
+    else:
+        embeddings = lm.embed(ids)  # (B, P, D)
+
+    n_tokens = answer_ids.numel()
+    if isinstance(lm, CausalLM):
+        return next_token_loss(lm, embeddings, mask, answer_ids, n_tokens)
+
+    t = noise_levels(len(items), generator, MIN_NOISE, stratified=True)  # (B,)
+    noisy_ids = noise(answer_ids, t, lm.config.mask_id, generator)  # (B, G)
+    return diffusion_loss(lm, embeddings, mask, answer_ids, noisy_ids, t, n_tokens)
 
 
 def pretrain_lm(
@@ -258,20 +230,23 @@ def pretrain_lm(
     """
     first, second, *extra = training
 
-    def train(lm, loss, config, wanted, name, what) -> list[float]:
-        loss_of_step = functools.partial(loss, lm, text, config, wanted=wanted)
+    def train(lm, config, name, what, **options) -> list[float]:
+        loss_of_step = functools.partial(text_loss, lm, text, config, **options)
         path = out / "checkpoints" / f"{name}.pt"
         parameters = dict(lm.named_parameters())
         return fit(parameters, loss_of_step, config, path, f"{title}, {what}", identity=identity)
 
-    # 1. Next tokens.
-    causal = new_lm(CausalLM, lm_config(text.tokenizer), first.seed, device)
-    losses = train(causal, next_token_text_loss, first, [], "next_token", "next token")
+    # 1. Next tokens, from clean words.
+    tokenizer = text.tokenizer
+    ids = {"mask_id": tokenizer.id(MASK), "end_id": tokenizer.id(TEXT_END)}
+    config = replace(SIZES["toy"], vocab=tokenizer.size, **ids)
+    causal = new_lm(CausalLM, config, first.seed, device)
+    losses = train(causal, first, "next_token", "next token", blurred=False)
 
     # 2. Masked diffusion, from the same weights.
-    lm = DiffusionLM(causal.config).to(device)
+    lm = DiffusionLM(config).to(device)
     lm.load_state_dict(causal.state_dict())
-    losses += train(lm, masked_text_loss, second, [], "lm", "diffusion")
+    losses += train(lm, second, "lm", "diffusion")
     result = text.examine(lm)
 
     # 3. More, while something is lacking. The switch to masks can cost a kind of question that the
@@ -283,7 +258,7 @@ def pretrain_lm(
             break
         asked.append(wanted)
         what = f"diffusion, more of {', '.join(wanted)}"
-        losses += train(lm, masked_text_loss, third, wanted, f"lm_more{n}", what)
+        losses += train(lm, third, f"lm_more{n}", what, wanted=wanted)
         result = text.examine(lm)
 
     save_lm(lm, out / "llada")

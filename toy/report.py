@@ -1,6 +1,7 @@
 """What a toy run's report.json promises and shows: bounds, a table over several runs, figures."""
 
 from pathlib import Path
+from statistics import mean
 
 import torch
 
@@ -9,7 +10,8 @@ from evaluation.figure import figure
 from toy.grammar import CONTENT_KINDS, SLOTS, VOICE_KINDS
 from train_asr import RECIPES
 
-COUNT_RULE = f"{RECIPES['toy'].answer_length} steps"  # of sampler settings: one token a call
+# The sampler setting that commits one token a call.
+COUNT_RULE = f"{RECIPES['toy'].answer_length} steps"
 
 # What `make demo` promises: path in the report, "min" or "max", bound in percent.
 PROMISES = [
@@ -25,117 +27,160 @@ PROMISES = [
     ("stage2/caption/word_error_rate", "max", 5.5),
 ]
 
-LOSSES = {  # title of each panel, and the file in a run that holds its losses
+# Titles of the loss curves, and the file in a run that holds each.
+LOSSES = {
     "encoder": "encoder.json",
     "language model": "lm.json",
     "stage 1": "stage1/training.json",
     "stage 2": "stage2/training.json",
 }
-SMOOTHED = 20  # steps whose mean is one point of a loss curve
 
 
-def look_up(report: dict, path: str) -> tuple[float, int | None]:
-    """The figure at a path such as "lm/copy_error", and the number of items it was measured on."""
+def look_up(report: dict, path: str) -> tuple[float | None, int | None]:
+    """The figure at a path such as "lm/copy_error", and the number of items it was measured on.
+
+    None: the report does not have it.
+    """
     items = None
     for key in path.split("/"):
-        items = report.get("items", items)
+        if not isinstance(report, dict) or key not in report:
+            return None, None
+        n = report.get("items")
+        items = n if isinstance(n, int) else items
         report = report[key]
-    return report, items
+    return (report if isinstance(report, int | float) else None), items
+
+
+def table_in(report: dict, name: str) -> dict:
+    """The table of this name in a report, {} if it has none."""
+    found = report.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def broken_promises(report: dict) -> list[str]:
     """A line for each figure that misses its bound in PROMISES, or was not measured."""
     lines = []
     for path, kind, bound in PROMISES:
-        if path.split("/")[0] not in report:
-            lines.append(f"{path} was not measured")
-            continue
-
+        # Adapters of one stage only leave the other out.
         value, _ = look_up(report, path)
-        if kind == "min" and value < bound:
+        if value is None:
+            lines.append(f"{path} was not measured")
+        elif kind == "min" and not value >= bound:
             lines.append(f"{path} is {value:.2f}, promised at least {bound}")
-        if kind == "max" and value > bound:
+        elif kind == "max" and not value <= bound:
             lines.append(f"{path} is {value:.2f}, promised at most {bound}")
     return lines
 
 
 # ---- the table
-def summary_rows(report: dict) -> dict[str, str]:
-    """Paths in a report of the table's rows, by name."""
-    stage1 = "stage1/by_sampler"
+def summary_rows(reports: list[dict]) -> dict[str, str]:
+    """The table's rows: their names, and the paths of their figures in a report."""
+    # Encoder, LM, and stage 1 by two sampler settings.
+    fast = "stage1/by_sampler/threshold 0.9"
+    n_kinds = max(report["lm"]["kinds"] for report in reports)
     rows = {
         "encoder, WER (%)": "encoder/word_error_rate",
         "LM quoting a sentence of its prompt, WER (%)": "lm/copy_error",
-        f"LM answering from text, worst of {len(report['lm']['oracle'])} kinds of question, "
-        "accuracy (%)": "lm/worst",
-        f"stage 1, {COUNT_RULE}, WER (%)": f"{stage1}/{COUNT_RULE}/word_error_rate",
-        "stage 1, threshold 0.9, WER (%)": f"{stage1}/threshold 0.9/word_error_rate",
-        "stage 1, threshold 0.9, model calls a clip": f"{stage1}/threshold 0.9/calls",
+        f"LM answering from text, worst of {n_kinds} kinds of question (%)": "lm/worst",
+        f"stage 1, {COUNT_RULE}, WER (%)": f"stage1/by_sampler/{COUNT_RULE}/word_error_rate",
+        "stage 1, threshold 0.9, WER (%)": f"{fast}/word_error_rate",
+        "stage 1, threshold 0.9, model calls a clip": f"{fast}/calls",
     }
+
+    # Stage 2: exact answers by kind, their means, then answers that are sentences.
     for kind in (*SLOTS, "count", *VOICE_KINDS):
         rows[f"stage 2: {kind}, accuracy (%)"] = f"stage2/{kind}/accuracy"
-    rows[f"stage 2: mean of {', '.join(SLOTS)}, accuracy (%)"] = "stage2/content_mean"
-    rows[f"stage 2: mean of {', '.join(VOICE_KINDS)}, accuracy (%)"] = "stage2/voice_mean"
+    for name, kinds in (("content_mean", SLOTS), ("voice_mean", VOICE_KINDS)):
+        rows[f"stage 2: mean of {', '.join(kinds)} (%)"] = f"stage2/{name}"
     for kind in ("repeat", "caption"):
         rows[f"stage 2: {kind}, WER (%)"] = f"stage2/{kind}/word_error_rate"
-    return rows | {f"minutes: {name}": f"minutes/{name}" for name in report["minutes"]}
+
+    names = {name: None for report in reports for name in table_in(report, "minutes")}
+    return rows | {f"minutes: {name}": f"minutes/{name}" for name in names}
 
 
 def summary(reports: list[dict]) -> list[str]:
-    """Lines of a Markdown table over the reports of runs that differ in their seed."""
-    for report in reports:
-        report["lm"]["worst"] = min(report["lm"]["oracle"].values())
+    """Lines of a Markdown table over the reports of runs that differ in their seed.
 
-    lines = [
-        "| held-out sentences and voices | mean | range | items a run |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, path in summary_rows(reports[0]).items():
-        found = [look_up(report, path) for report in reports]
-        values = [value for value, _ in found]
-        mean = sum(values) / len(values)
+    A figure that only some runs have says how many. Raises ValueError: no run has any.
+    """
+    # The kind of question that the LM knows least is another one in each run.
+    ready = []
+    for report in reports:
+        lm = table_in(report, "lm")
+        known = [v for v in table_in(lm, "oracle").values() if isinstance(v, int | float)]
+        ready.append(report | {"lm": lm | {"kinds": len(known), "worst": min(known, default=None)}})
+
+    lines = []
+    for name, path in summary_rows(ready).items():
+        # One figure a run.
+        found = [look_up(report, path) for report in ready]
+        values = [value for value, _ in found if value is not None]
+        if not values:
+            continue
+        span = f"{min(values):.1f} to {max(values):.1f}"
+        runs = f" ({len(values)} of {len(ready)} runs)" if len(values) < len(ready) else ""
 
         # Runs may differ in their items: the least and the most of them.
-        counts = sorted({items for _, items in found if items})
-        ends = " to ".join(str(n) for n in sorted({*counts[:1], *counts[-1:]}))
-        lines.append(f"| {name} | {mean:.1f} | {min(values):.1f} to {max(values):.1f} | {ends} |")
-    return lines
+        counts = sorted({n for _, n in found if n})
+        n_items = " to ".join(str(n) for n in sorted({*counts[:1], *counts[-1:]}))
+        lines.append(f"| {name}{runs} | {mean(values):.1f} | {span} | {n_items} |")
+    if not lines:
+        raise ValueError(
+            "these reports hold no figure of a toy run; python -m toy.evaluate makes them"
+        )
+    return [
+        "| held-out sentences and voices | mean | range | items a run |",
+        "| --- | --- | --- | --- |",
+        *lines,
+    ]
 
 
 # ---- figures
-def plot_losses(run: Path, path: Path) -> None:
-    """Loss curves of whatever has been trained in the run, smoothed."""
-    with figure(path, columns=len(LOSSES), size=(13, 2.8)) as axes:
-        for axis, (title, file) in zip(axes, LOSSES.items()):
+def plot(report: dict, run: Path) -> None:
+    """Write the figures of what was measured: RUN/losses.png, RUN/steps.png, RUN/questions.png."""
+    plot_losses(run)
+    if "stage1" in report:
+        plot_steps(report["stage1"]["by_sampler"], run / "steps.png")
+    if "stage2" in report:
+        tables = {"both": report["stage2"], "semantic alone": report.get("semantic")}
+        plot_questions({name: t for name, t in tables.items() if t}, run / "questions.png")
+
+
+def plot_losses(run: Path) -> None:
+    """Loss curves of whatever has been trained in the run, means over 20 steps."""
+    with figure(run / "losses.png", columns=len(LOSSES), size=(13, 2.8)) as axes:
+        for axis, (title, file) in zip(axes, LOSSES.items(), strict=True):
             if (run / file).is_file():
-                losses = torch.tensor(read_json(run / file)["losses"])
-                means = losses.unfold(0, min(SMOOTHED, len(losses)), 1).mean(dim=1)
-                axis.plot(means, lw=1)
+                losses = torch.tensor(read_json(run / file).get("losses") or [torch.nan])
+                axis.plot(losses.unfold(0, min(20, len(losses)), 1).mean(dim=1), lw=1)
             axis.set(title=title, xlabel="step", yscale="log")
         axes[0].set_ylabel("loss")
 
 
 def plot_steps(by_sampler: dict, path: Path) -> None:
     """Word error rate against model calls, a line for each rule."""
-    lines = {"steps": ("fixed steps", "o-"), "threshold": ("threshold", "s--")}
-    lines["left"] = ("left to right", "^")
     with figure(path, size=(5, 3.2)) as axis:
-        for word, (label, style) in lines.items():
-            rows = [row for name, row in by_sampler.items() if word in name]
-            rows.sort(key=lambda row: row["calls"])
-            calls = [row["calls"] for row in rows]
-            axis.plot(calls, [row["word_error_rate"] for row in rows], style, label=label)
+        # Names of settings begin with their rule, or end with it.
+        for rule, style in (("steps", "o-"), ("threshold", "s--"), ("left to right", "^")):
+            rows = [row for name, row in by_sampler.items() if rule in name]
+            points = sorted((row["calls"], row["word_error_rate"]) for row in rows)
+            axis.plot(*zip(*points, strict=True), style, label=rule)
         axis.set(xlabel="model calls a clip", ylabel="WER (%)", xscale="log", ylim=(0, None))
         axis.legend()
 
 
-def plot_questions(both: dict, semantic: dict | None, path: Path) -> None:
-    """Accuracy by kind of question, with both adapters and with the semantic one alone."""
-    kinds = [kind for kind in (*CONTENT_KINDS, *VOICE_KINDS) if "accuracy" in both[kind]]
+def plot_questions(tables: dict[str, dict], path: Path) -> None:
+    """Accuracy by kind of question; tables: of each choice of adapters, by name."""
+    kinds = [
+        kind
+        for kind in (*CONTENT_KINDS, *VOICE_KINDS)
+        if all("accuracy" in table.get(kind, {}) for table in tables.values())
+    ]
     with figure(path, size=(9, 3.2)) as axis:
-        for shift, name, table in ((-0.2, "both", both), (0.2, "semantic alone", semantic)):
-            if table:
-                bars = [i + shift for i in range(len(kinds))]
-                axis.bar(bars, [table[kind]["accuracy"] for kind in kinds], 0.4, label=name)
+        # Two bars a kind, on both sides of its tick.
+        for n, (name, table) in enumerate(tables.items()):
+            places = [i + 0.4 * n - 0.2 for i in range(len(kinds))]
+            axis.bar(places, [table[kind]["accuracy"] for kind in kinds], 0.4, label=name)
         axis.set(xticks=range(len(kinds)), xticklabels=kinds, ylabel="accuracy (%)", ylim=(0, 100))
         axis.legend(title="adapters", loc="lower right")

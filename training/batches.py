@@ -3,42 +3,39 @@
 A step's batch is the same however it is executed. It is cut into `processes x accumulate` parts,
 whose losses add up to the loss of the batch.
 
-Shapes: B batch, b clips of one part, P prompt positions, G answer tokens.
+Shapes: B batch, b clips of one part, P prompt positions, G answer tokens, N examples.
 """
 
 import contextlib
 import functools
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data import Prompt
 from training import processes
 from training.examples import Examples
-from training.flops import Work, lm_flops
-from training.order import Order
-from training.recipe import Execution, Recipe
-from training.state_files import fill_folder, read_state_files, state_file
-from training.states import StateCache, Unreadable, read_padded
+from training.flops import Work, lm_flops, measured_peak
+from training.order import local_rows, pick, pick_by_length
+from training.recipe import Recipe
 from training.stream import Heard, Stream
-
-Source = Callable[[int], Iterator[Heard]]  # from a step to the states of its local parts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The clips of a batch that are computed at once."""
+    """The clips of a batch that are computed at once.
 
-    rows: Tensor  # (b,) of the batch
+    rows: (b,) of the batch. readable: (b,), false where a clip could not be read; such a clip must
+    not have a loss. hear: -> audio embeddings (b, A, D) and their mask (b, A).
+    """
+
+    rows: np.ndarray
     prompts: list[Prompt]
-    readable: Tensor  # (b,), false where a clip could not be read; it must not have a loss
-    hear: Callable[[], tuple[Tensor, Tensor]]  # -> audio embeddings (b, A, D), mask (b, A)
+    readable: Tensor
+    hear: Callable[[], tuple[Tensor, Tensor]]
 
     def take(self, values: Tensor) -> Tensor:
         """This part's rows (b, ...) of values of the batch (B, ...), on the model's device."""
@@ -47,131 +44,93 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The answers of a batch, and the parts of it that this process computes."""
+    """The answers (B, G) of a whole batch, on the CPU, and its local parts.
 
-    answer_ids: Tensor  # (B, G), of the whole batch, on the CPU
-    parts: Callable[[], Iterator[Part]]  # each part must be differentiated before the next is taken
+    A part must be differentiated before the next one is taken.
+    """
+
+    answer_ids: Tensor
+    parts: Callable[[], Iterator[Part]]
 
 
 class Batches:
     """The batch of every step; call it with a step."""
 
-    def __init__(
-        self,
-        model,
-        examples: Examples,
-        recipe: Recipe,
-        order: Order,
-        source: Source,
-        work: Work,
-    ):
-        """model: a DIFFA. source: of the encoder's states. work: grows with every part."""
+    def __init__(self, model, examples: Examples, recipe: Recipe, encoder_name: str):
+        """model: a DIFFA. encoder_name: see Stream.
+
+        Raises ValueError: the batch cannot be cut in parts. AudioError: too many unreadable clips.
+        """
+        config = recipe.train
         self.model = model
         self.examples = examples
         self.recipe = recipe
-        self.order = order
-        self.source = source
-        self.work = work
+        self.rows = local_rows(config.batch, recipe.execution.accumulate)  # (parts, b)
+        self.work = Work(peak=measured_peak(model.device, getattr(torch, recipe.dtype)))
         self.hear = processes.replicate(model)
-        self.autocast = autocast_of(recipe, model.device)
+        self.autocast = functools.partial(
+            torch.autocast, model.device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"
+        )
+
+        # From a step to the rows (B,) of its examples.
+        n = len(examples.items)
+        self.order = lambda step: pick(step, n, config.batch, config.seed)
+        if recipe.bucket_by_length:
+            durations = np.array([item["duration"] for item in examples.items])
+            self.order = pick_by_length(durations, config.batch, config.seed)
+
+        self.stream = Stream(
+            model,
+            examples.items,
+            lambda step: self.order(step)[self.rows],
+            config.steps,
+            recipe.execution,
+            encoder_name,
+            self.work,
+        )
 
     def __call__(self, step: int) -> Batch:
-        rows = torch.from_numpy(self.order.rows_of_step(step))
-        parts = functools.partial(self.parts_of, step)
-        return Batch(answer_ids=self.examples.answer_ids[rows], parts=parts)
+        rows = self.order(step)
+        return Batch(
+            answer_ids=self.examples.answer_ids[rows], parts=functools.partial(self.parts, step)
+        )
 
-    def parts_of(self, step: int) -> Iterator[Part]:
+    def names(self, step: int) -> list[str]:
+        """The audio_id of each item of a step."""
+        return [self.examples.items[row]["audio_id"] for row in self.order(step)]
+
+    def parts(self, step: int) -> Iterator[Part]:
         """The local parts of a step."""
-        item_rows = self.order.parts_of(step)
-        last = len(item_rows) - 1
-        for i, heard in enumerate(self.source(step)):
+        n_parts = len(self.rows)
+        for i, heard in enumerate(self.stream(step)):
             # Dropout depends on the part alone, whichever process computes it. Part 0 keeps the
             # seed of the step.
-            number = processes.rank() * len(item_rows) + i
+            number = processes.rank() * n_parts + i
             if number > 0:
                 torch.manual_seed((self.recipe.train.seed << 32) + (number << 24) + step)
 
             # Gradients are summed over the processes once, together with those of the last part.
-            is_summed = i == last or processes.world() == 1
+            is_summed = i == n_parts - 1 or processes.world() == 1
             with contextlib.nullcontext() if is_summed else self.hear.no_sync():
-                yield self.part(self.order.parts[i], item_rows[i], heard)
+                yield self.part(self.rows[i], self.order(step)[self.rows[i]], heard)
 
-    def part(self, rows: np.ndarray, item_rows: np.ndarray, heard: Heard) -> Part:
-        """One part: rows (b,) of the batch, rows (b,) of the examples, what the encoder heard."""
+    def part(self, rows: np.ndarray, example_rows: np.ndarray, heard: Heard) -> Part:
+        """One part: rows (b,) of the batch, the same of the examples, what the encoder heard."""
         states, frames, readable = heard
-        prompts = [self.examples.prompts[row] for row in item_rows]
+        prompts = [self.examples.prompts[row] for row in example_rows]
+        B, G = len(rows), self.recipe.answer_length
 
         def hear() -> tuple[Tensor, Tensor]:
             with self.autocast():
                 audio, mask = self.hear(states, frames)
-            self.work.audio += sum(self.examples.items[row]["duration"] for row in item_rows)
-            self.count(prompts, mask)
+
+            # The work that follows. All answer tokens count as scored, masked or not.
+            n_audio = mask.sum(dim=1).tolist()
+            L = G + max(len(p.before) + n + len(p.after) for p, n in zip(prompts, n_audio))
+            self.work.audio += sum(self.examples.items[row]["duration"] for row in example_rows)
+            self.work.tokens += B * L
+            self.work.flops += lm_flops(self.model.lm.config, B, L, L, G, backward=True)
             return audio, mask
 
-        return Part(
-            rows=torch.from_numpy(rows),
-            prompts=prompts,
-            readable=readable.to(self.model.device),
-            hear=hear,
-        )
-
-    def count(self, prompts: list[Prompt], audio_mask: Tensor) -> None:
-        """Add a part to the work. All answer tokens count as scored, masked or not."""
-        B = len(prompts)
-        G = self.recipe.answer_length
-        n_audio = audio_mask.sum(dim=1).tolist()
-        lengths = [len(p.before) + n + len(p.after) for p, n in zip(prompts, n_audio, strict=True)]
-        L = max(lengths) + G
-        self.work.tokens += B * L
-        self.work.flops += lm_flops(self.model.lm.config, B, L, L, G, backward=True)
-
-
-def autocast_of(recipe: Recipe, device: torch.device) -> Callable[[], torch.autocast]:
-    """Makes the context in which the adapters compute: bfloat16, if the recipe's dtype is that."""
-    enabled = recipe.dtype == "bfloat16"
-    return functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=enabled)
-
-
-def make_source(
-    model, items: list[dict], order: Order, execution: Execution, encoder_name: str, work: Work
-) -> Source:
-    """Where the encoder's states come from: memory, audio that is read ahead, or a folder.
-
-    Args:
-        model: a DIFFA. items: of a manifest. encoder_name: tells encoders and dtypes apart in the
-            folder. work: its `waited` grows by the seconds that the loop waits for states.
-    Raises:
-        AudioError: too many clips cannot be read, now or when their step comes.
-    """
-    unreadable = Unreadable(execution.max_unreadable)
-    if execution.cache == "memory":
-        return from_memory(model, items, order, unreadable, work)
-
-    config = model.encoder.config
-    used = model.read_states
-    if execution.cache == "none":
-        read = functools.partial(read_padded, n_samples=config.n_samples)
-    else:
-        folder = Path(execution.cache)
-        file_of = functools.partial(state_file, folder, encoder_name, used=used)
-        fill_folder(model, items, file_of, execution.workers, unreadable)
-        read = functools.partial(read_state_files, file_of=file_of, used=used, width=config.width)
-    return Stream(model, items, order, read, execution.workers, unreadable, work)
-
-
-def from_memory(
-    model, items: list[dict], order: Order, unreadable: Unreadable, work: Work
-) -> Source:
-    """The source that encodes every clip now and keeps the states."""
-    bar = functools.partial(tqdm, desc="encoding", leave=False, disable=processes.rank() > 0)
-    cache = StateCache(model, items, progress=bar, unreadable=unreadable, used=model.read_states)
-
-    def source(step: int) -> Iterator[Heard]:
-        for rows in order.parts_of(step):
-            started = time.perf_counter()
-            chosen = [items[row] for row in rows]
-            states, frames = cache(chosen)
-            work.waited += time.perf_counter() - started
-            yield states, frames, cache.is_readable(chosen)
-
-    return source
+        on_device = readable.to(self.model.device)
+        return Part(rows=rows, prompts=prompts, readable=on_device, hear=hear)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusion_lm import LMConfig
+from training import processes
 
 MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}  # side of the matrices that measure the peak
 TRIES = 8  # the first of them warm up
@@ -20,13 +21,27 @@ TRIES = 8  # the first of them warm up
 
 @dataclass
 class Work:
-    """Running totals of one process. The batches add to them; the loop reports differences."""
+    """Running totals of one process. The batches add to them; the loop reports differences.
 
-    audio: float = 0.0  # seconds of audio
-    tokens: int = 0  # positions that the LM read
-    flops: float = 0.0  # of the LM, without what is recomputed to save memory
-    waited: float = 0.0  # seconds that the loop waited for data
-    peak: float = math.inf  # FLOP/s that the device can reach
+    audio: seconds. tokens: positions that the LM read. flops: of the LM, without what is recomputed
+    to save memory. waited: seconds without data. peak: FLOP/s that the device can reach.
+    """
+
+    audio: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+    waited: float = 0.0
+    peak: float = math.inf
+
+    def speeds(self, before: "Work", seconds: float) -> dict[str, float]:
+        """The speed of all processes together, since `before`, `seconds` ago."""
+        n = processes.world()
+        return {
+            "audio_hours_an_hour": n * (self.audio - before.audio) / seconds,
+            "tokens_a_second": n * (self.tokens - before.tokens) / seconds,
+            "share_of_peak": (self.flops - before.flops) / seconds / self.peak,
+            "share_waiting": (self.waited - before.waited) / seconds,
+        }
 
 
 def block_weights(config: LMConfig) -> tuple[int, int]:
@@ -45,10 +60,9 @@ def lm_flops(config: LMConfig, B: int, M: int, L: int, N: float, backward: bool 
     keys_values, others = block_weights(config)
     rows = M * (config.n_layers - 1) + N  # that pass a whole block
 
+    # Multiplications and additions, without and with a weight: q by k and attention by v.
     weights = M * config.n_layers * keys_values + rows * others + N * config.vocab * config.width
-    attention = (
-        2 * rows * L * config.n_heads * config.head_dim
-    )  # queries by keys, weights by values
+    attention = 2 * rows * L * config.n_heads * config.head_dim
 
     # A product with a weight costs as much again backward; one of two activations twice as much.
     if backward:
@@ -60,8 +74,7 @@ def measured_peak(device: str | torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product on this device: the best of several tries."""
     device = torch.device(device)
     n = MATRIX_SIZE[device.type]
-    a = torch.randn(n, n, device=device).to(dtype)
-    b = torch.randn(n, n, device=device).to(dtype)
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
 
     fastest = math.inf
     for _ in range(TRIES):

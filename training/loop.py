@@ -32,16 +32,9 @@ LOG_EVERY = 10  # steps that one record of the metrics covers
 SHOWN = 50  # steps whose mean loss the progress bar shows
 
 
-def fit(
-    parameters: dict[str, nn.Parameter],
-    loss_of_step: Callable[[int, torch.Generator], Tensor | Iterable[Tensor]],
-    config: TrainConfig,
-    checkpoint: Path,
-    title: str,
-    **options,
-) -> list[float]:
+def fit(*arguments, **options) -> list[float]:
     """Train; arguments, result and errors are those of Trainer and its `run`."""
-    return Trainer(parameters, loss_of_step, config, checkpoint, title, **options).run()
+    return Trainer(*arguments, **options).run()
 
 
 class StopSignals:
@@ -63,50 +56,33 @@ class StopSignals:
             signal.signal(number, handler)
 
 
-class Stopwatch:
-    """Time and work since it was started."""
-
-    def __init__(self, step: int, work: Work | None):
-        self.step = step
-        self.work = work
-        self.before = replace(work) if work else None
-        self.started = time.perf_counter()
-
-    def speeds(self, step: int) -> dict:
-        """Seconds of a step; with `work`, the speed of all processes together too."""
-        seconds = max(time.perf_counter() - self.started, 1e-9)
-        speeds = {"seconds_a_step": seconds / (step - self.step)}
-        if not self.work:
-            return speeds
-
-        n = processes.world()
-        done, before = self.work, self.before
-        return speeds | {
-            "audio_hours_an_hour": n * (done.audio - before.audio) / seconds,
-            "tokens_a_second": n * (done.tokens - before.tokens) / seconds,
-            "share_of_peak": (done.flops - before.flops) / seconds / done.peak,
-            "share_waiting": (done.waited - before.waited) / seconds,
-        }
-
-
 @dataclass
 class Trainer:
-    """A run of training, up to config.steps."""
+    """A run of training, up to config.steps.
 
-    parameters: dict[str, nn.Parameter]  # what trains, by name
-    # From a step and a generator seeded for it: the loss, or the parts whose sum it is. Each part is
-    # differentiated before the next one is computed (gradient accumulation).
+    parameters: what trains, by name.
+    loss_of_step: (step, generator seeded for it) -> the loss, or the parts whose sum it is. Each
+        part is differentiated before the next one is computed (gradient accumulation).
+    checkpoint: NAME.pt, written as NAME-STEP.pt. title: of the progress bar.
+    identity: what must be the same on resume, beside config: models, corpus.
+    names_of_step: step -> what its items are called, for errors.
+    validate: -> {"loss": ..., ...}. keep_best: called after the best validation so far.
+    metrics: a JSONL file. work: where loss_of_step adds up what it does.
+    lr_scale_parts: parts that learn at config.pretrained_lr_scale.
+    """
+
+    parameters: dict[str, nn.Parameter]
     loss_of_step: Callable[[int, torch.Generator], Tensor | Iterable[Tensor]]
     config: TrainConfig
-    checkpoint: Path  # NAME.pt: written as NAME-STEP.pt
-    title: str  # of the progress bar
-    identity: dict | None = None  # what must be the same on resume, beside config: model, corpus
-    names_of_step: Callable[[int], list[str]] | None = None  # of a step's items, for errors
-    validate: Callable[[], dict] | None = None  # -> {"loss": ..., ...}
-    keep_best: Callable[[], None] | None = None  # called after the best validation so far
-    metrics: Path | None = None  # JSONL file
-    work: Work | None = None  # where loss_of_step adds up what it does
-    lr_scale_parts: tuple[str, ...] = ()  # parts that learn at config.pretrained_lr_scale
+    checkpoint: Path
+    title: str
+    identity: dict | None = None
+    names_of_step: Callable[[int], list[str]] = lambda step: []
+    validate: Callable[[], dict] | None = None
+    keep_best: Callable[[], None] | None = None
+    metrics: Path | None = None
+    work: Work | None = None
+    lr_scale_parts: tuple[str, ...] = ()
 
     def run(self) -> list[float]:
         """Train from the newest checkpoint, if there is one.
@@ -128,27 +104,25 @@ class Trainer:
         self.resume()
         self.records = Metrics(self.metrics, len(self.losses))
 
-        steps = range(len(self.losses), self.config.steps)
+        # The steps that are left.
+        n = len(self.losses)
+        steps = range(n, self.config.steps)
         bar = tqdm(
-            total=self.config.steps,
-            initial=len(self.losses),
-            desc=self.title,
-            unit="step",
-            disable=not self.is_main,
+            total=steps.stop, initial=n, desc=self.title, unit="step", disable=not self.is_main
         )
         with StopSignals() as stop, bar:
             self.validate_if_due()  # a kill may have come between a checkpoint and its validation
-            self.stopwatch = Stopwatch(len(self.losses), self.work)
+            self.start_clock()
             for step in steps:
-                must_stop = self.step(step, stop)
+                n_stopped = self.step(step, stop)
                 bar.update()
-                self.after_step(bar, must_stop)
+                self.after_step(bar, n_stopped > 0)
         return self.losses
 
     # Steps
 
-    def step(self, step: int, stop: StopSignals) -> bool:
-        """Update the parameters once. Returns whether any process was asked to stop."""
+    def step(self, step: int, stop: StopSignals) -> float:
+        """Update the parameters once. Returns the number of processes that were asked to stop."""
         seed = (self.config.seed << 32) + step
         torch.manual_seed(seed)  # dropout
         parts = self.loss_of_step(step, torch.Generator().manual_seed(seed))
@@ -156,41 +130,31 @@ class Trainer:
         # Loss and gradient, summed over the parts of the batch and over the processes.
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        value = self.backward([parts] if isinstance(parts, Tensor) else parts)
-        loss, n_stopped = processes.total([value, float(stop.received)], self.device)
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip).item()
-        self.refuse_not_finite(step, loss, norm)
-
-        lr = learning_rate(step, self.config)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr_scale"] * lr
-            optimizer.step()
-
-        self.losses.append(loss)
-        self.norm = norm
-        return n_stopped > 0
-
-    def backward(self, parts: Iterable[Tensor]) -> float:
-        """Differentiate the local parts of a batch, one by one. Returns the sum of their losses."""
-        value = torch.zeros((), dtype=torch.float64, device=self.device)
-        for part in parts:
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in [parts] if isinstance(parts, Tensor) else parts:
             # DistributedDataParallel takes the mean of gradients, but losses are summed.
             (part * processes.world()).backward()
-            value = value + part.detach().double()
-        return value.item()
+            loss = loss + part.detach().double()
+        loss, n_stopped = processes.total([loss.item(), float(stop.received)], self.device)
 
-    def refuse_not_finite(self, step: int, loss: float, norm: float) -> None:
-        """Save and exit before a loss or gradient that is not finite reaches the weights."""
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        self.save()
-        wrong = f"gradient is {norm}" if math.isfinite(loss) else f"loss is {loss}"
-        names = f"; its items: {', '.join(self.names_of_step(step))}" if self.names_of_step else ""
-        self.exit(
-            f"{self.title}: {wrong} at step {step}; the weights before it are in "
-            f"{self.checkpoint.parent}{names}"
-        )
+        # A loss or gradient that is not finite must not reach the weights.
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip).item()
+        for name, value in (("loss", loss), ("gradient", norm)):
+            if not math.isfinite(value):
+                self.save()
+                saved = f"the weights before it are in {self.checkpoint.parent}"
+                items = f"its items: {', '.join(self.names_of_step(step)) or 'unknown'}"
+                self.exit(f"{self.title}: {name} is {value} at step {step}; {saved}; {items}")
+
+        # The step itself, at this step's learning rate.
+        self.lr = learning_rate(step, self.config)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr_scale"] * self.lr
+            optimizer.step()
+        self.losses.append(loss)
+        self.norm = norm
+        return n_stopped
 
     def after_step(self, bar: tqdm, must_stop: bool) -> None:
         """Report, save and validate, where it is time to."""
@@ -208,28 +172,34 @@ class Trainer:
         self.validate_if_due()
 
         if n % LOG_EVERY == 0:
-            self.stopwatch = Stopwatch(n, self.work)
+            self.start_clock()
+
+    def start_clock(self) -> None:
+        """Begin to measure speed: steps, seconds and work count from here."""
+        self.first = len(self.losses)
+        self.before = replace(self.work) if self.work else None
+        self.started = time.perf_counter()
 
     def report(self, bar: tqdm) -> None:
         """Record the last LOG_EVERY steps, and show them beside the progress bar."""
         n = len(self.losses)
-        lr = learning_rate(n - 1, self.config)
-        loss = sum(self.losses[-LOG_EVERY:]) / LOG_EVERY
-        speeds = self.stopwatch.speeds(n)
-        self.records.add(step=n, loss=loss, lr=lr, gradient_norm=self.norm, **speeds)
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        values = {"loss": sum(self.losses[-LOG_EVERY:]) / LOG_EVERY, "lr": self.lr}
+        values |= {"gradient_norm": self.norm, "seconds_a_step": seconds / (n - self.first)}
+        mean = sum(self.losses[-SHOWN:]) / min(n, SHOWN)
+        shown = f"loss {mean:.3f}, lr {self.lr:.1e}, norm {self.norm:.2f}"
 
-        last = self.losses[-SHOWN:]
-        shown = {
-            "loss": f"{sum(last) / len(last):.3f}",
-            "lr": f"{lr:.1e}",
-            "norm": f"{self.norm:.2f}",
-        }
+        # The speed of all processes together.
         if self.work:
-            shown["audio"] = f"{speeds['audio_hours_an_hour']:.0f} h/h"
-            shown["tok/s"] = f"{speeds['tokens_a_second']:.0f}"
-            shown["peak"] = f"{speeds['share_of_peak']:.0%}"
-            shown["waits"] = f"{speeds['share_waiting']:.0%}"
-        bar.set_postfix(shown, refresh=False)
+            speeds = self.work.speeds(self.before, seconds)
+            values |= speeds
+            shown += (
+                ", {:.0f} h/h of audio, {:.0f} tokens/s, {:.0%} of peak, {:.0%} waiting".format(
+                    *speeds.values()
+                )
+            )
+        self.records.add(step=n, **values)
+        bar.set_postfix_str(shown, refresh=False)
 
     # Validation
 
@@ -245,6 +215,7 @@ class Trainer:
         if self.validate is None or not self.is_validation_due() or n in earlier:
             return
 
+        # The best weights so far are kept beside the last ones.
         result = self.validate()
         best = min((other["loss"] for other in earlier.values()), default=math.inf)
         if result["loss"] < best and self.keep_best and self.is_main:
@@ -252,9 +223,9 @@ class Trainer:
         self.records.add(step=n, validation=result)
 
         if self.is_main:
-            shown = [
+            shown = (
                 f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items()
-            ]
+            )
             tqdm.write(f"{self.title}: step {n}: {', '.join(shown)}")
 
     # Checkpoints
@@ -272,10 +243,11 @@ class Trainer:
             return
         refuse_another_run(saved["run"], self.identity_of_run(), self.checkpoint)
 
+        # Weights, optimisers and losses; the rest follows from the step.
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(saved["parameters"][name_on_disk(name)])
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+        for optimizer, state in zip(self.optimizers, saved["optimizers"]):
             optimizer.load_state_dict(state)
         self.losses = saved["losses"]
 
@@ -295,10 +267,9 @@ class Trainer:
         try:
             save_checkpoint(state, self.checkpoint, len(self.losses), self.config.keep)
         except OSError as error:
-            intact = (checkpoints(self.checkpoint) or ["no checkpoint"])[0]
-            self.exit(
-                f"{self.title}: {error}; {intact} is intact; make room, then run the same command"
-            )
+            intact = next(iter(checkpoints(self.checkpoint)), "no checkpoint")
+            advice = f"{intact} is intact; make room, then run the same command"
+            self.exit(f"{self.title}: {error}; {advice}")
 
     def exit(self, message: str) -> None:
         """End this process; only the first one prints the message."""

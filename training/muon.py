@@ -78,6 +78,6 @@ class Muon(torch.optim.Optimizer):
         steps = orthogonal(gradients.lerp(momentum, MOMENTUM))
         steps = steps * ADAM_SIZE * max(steps.shape[1:]) ** 0.5
 
-        for matrix, kept, step in zip(matrices, momentum, steps, strict=True):
+        for matrix, kept, step in zip(matrices, momentum, steps):
             self.state[matrix]["momentum"] = kept.view(matrix.shape).clone()
             matrix.mul_(1 - lr * weight_decay).sub_(step.view(matrix.shape), alpha=lr)

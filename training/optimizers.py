@@ -9,34 +9,40 @@ from torch.optim import AdamW, Optimizer
 from training.muon import Muon
 
 OPTIMIZERS = ("adamw", "muon")
-ADAMW_ONLY = ("embedding", "unembedding", "words", "heads")  # one row for each word or label
-BETAS = (0.9, 0.98)  # AdamW's
+# Parts whose matrices have one row for each word or label.
+ADAMW_ONLY = ("embedding", "unembedding", "words", "heads")
+BETAS = (0.9, 0.98)
+# The result of a run does not depend on these settings.
+MAY_CHANGE_ON_RESUME = ("save_every", "validate_every", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a run optimises. The learning rate warms up linearly, then falls by `schedule` to 0."""
+    """How a run optimises.
+
+    batch: items of a step, over all processes.
+    lr, warmup, schedule: the learning rate rises linearly to lr in `warmup` steps, then falls to 0
+        by a "cosine" or "linear".
+    clip: largest norm of the gradient.
+    optimizer: "adamw", or "muon" for the matrices.
+    pretrained_lr_scale: times the learning rate, for parts that are trained already.
+    save_every, validate_every: steps between checkpoints and between validations; 0: only at the
+        end. keep: newest checkpoints that stay on disk.
+    """
 
     steps: int
-    batch: int  # items of a step, over all processes
-    lr: float  # at its peak
-    warmup: int  # steps
-    schedule: str = "cosine"  # or "linear"
+    batch: int
+    lr: float
+    warmup: int
+    schedule: str = "cosine"
     weight_decay: float = 0.05
-    clip: float = 1.0  # norm of the gradient
+    clip: float = 1.0
     seed: int = 0
-    optimizer: str = "adamw"  # or "muon", for the matrices
-    pretrained_lr_scale: float = 1.0  # times the learning rate, for parts that are trained already
-    save_every: int = 200  # steps between checkpoints
-    validate_every: int = 0  # steps between validations; 0: only at the end
-    keep: int = 2  # newest checkpoints that stay on disk
-
-
-MAY_CHANGE_ON_RESUME = (
-    "save_every",
-    "validate_every",
-    "keep",
-)  # the result does not depend on them
+    optimizer: str = "adamw"
+    pretrained_lr_scale: float = 1.0
+    save_every: int = 200
+    validate_every: int = 0
+    keep: int = 2
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -65,23 +71,20 @@ def make_optimizers(
     if config.optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer {config.optimizer!r} is none of {', '.join(OPTIMIZERS)}")
 
-    # Sorted by optimiser, then by factor.
-    matrices: dict[float, list[nn.Parameter]] = {}
-    rest: dict[float, list[nn.Parameter]] = {}
+    # Parameter groups of Muon (True) and AdamW (False), by their factor.
+    groups: dict[bool, dict[float, list]] = {True: {}, False: {}}
     for name, parameter in parameters.items():
         part = name.split(".")[0]
-        lr_scale = config.pretrained_lr_scale if part in lr_scale_parts else 1.0
         is_matrix = parameter.ndim > 1 and name.endswith(".weight") and part not in ADAMW_ONLY
-        groups = matrices if is_matrix and config.optimizer == "muon" else rest
-        groups.setdefault(lr_scale, []).append(parameter)
+        by_muon = is_matrix and config.optimizer == "muon"
+        lr_scale = config.pretrained_lr_scale if part in lr_scale_parts else 1.0
+        groups[by_muon].setdefault(lr_scale, []).append(parameter)
 
-    def as_groups(by_scale: dict[float, list[nn.Parameter]]) -> list[dict]:
-        return [{"params": listed, "lr_scale": scale} for scale, listed in by_scale.items()]
-
-    options = {"lr": config.lr, "weight_decay": config.weight_decay}
-    optimizers: list[Optimizer] = []
-    if matrices:
-        optimizers.append(Muon(as_groups(matrices), **options))
-    if rest:
-        optimizers.append(AdamW(as_groups(rest), betas=BETAS, **options))
-    return optimizers
+    made: list[Optimizer] = []
+    for by_muon, by_scale in groups.items():
+        listed = [{"params": group, "lr_scale": scale} for scale, group in by_scale.items()]
+        if listed and by_muon:
+            made.append(Muon(listed, config.lr, config.weight_decay))
+        elif listed:
+            made.append(AdamW(listed, config.lr, BETAS, weight_decay=config.weight_decay))
+    return made

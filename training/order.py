@@ -4,8 +4,7 @@ The items of a step follow from (seed, step) alone, so a run resumes exactly at 
 """
 
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 
@@ -38,7 +37,7 @@ def pick_by_length(lengths: np.ndarray, batch: int, seed: int) -> Callable[[int]
     """
     per_epoch = len(lengths) // batch
     if per_epoch == 0:
-        return functools.partial(pick, n_items=len(lengths), batch=batch, seed=seed)
+        return lambda step: pick(step, len(lengths), batch, seed)
 
     @functools.lru_cache(2)
     def batches_of(epoch: int) -> np.ndarray:
@@ -52,36 +51,13 @@ def pick_by_length(lengths: np.ndarray, batch: int, seed: int) -> Callable[[int]
     return lambda step: batches_of(step // per_epoch)[step % per_epoch]
 
 
-def local_rows(batch: int, accumulate: int) -> list[np.ndarray]:
-    """The rows of a batch that this process computes, in `accumulate` parts.
+def local_rows(batch: int, accumulate: int) -> np.ndarray:
+    """The rows of a batch that this process computes, (accumulate, b), one part after the other.
 
     Raises ValueError: the batch does not divide into processes * accumulate parts.
     """
-    n_parts = processes.world() * accumulate
-    if batch % n_parts:
-        raise ValueError(
-            f"a batch of {batch} does not divide by {processes.world()} processes with "
-            f"{accumulate} parts each"
-        )
-    parts = np.arange(batch).reshape(n_parts, -1)
-    first = processes.rank() * accumulate
-    return list(parts[first : first + accumulate])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """Which items each step trains on, and in which parts this process computes them."""
-
-    rows_of_step: Callable[[int], np.ndarray]  # from a step to indices (batch,) of items
-    parts: list[np.ndarray]  # local rows of a batch, as local_rows gives them
-    steps: int
-
-    def parts_of(self, step: int) -> list[np.ndarray]:
-        """Indices of the items of each local part of a step."""
-        rows = self.rows_of_step(step)
-        return [rows[part] for part in self.parts]
-
-    def parts_from(self, step: int) -> Iterator[np.ndarray]:
-        """The same for all steps from `step` on, one part after the other."""
-        for later in range(step, self.steps):
-            yield from self.parts_of(later)
+    world = processes.world()
+    if batch % (world * accumulate):
+        parts = f"{world} processes with {accumulate} parts each"
+        raise ValueError(f"a batch of {batch} does not divide by {parts}")
+    return np.arange(batch).reshape(world, accumulate, -1)[processes.rank()]

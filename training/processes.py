@@ -1,6 +1,6 @@
 """Many processes, one training: who each process is, and what all of them share.
 
-    torchrun --nproc-per-node 4 train_asr.py ...        four GPUs: each takes a quarter of every batch
+    torchrun --nproc-per-node 4 train_asr.py ...    four GPUs: each takes a quarter of a batch
 
 Every process holds the adapters and computes its own part of the batch; gradients are summed over
 the processes (DistributedDataParallel). Each process holds the whole frozen LM, or a slice of it

@@ -54,12 +54,14 @@ def load_newest(path: Path) -> dict | None:
     found = checkpoints(path)
     for file in found:
         try:
+            # torch.load does not compare checksums.
             with zipfile.ZipFile(file) as archive:
-                broken = archive.testzip()  # torch.load does not compare checksums
+                broken = archive.testzip()
             if broken:
                 raise ValueError(f"{broken} does not match its checksum")
             return with_new_names(torch.load(file, weights_only=True, map_location="cpu"))
-        except Exception as error:  # damage shows in many ways
+        # Damage shows in many ways.
+        except Exception as error:
             if processes.rank() == 0:
                 tqdm.write(f"warning: {file} is damaged ({error}); trying the one before it")
 
@@ -101,7 +103,7 @@ def refuse_another_run(saved: dict, current: dict, path: Path) -> None:
 def read_metrics(path: Path) -> list[dict]:
     """Records of a run; [] without a file. A line that a kill cut short is left out."""
     records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -117,17 +119,19 @@ class Metrics:
         self.path = path if processes.rank() == 0 else None
         found = read_metrics(path) if path else []
         self.records = [record for record in found if record["step"] <= steps]
-        processes.wait()  # all have read before the first process writes
 
+        # All have read before the first process writes.
+        processes.wait()
         if self.path:
             with whole_file(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+                lines = "".join(json.dumps(r) + "\n" for r in self.records)
+                temporary.write_text(lines, "utf-8")
 
     def add(self, **values) -> None:
         """Append a record; `step` is one of its values."""
         self.records.append(values)
         if self.path:
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
 
     def validations(self) -> dict[int, dict]:

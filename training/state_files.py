@@ -6,7 +6,6 @@ states whole, 10 MB a clip.
 Shapes: B clips, T encoder frames, D_w encoder width.
 """
 
-import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +13,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from tqdm import tqdm
+from torch.nn.utils.rnn import pad_sequence
 
 from checkpoints.files import whole_file
-from encoder import encoder_frames
 from training import processes
-from training.states import Unreadable, read_padded
-from training.stream import load_ahead
+from training.states import Read, Unreadable, encode_clips
 
+BATCH = 16  # clips that are encoded together
 FileOf = Callable[[str], Path]  # from a clip's path to the file of its states
 
 
@@ -38,21 +35,17 @@ def is_whole(file: Path) -> bool:
     """True for a file of states that can be read."""
     try:
         with safe_open(file, "pt") as states:  # compares the file's size with its header
-            return "frames" in states.keys()
+            return "frames" in states.keys()  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError):
         return False
 
 
-def read_state_files(
-    paths: list[str], file_of: FileOf, used: tuple[int, ...], width: int
-) -> tuple[dict[int, Tensor], Tensor, list[str]]:
-    """States of clips from their files; zeros for a clip whose file cannot be read.
+def read_state_files(paths: list[str], file_of: FileOf, used: tuple[int, ...], width: int) -> Read:
+    """States {k: (B, T, D_w) in float16} of clips, for k in used, from their files.
 
-    Returns:
-        {k: (B, T, D_w) in float16} for k in used, real frames (B,), and what is wrong with each
-        clip ("": nothing).
+    A clip whose file cannot be read has zeros.
     """
-    clips: list[dict] = []
+    clips = []
     errors = []
     for path in paths:
         try:
@@ -65,58 +58,40 @@ def read_state_files(
             )
 
     # Clips have different numbers of frames: padded with zeros to the longest.
+    nothing = torch.zeros(1, width, dtype=torch.float16)
     states = {}
     for k in used:
-        rows = [clip.get(str(k), torch.zeros(1, width)) for clip in clips]  # (T_clip, D_w) each
-        longest = max(len(row) for row in rows)
-        states[k] = torch.zeros(len(rows), longest, width, dtype=torch.float16)
-        for padded, row in zip(states[k], rows, strict=True):
-            padded[: len(row)] = row
+        rows = [clip.get(str(k), nothing) for clip in clips]  # (T_clip, D_w) each
+        states[k] = pad_sequence(rows, batch_first=True)
     return states, torch.tensor([int(clip["frames"]) for clip in clips]), errors
 
 
-@torch.no_grad()
 def fill_folder(
-    model,
-    items: list[dict],
-    file_of: FileOf,
-    workers: int,
-    unreadable: Unreadable,
-    batch: int = 16,
+    model, items: list[dict], file_of: FileOf, workers: int, unreadable: Unreadable
 ) -> None:
     """Encode each clip that has no file yet; the processes share the work.
 
     Args:
         model: a DIFFA, whose encoder is used; the states that its parts read are kept.
-        items: of a manifest. workers: processes that decode audio ahead. batch: clips at a time.
+        items: of a manifest. workers: processes that decode audio ahead.
     Raises:
         AudioError: too many clips cannot be read.
     """
-    config = model.encoder.config
     all_paths = list(dict.fromkeys(item["audio_filepath"] for item in items))
     local_paths = all_paths[processes.rank() :: processes.world()]
     paths = [p for p in local_paths if Path(p).is_file() and not is_whole(file_of(p))]
 
-    batches = [range(i, min(i + batch, len(paths))) for i in range(0, len(paths), batch)]
-    read = functools.partial(read_padded, n_samples=config.n_samples)
-    loader = load_ahead(paths, read, batches, workers)
-    bar = tqdm(batches, desc="encoding", leave=False, disable=processes.rank() > 0)
-
-    for rows, (waveforms, n_samples, errors) in zip(bar, loader, strict=True):
-        states, _ = model.encode(waveforms.to(model.device), n_samples.to(model.device))
+    for rows, states, frames, errors in encode_clips(model, paths, BATCH, unreadable, workers):
         for i, row in enumerate(rows):
             if errors[i]:
-                unreadable.add(paths[row], errors[i])
                 continue
 
-            frames = int(encoder_frames(n_samples[i]))
-            kept = {"frames": torch.tensor(frames)}
+            # The semantic adapter reads the real frames only; the tapped states are read in full.
+            kept = {"frames": frames[i].cpu()}
             for k in model.read_states:
-                # The semantic adapter reads the real frames only; taps are read in full.
                 is_tapped = model.acoustic is not None and k in model.config.taps
-                whole = states[k][i]  # (T, D_w)
-                cut = whole if is_tapped else whole[:frames]
-                kept[str(k)] = cut.half().cpu().contiguous()
+                n = None if is_tapped else int(frames[i])
+                kept[str(k)] = states[k][i, :n].half().cpu().contiguous()  # (T or fewer, D_w)
             with whole_file(file_of(paths[row])) as temporary:
                 save_file(kept, temporary)
     processes.wait()

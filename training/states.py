@@ -1,19 +1,28 @@
-"""The frozen encoder's states of clips, computed once and kept in memory.
+"""Clips, and the hidden states that the frozen encoder makes of them.
 
-A clip that cannot be read keeps its row, filled with silence. `readable` says which clips were
-read, so that the loss can leave the others out.
+A clip that cannot be read keeps its row in a batch, filled with silence. A message in `errors` says
+what is wrong with it, so that the loss can leave it out.
 
 Shapes: B clips, N clips in the cache, S samples, T encoder frames, D_w encoder width.
 """
 
+import functools
+from collections.abc import Callable, Iterable, Iterator
+
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data import AudioError, pad_waveforms, read_audio
 from encoder import SAMPLE_RATE
+from training import processes
 
-States = list[Tensor]  # n_layers + 1 hidden states (B, T, D_w); empty tensors where none is read
+PREFETCH = 4  # batches that each worker prepares ahead
+
+# Clips read together: waveforms (B, S), or states {index: (B, T, D_w)}; samples, or real frames,
+# (B,); and what is wrong with each clip ("": nothing).
+Read = tuple[Tensor | dict[int, Tensor], Tensor, list[str]]
 
 
 class Unreadable:
@@ -23,39 +32,93 @@ class Unreadable:
         self.limit = limit
         self.reasons: dict[str, str] = {}
 
-    def add(self, path: str, reason: str) -> None:
-        """Note a clip, once. Raises AudioError: there are too many; all are listed."""
-        if path in self.reasons:
-            return
-        self.reasons[path] = reason
+    def add(self, paths: Iterable[str], errors: list[str]) -> None:
+        """Note those clips that have an error. Raises AudioError: too many; all are listed."""
+        for path, error in zip(paths, errors):
+            if not error or path in self.reasons:
+                continue
+            self.reasons[path] = error
 
-        n = len(self.reasons)
-        if n > self.limit:
-            listed = "\n  ".join(self.reasons.values())
-            raise AudioError(
-                f"{n} clips cannot be read, more than the {self.limit} allowed:\n  {listed}"
-            )
-        tqdm.write(f"skipped ({n} so far): {reason}")
+            # A few bad clips cost little; many are a mistake that the user must know of.
+            n = len(self.reasons)
+            if n > self.limit:
+                listed = "\n  ".join(self.reasons.values())
+                limit = f"more than the {self.limit} allowed"
+                raise AudioError(f"{n} clips cannot be read, {limit}:\n  {listed}")
+            tqdm.write(f"skipped ({n} so far): {error}")
 
 
-def read_padded(paths: list[str], n_samples: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Clips as one batch; one that cannot be read becomes a second of silence.
-
-    Returns:
-        waveforms (B, n_samples), real samples (B,), and what is wrong with each clip ("": nothing).
-    """
+def read_padded(paths: list[str], n_samples: int) -> Read:
+    """Clips as waveforms (B, n_samples); one that cannot be read becomes a second of silence."""
     waveforms = []
     errors = []
     for path in paths:
         try:
             waveform = read_audio(path)
-            pad_waveforms([waveform], n_samples, [path])  # refuses a clip that is too long
+            # Refuses a clip that is too long.
+            pad_waveforms([waveform], n_samples, [path])
             errors.append("")
         except AudioError as error:
             waveform = torch.zeros(min(SAMPLE_RATE, n_samples))
             errors.append(str(error))
         waveforms.append(waveform)
     return *pad_waveforms(waveforms, n_samples, paths), errors
+
+
+class Clips(Dataset):
+    """Clips that worker processes read, batch after batch."""
+
+    def __init__(self, paths: list[str], read: Callable[[list[str]], Read]):
+        self.paths = paths
+        self.read = read
+
+    def __getitem__(self, rows: Iterable[int]) -> Read:
+        return self.read([self.paths[row] for row in rows])
+
+    def ahead(self, batches: Iterable, workers: int, pin: bool = False) -> Iterator[Read]:
+        """The clips of each batch (rows of paths) in turn, read by `workers` processes ahead."""
+        options = {"num_workers": workers, "pin_memory": pin}
+        if workers:
+            options["prefetch_factor"] = PREFETCH
+
+        # A generator of its own: DataLoader would draw from the global one, which drives dropout.
+        options["generator"] = torch.Generator()
+        return iter(DataLoader(self, batch_size=None, sampler=batches, **options))
+
+
+def encode_clips(
+    model,
+    paths: list[str],
+    batch: int,
+    unreadable: Unreadable,
+    workers: int = 0,
+) -> Iterator[tuple[range, list[Tensor], Tensor, list[str]]]:
+    """What a DIFFA's encoder hears in clips, batch after batch.
+
+    Args:
+        unreadable: collects the clips that cannot be read. workers: processes that read ahead.
+    Yields:
+        rows (B) of paths, all hidden states (B, T, D_w), real frames (B,), errors (B).
+    """
+    # Decoded ahead by the workers.
+    batches = [range(i, min(i + batch, len(paths))) for i in range(0, len(paths), batch)]
+    read = functools.partial(read_padded, n_samples=model.encoder.config.n_samples)
+    loader = Clips(paths, read).ahead(batches, workers)
+
+    # Encoded here.
+    bar = tqdm(batches, desc="encoding", leave=False, disable=processes.rank() > 0)
+    for rows, (waveforms, n_samples, errors) in zip(bar, loader):
+        unreadable.add((paths[row] for row in rows), errors)
+        states, frames = model.encode(waveforms.to(model.device), n_samples.to(model.device))
+        yield rows, states, frames, errors
+
+
+def on_device(model, read: dict[int, Tensor]) -> list[Tensor]:
+    """States as DIFFA.encode gives them, from those that were kept; the others are empty."""
+    states = [torch.empty(0)] * (model.encoder.config.n_layers + 1)
+    for k, state in read.items():
+        states[k] = state.to(model.device, non_blocking=True).float()  # (B, T, D_w)
+    return states
 
 
 class StateCache:
@@ -66,58 +129,44 @@ class StateCache:
         model,
         items: list[dict],
         batch: int = 64,
-        progress=lambda iterable: iterable,
         unreadable: Unreadable | None = None,
         used: tuple[int, ...] | None = None,
     ):
         """
         Args:
             model: a DIFFA, whose encoder is used. items: of a manifest. batch: clips at a time.
-            progress: wraps the iterable of batches, such as tqdm.
             unreadable: collects clips that cannot be read; by default none may be.
             used: indices of the states to keep; by default all that any adapter of this encoder
                 reads, so that one cache serves the models of every stage.
         Raises:
             AudioError: too many clips cannot be read.
         """
-        unreadable = unreadable or Unreadable()
         paths = list(dict.fromkeys(item["audio_filepath"] for item in items))
         config = model.encoder.config
+        self.model = model
         self.row_of = {path: row for row, path in enumerate(paths)}
-        self.device = model.device
-        self.n_states = config.n_layers + 1
-        self.used = used or tuple(sorted({*model.config.taps, config.n_layers}))
+        self.frames = torch.empty(len(paths), dtype=torch.long)
+        self.errors: list[str] = []
 
         shape = (len(paths), config.context, config.width)
-        self.states = {k: torch.empty(shape, dtype=torch.float16) for k in self.used}  # (N, T, D_w)
-        self.frames = torch.empty(len(paths), dtype=torch.long)
-        self.readable = torch.ones(len(paths), dtype=torch.bool)
+        used = used or tuple(sorted({*model.config.taps, config.n_layers}))
+        self.states = {k: torch.empty(shape, dtype=torch.float16) for k in used}  # (N, T, D_w)
 
-        for start in progress(range(0, len(paths), batch)):
-            rows = slice(start, start + batch)
-            waveforms, n_samples, errors = read_padded(paths[rows], config.n_samples)
-            for row, error in enumerate(errors, start):
-                if error:
-                    unreadable.add(paths[row], error)
-                    self.readable[row] = False
-
-            states, frames = model.encode(waveforms.to(self.device), n_samples.to(self.device))
-            for k in self.used:
-                self.states[k][rows] = states[k]
+        # One pass over all clips.
+        encoded = encode_clips(model, paths, batch, unreadable or Unreadable())
+        for rows, states, frames, errors in encoded:
             self.frames[rows] = frames.cpu()
+            self.errors += errors
+            for k in self.states:
+                self.states[k][rows] = states[k].half().cpu()
 
-    def rows(self, items: list[dict]) -> list[int]:
-        """The cache's rows of these items."""
-        return [self.row_of[item["audio_filepath"]] for item in items]
+    def read(self, paths: list[str]) -> Read:
+        """The states of clips that are in the cache."""
+        rows = [self.row_of[path] for path in paths]
+        states = {k: kept[rows] for k, kept in self.states.items()}  # (B, T, D_w)
+        return states, self.frames[rows], [self.errors[row] for row in rows]
 
-    def __call__(self, items: list[dict]) -> tuple[States, Tensor]:
-        """What DIFFA.encode gives for these items: states and real frames (B,)."""
-        rows = self.rows(items)
-        states = [torch.empty(0)] * self.n_states
-        for k in self.used:
-            states[k] = self.states[k][rows].to(self.device).float()  # (B, T, D_w)
-        return states, self.frames[rows].to(self.device)
-
-    def is_readable(self, items: list[dict]) -> Tensor:
-        """(B,), false where a clip could not be read."""
-        return self.readable[self.rows(items)]
+    def __call__(self, items: list[dict]) -> tuple[list[Tensor], Tensor]:
+        """What DIFFA.encode gives for these items: states, and real frames (B,)."""
+        states, frames, _ = self.read([item["audio_filepath"] for item in items])
+        return on_device(self.model, states), frames.to(self.model.device)

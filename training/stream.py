@@ -1,116 +1,95 @@
-"""The clips of the next steps, read by worker processes while the model computes.
+"""The states of step after step, from memory, from audio that is read ahead, or from a folder.
 
-Shapes: B clips, S samples, T encoder frames, D_w encoder width.
+  memory   every clip is encoded once at the start: the toy corpus
+  none     worker processes decode the audio of the next steps; the encoder hears it every time
+  a folder every clip is encoded once, ever, into a file; workers read the next steps' files
+
+Shapes: B clips, T encoder frames, D_w encoder width.
 """
 
+import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from training.flops import Work
-from training.order import Order
-from training.states import States, Unreadable
+from training.recipe import Execution
+from training.state_files import fill_folder, read_state_files, state_file
+from training.states import Clips, StateCache, Unreadable, on_device, read_padded
 
-PREFETCH = 4  # batches that each worker prepares ahead
-
-# Clips read together: waveforms (B, S) or states {k: (B, T, D_w)}; samples or real frames (B,);
-# what is wrong with each clip ("": nothing).
-Read = tuple[Tensor | dict[int, Tensor], Tensor, list[str]]
-Heard = tuple[States, Tensor, Tensor]  # states, real frames (B,), readable (B,)
-
-
-class Clips(Dataset):
-    """Batches of clips as worker processes read them."""
-
-    def __init__(self, paths: list[str], read: Callable[[list[str]], Read]):
-        self.paths = paths
-        self.read = read
-
-    def __getitem__(self, rows: Iterable[int]) -> Read:
-        return self.read([self.paths[row] for row in rows])
-
-
-def load_ahead(
-    paths: list[str],
-    read: Callable[[list[str]], Read],
-    batches: Iterable[Iterable[int]],
-    workers: int,
-    pin: bool = False,
-) -> Iterator[Read]:
-    """Read the clips of each batch (indices of paths) in turn, `workers` processes ahead."""
-    loader = DataLoader(
-        Clips(paths, read),
-        batch_size=None,
-        sampler=batches,
-        num_workers=workers,
-        prefetch_factor=PREFETCH if workers else None,
-        # A generator of its own: DataLoader would draw from the global one, which drives dropout.
-        generator=torch.Generator(),
-        pin_memory=pin,
-    )
-    return iter(loader)
+Heard = tuple[list[Tensor], Tensor, Tensor]  # states, real frames (B,), readable (B,)
 
 
 class Stream:
-    """The states of step after step, from audio or from files of states that are read ahead."""
+    """The states of the clips of every step; call it with a step for its local parts."""
 
     def __init__(
         self,
         model,
         items: list[dict],
-        order: Order,
-        read: Callable[[list[str]], Read],
-        workers: int,
-        unreadable: Unreadable,
+        parts_of: Callable[[int], list[np.ndarray]],
+        steps: int,
+        execution: Execution,
+        encoder_name: str,
         work: Work,
     ):
         """
         Args:
-            model: a DIFFA; its encoder hears the waveforms, if `read` gives waveforms.
-            items: of a manifest. read: from paths to clips; the workers call it.
-            work: its `waited` grows by the seconds that the caller waits for a clip.
+            model: a DIFFA. items: of a manifest. parts_of: step -> rows of items of its parts.
+            steps: of the whole run. encoder_name: tells encoders and dtypes apart in a folder.
+            work: its `waited` grows by the seconds that the caller waits for clips.
+        Raises:
+            AudioError: too many clips cannot be read.
         """
         self.model = model
-        self.paths = [item["audio_filepath"] for item in items]
-        self.order = order
-        self.read = read
-        self.workers = workers
-        self.unreadable = unreadable
+        self.parts_of = parts_of
+        self.steps = steps
         self.work = work
+        self.workers = 0 if execution.cache == "memory" else execution.workers
+        self.unreadable = Unreadable(execution.max_unreadable)
         self.next_step: int | None = None
+
+        # From paths to clips: their states, or their waveforms.
+        config = model.encoder.config
+        used = model.read_states
+        if execution.cache == "memory":
+            read = StateCache(model, items, unreadable=self.unreadable, used=used).read
+        elif execution.cache == "none":
+            read = functools.partial(read_padded, n_samples=config.n_samples)
+        else:
+            folder = Path(execution.cache)
+            file_of = functools.partial(state_file, folder, encoder_name, used=used)
+            fill_folder(model, items, file_of, self.workers, self.unreadable)
+            read = functools.partial(
+                read_state_files, file_of=file_of, used=used, width=config.width
+            )
+        self.clips = Clips([item["audio_filepath"] for item in items], read)
 
     def __call__(self, step: int) -> Iterator[Heard]:
         """The local parts of a step, one by one. Raises AudioError: too many are unreadable."""
+        device = self.model.device
         if step != self.next_step:  # the first step of this run
-            batches = (part.tolist() for part in self.order.parts_from(step))
-            pin = self.model.device.type == "cuda"
-            self.loader = load_ahead(self.paths, self.read, batches, self.workers, pin)
+            later = range(step, self.steps)
+            batches = (part.tolist() for s in later for part in self.parts_of(s))
+            self.loader = self.clips.ahead(batches, self.workers, device.type == "cuda")
         self.next_step = step + 1
 
-        for rows in self.order.parts_of(step):
+        for rows in self.parts_of(step):
+            # What the workers have read.
             started = time.perf_counter()
             found, lengths, errors = next(self.loader)
             self.work.waited += time.perf_counter() - started
 
-            for row, error in zip(rows, errors, strict=True):
-                if error:
-                    self.unreadable.add(self.paths[row], error)
-            states, frames = self.states_of(found, lengths)
+            # Waveforms still have to pass the encoder.
+            self.unreadable.add((self.clips.paths[row] for row in rows), errors)
+            lengths = lengths.to(device, non_blocking=True)
+            if isinstance(found, dict):
+                states, frames = on_device(self.model, found), lengths
+            else:
+                waveforms = found.to(device, non_blocking=True)
+                states, frames = self.model.encode(waveforms, lengths)
             yield states, frames, torch.tensor([not error for error in errors])
-
-    def states_of(
-        self, found: Tensor | dict[int, Tensor], lengths: Tensor
-    ) -> tuple[States, Tensor]:
-        """States and real frames (B,) on the model's device, from what was read."""
-        device = self.model.device
-        lengths = lengths.to(device, non_blocking=True)
-        if isinstance(found, Tensor):
-            return self.model.encode(found.to(device, non_blocking=True), lengths)
-
-        states = [torch.empty(0)] * (self.model.encoder.config.n_layers + 1)
-        for k, state in found.items():
-            states[k] = state.to(device, non_blocking=True).float()  # (B, T, D_w)
-        return states, lengths

@@ -5,8 +5,8 @@ what varies, and most of what varies is position and loudness, not voice. After 
 LayerNorms, a voice is then a few percent of the adapter's input, and training starts slowly.
 
 Whitening moves the mean of the states to zero and gives each of their directions the same variance.
-It is linear, so it needs no layer: it is multiplied into the keys and values of the cross-attention,
-which then train as usual. Saved adapters keep the paper's shapes.
+It is linear, so it needs no layer: it is multiplied into the weights of the cross-attention's keys
+and values, which then train as usual. Saved adapters keep the paper's shapes.
 
 Shapes: B clips, T encoder frames, D encoder width.
 """
@@ -18,14 +18,17 @@ from torch import Tensor
 
 from adapters import AcousticAdapter
 from training.order import pick
-from training.states import read_padded
+from training.states import Unreadable, encode_clips
 
-CLIPS = 256  # that are measured: about 40,000 frames of the toy's window for each tap
-AT_ONCE = 16  # clips; all states of 16 clips of 30 s are 4 GB at large-v3
+# Clips that are measured: about 40,000 frames of the toy's window for each tap.
+CLIPS = 256
+# Clips encoded together: all states of 16 clips of 30 s are 4 GB at large-v3.
+AT_ONCE = 16
 # Factor of the values. A clip then adds about a third of the queries' size to them. With 0.1, 1
 # or 12 the loss falls later.
 LOUD = 4.0
-RIDGE = 0.01  # of the mean variance, added to each, so that constant directions do not become noise
+# Times the mean variance, added to each variance: constant directions must not become noise.
+RIDGE = 0.01
 
 
 def mean_and_whitening(states: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -45,6 +48,8 @@ def mean_and_whitening(states: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         n += len(rows)
         total = total + rows.sum(dim=0)
         products = products + rows.T @ rows
+
+    # The inverse square root of the covariance, by its directions.
     if n == 0:
         raise ValueError("none of the clips that --whiten measures the encoder's states on is read")
 
@@ -74,18 +79,13 @@ def tapped_states(model, items: list[dict], seed: int) -> Iterable[Tensor]:
 
     Clips that cannot be read are left out. The silence after a clip is not: the adapter sees it.
     """
+    # A sample of the clips is enough.
     n = min(CLIPS, len(items))
     paths = [items[i]["audio_filepath"] for i in pick(0, len(items), n, seed)]
-
-    for start in range(0, n, AT_ONCE):
-        chosen = paths[start : start + AT_ONCE]
-        waveforms, n_samples, errors = read_padded(chosen, model.encoder.config.n_samples)
-        readable = torch.tensor([not error for error in errors])
-        if readable.any():
-            states, _ = model.encode(
-                waveforms[readable].to(model.device), n_samples[readable].to(model.device)
-            )
-            yield from (states[tap] for tap in model.config.taps)
+    for _, states, _, errors in encode_clips(model, paths, AT_ONCE, Unreadable(limit=n)):
+        readable = [i for i, error in enumerate(errors) if not error]
+        if readable:
+            yield from (states[tap][readable] for tap in model.config.taps)
 
 
 def whiten(model, items: list[dict], seed: int) -> None:
