@@ -84,8 +84,10 @@ class DIFFA(nn.Module):
         tokenizer,
         config: AdapterConfig,
         parts: dict[str, Part],
+        answer_length: int | None = None,
     ):
         """tokenizer: of the LM (checkpoints/tokenizer.py). parts: those of one stage, by name.
+        answer_length: tokens of the answers that the parts were trained with, if known.
 
         Raises ValueError: the parts are those of no stage in AUDIO_PARTS.
         """
@@ -97,6 +99,7 @@ class DIFFA(nn.Module):
         self.stage = stages[0]  # the name of this set of parts
         self.tokenizer = tokenizer
         self.config = config
+        self.answer_length = answer_length
 
         # Frozen: their weights get no gradient. Gradients flow through the LM to the adapters.
         self.encoder = encoder.requires_grad_(False)

@@ -33,8 +33,15 @@ class Loaded:
 
 
 def load_diffa(whisper, llm, adapters=None, **options) -> DIFFA:
-    """A DIFFA from files; arguments and errors as for load_for_training."""
-    return load_for_training(whisper, llm, adapters, **options).model
+    """A DIFFA from files; arguments as for load_for_training.
+
+    Raises ValueError: also when the adapters lack a part of the stage, which would be random.
+    """
+    loaded = load_for_training(whisper, llm, adapters, **options)
+    if adapters and loaded.new and not options.get("random_weights"):
+        lacks = f"{adapters}: lacks {', '.join(loaded.new)} of {loaded.model.stage}"
+        raise ValueError(f"{lacks}; train that stage first, or choose another --stage")
+    return loaded.model
 
 
 def load_for_training(
@@ -95,7 +102,7 @@ def load_for_training(
     names = AUDIO_PARTS[chosen]
     new = tuple(name for name in names if name not in found)
     parts = new_parts(config, new) | {name: found[name] for name in names if name in found}
-    model = DIFFA(encoder, lm, tokenizer, config, parts).to(device)
+    model = DIFFA(encoder, lm, tokenizer, config, parts, info.get("answer_length")).to(device)
     return Loaded(model=model, new=new)
 
 

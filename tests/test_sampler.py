@@ -875,9 +875,14 @@ def test_the_command_can_run_the_adapters_as_another_stage(command, tone, monkey
         "hear",
         lambda self, *heard, real=DIFFA.hear: stages.append(self.stage) or real(self, *heard),
     )
-    for options in ((), ("--stage", "semantic"), ("--stage", "stage1")):
+    for options in ((), ("--stage", "semantic")):
         command(tone(), "--length", 4, *options)
-    assert stages == ["stage2", "semantic", "stage1"]
+    assert stages == ["stage2", "semantic"]
+
+
+def test_a_stage_whose_parts_are_missing_does_not_run_on_random_weights(command, tone):
+    with pytest.raises(SystemExit, match="lacks prompts of stage1; train that stage first"):
+        command(tone(), "--length", 4, "--stage", "stage1")
 
 
 def test_the_command_hears_a_long_clip_only_with_cut(command, tone, capsys):

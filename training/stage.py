@@ -232,7 +232,8 @@ def with_own_shapes(loaded: Loaded, recipe: Recipe, run: Run) -> Loaded:
     torch.manual_seed(recipe.train.seed)
     kept = {n: part for n, part in model.trained_parts().items() if n not in loaded.new}
     parts = new_parts(config, loaded.new) | kept
-    made = DIFFA(model.encoder, model.lm, model.tokenizer, config, parts).to(model.device)
+    made = DIFFA(model.encoder, model.lm, model.tokenizer, config, parts, model.answer_length)
+    made = made.to(model.device)
     return Loaded(model=made, new=loaded.new)
 
 
