@@ -90,6 +90,14 @@ def test_encoder_states_equal_openai_whisper_from_its_own_file(tmp_path, n_mels,
         close(state, expected, 1e-4)
 
 
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_the_log_mel_equals_openai_whisper_s_but_for_rounding(n_mels):
+    seconds = torch.arange(16_000) / SAMPLE_RATE
+    noise = 0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+    for clip in (noise, 0.5 * torch.sin(2 * torch.pi * 440 * seconds)):
+        close(log_mel(clip, n_mels), whisper.log_mel_spectrogram(clip, n_mels), 1e-6)
+
+
 @torch.no_grad()
 @pytest.mark.skipif(not (SHARED / "whisper-tiny.en").is_dir() or not CLIP.is_file(), reason="no real encoder on this machine")
 def test_real_encoder_states_equal_two_other_implementations_on_speech(tmp_path):
