@@ -1,12 +1,24 @@
 """What all commands share: the options by which they find a model, and errors in one line."""
 
 import argparse
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def seconds(text: str) -> float:
+    """An option's number of seconds. Raises ArgumentTypeError: not above 0, or not finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be seconds above 0, not {text!r}")
+    return value
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) -> None:
@@ -18,8 +30,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
     add = parser.add_argument
 
     # The model's files.
-    add("--whisper", default="runs/toy/whisper", help="directory (hub format), or OpenAI's .pt")
-    add("--llm", default="runs/toy/llada", help="LLaDA or Qwen3-diffusion directory (hub format)")
+    trained = "the one that the adapters were trained with; else the toy run's"
+    add("--whisper", help=f"directory (hub format), or OpenAI's .pt (default: {trained})")
+    add("--llm", help=f"LLaDA or Qwen3-diffusion directory (hub format; default: {trained})")
     add("--adapters", default=adapters_default, help="directory, or the release's file")
 
     # Where and how it runs.
@@ -29,7 +42,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
 
     # What deviates from the published model.
     window = "a window of the encoder that is shorter than Whisper's 30 s"
-    add("--audio-context", type=float, metavar="SECONDS", help=window)
+    add("--audio-context", type=seconds, metavar="SECONDS", help=window)
+    other = "take another encoder, LM, tokenizer or window than the adapters were trained with"
+    add("--force-parts", dest="allow_other_parts", action="store_true", help=other)
     random = "random frozen parts, such as small+llada-8b: to measure speed and memory"
     add("--random-weights", metavar="SIZE", help=random)
 
@@ -41,6 +56,7 @@ def model_options(args: argparse.Namespace) -> dict:
         "dtype": DTYPES.get(args.dtype),
         "audio_context": args.audio_context,
         "random_weights": args.random_weights,
+        "allow_other_parts": args.allow_other_parts,
     }
 
 

@@ -43,6 +43,11 @@ class WeightsError(ValueError):
     """A checkpoint that cannot be used; the message names files and tensors."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 # Files that are missing
 
 
@@ -81,7 +86,7 @@ def require(**pieces: str | Path | None) -> None:
 
         # A directory without its config.json was downloaded in part.
         path = Path(given)
-        problem = "" if path.exists() else "no such directory or file"
+        problem = "" if path.exists() and str(given) else "no such directory or file"
         if piece != "adapters" and path.is_dir() and not (path / "config.json").is_file():
             problem = "holds no config.json"
         if problem:
@@ -91,9 +96,11 @@ def require(**pieces: str | Path | None) -> None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise WeightsError when the file is missing, or is only a Git LFS pointer."""
+    """Raise WeightsError when the file is missing, no regular file, or only a Git LFS pointer."""
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
+        # A pipe would be waited for without end.
+        problem = "not a file, but a folder, pipe or device" if path.exists() else "no such file"
+        raise WeightsError(f"{path}: {problem}")
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise WeightsError(
@@ -105,14 +112,40 @@ def refuse_pointer(path: Path) -> None:
 # Reading
 
 
-def read_json(path: str | Path) -> dict:
-    """A JSON object. Raises WeightsError when the file is missing, damaged or holds no object."""
+def read_text(path: str | Path) -> str:
+    """A text file in UTF-8, whatever the locale, without a byte-order mark.
+
+    Raises WeightsError: the file is missing, no regular file, or not UTF-8.
+    """
     path = Path(path)
     refuse_pointer(path)
     try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path}: not valid JSON ({error})") from error
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def refuse_twice(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object from its pairs. Raises ValueError: a name is in it twice."""
+    found = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} is twice in one object")
+        found[name] = value
+    return found
+
+
+def parse_json(text: str, source: str | Path) -> object:
+    """The value of a JSON text. Raises WeightsError that names `source`: it is not JSON."""
+    try:
+        return json.loads(text, object_pairs_hook=refuse_twice)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{source}: not valid JSON ({error})") from error
+
+
+def read_json(path: str | Path) -> dict:
+    """A JSON object. Raises WeightsError when the file is missing, damaged or holds no object."""
+    value = parse_json(read_text(path), path)
     if not isinstance(value, dict):
         raise WeightsError(f"{path}: not a JSON object")
     return value
@@ -143,12 +176,22 @@ def unpickle(path: Path) -> object:
     try:
         # Before PyTorch 1.6 pickles were no zip archives. Those can be read, but not mapped.
         mapped = zipfile.is_zipfile(path)
+        if mapped:
+            refuse_compressed(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged pickles raise errors of many kinds
         raise WeightsError(
             f"{path}: damaged, or more than plain tensors (code is never run); "
-            f"download it again ({error})"
+            f"download it again ({first_line(error)})"
         ) from error
+
+
+def refuse_compressed(path: Path) -> None:
+    """Raise ValueError for a zip archive that unpacks to more than itself: none of PyTorch does."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise ValueError(f"its {path.stat().st_size:,} bytes unpack to {unpacked:,}")
 
 
 def named_tensors(value: object, source: Path) -> dict[str, Tensor]:
@@ -156,6 +199,12 @@ def named_tensors(value: object, source: Path) -> dict[str, Tensor]:
     fits = isinstance(value, dict) and all(isinstance(name, str) for name in value)
     if not fits or not all(isinstance(tensor, Tensor) for tensor in value.values()):
         raise WeightsError(f"{source}: holds something else than tensors with names")
+
+    # A pickle can claim more elements than it has numbers, or none at all.
+    for name, tensor in value.items():
+        plain = tensor.is_cpu and tensor.layout == torch.strided and not tensor.is_quantized
+        if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise WeightsError(f"{source}: {name} is not a plain tensor of {tuple(tensor.shape)}")
     return value
 
 
@@ -172,7 +221,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged header shows in many ways
         problem = "not a whole safetensors file, cut short or padded"
         raise WeightsError(f"{path}: {problem} ({error}); download it again") from error
 
@@ -239,6 +288,8 @@ def read_shards(index: Path) -> Checkpoint:
     values = list(names.values()) if isinstance(names, dict) else []
     if not values or not all(isinstance(value, str) for value in values):
         raise WeightsError(f"{index}: lacks weight_map, which gives the file of each tensor")
+    if elsewhere := [value for value in values if Path(value).name != value or "\0" in value]:
+        raise WeightsError(f"{index}: {elsewhere[0]!r} is not the name of a file in its folder")
 
     # A download that stopped halfway lacks whole files.
     shards = [index.parent / shard for shard in sorted(set(values))]
@@ -294,7 +345,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, value: object) -> None:
     """Write a JSON file, whole or not at all."""
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:

@@ -501,9 +501,11 @@ def test_the_command_prints_the_answer(toy, command, tone, tmp_path, capsys):
 def test_the_command_can_run_the_adapters_as_another_stage(command, tone, monkeypatch):
     stages = []
     monkeypatch.setattr(DIFFA, "hear", lambda self, *heard, real=DIFFA.hear: stages.append(self.stage) or real(self, *heard))
-    for options in ((), ("--stage", "semantic"), ("--stage", "stage1")):
+    for options in ((), ("--stage", "semantic")):
         command(tone(), "--length", 4, *options)
-    assert stages == ["stage2", "semantic", "stage1"]
+    assert stages == ["stage2", "semantic"]
+    with pytest.raises(SystemExit, match="holds the parts semantic, acoustic, and not prompts"):
+        command(tone(), "--stage", "stage1")
 
 
 def test_the_command_hears_a_long_clip_only_with_cut(command, tone, capsys):

@@ -1,7 +1,6 @@
 """A stage of training, from manifests to saved adapters. The stage brings its own loss."""
 
 import functools
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from checkpoints.command_line import one_line_errors
+from checkpoints.digests import digest
 from checkpoints.files import write_json
 from checkpoints.model import Loaded, load_for_training, save_trained
 from data import load_manifest
@@ -47,13 +47,14 @@ class Stage:
 class Run:
     """Where the models and data of a run come from, where it writes, and on which device.
 
-    adapters: None: new ones. train, validation: manifests. validation_items: at most.
-    audio_context: seconds of the encoder's window. random_weights: named sizes, in place of
-    whisper, llm and adapters.
+    whisper, llm: None: those that the adapters record, else the toy run's. adapters: None: new
+    ones. train, validation: manifests. validation_items: at most. audio_context: seconds of the
+    encoder's window. random_weights: named sizes, in place of whisper, llm and adapters.
+    allow_other_parts: see load_for_training.
     """
 
-    whisper: str | Path
-    llm: str | Path
+    whisper: str | Path | None = None
+    llm: str | Path | None = None
     adapters: str | Path | None = None
     train: Path
     out: Path
@@ -62,6 +63,7 @@ class Run:
     device: str = "cpu"
     audio_context: float | None = None
     random_weights: str | None = None
+    allow_other_parts: bool = False
     lm_class: type[DiffusionLM] = DiffusionLM
 
 
@@ -88,10 +90,11 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     # The model.
     loaded = load_model(stage, recipe, run)
     model = loaded.model
-    made_of = {"stage": stage.parts, "encoder": digest(model.encoder)}
-    made_of["lm"] = digest(model.lm, name_on_disk)
+    run = replace(run, **loaded.sources)
+    made_of = {"stage": stage.parts, "encoder": digest(model.encoder.named_parameters())}
+    made_of["lm"] = digest((name_on_disk(n), p) for n, p in model.lm.named_parameters())
     if run.adapters:
-        made_of["adapters"] = digest(model.semantic)
+        made_of["adapters"] = digest(model.semantic.named_parameters())
     trained = prepare(model, recipe.execution, run.device)
     describe(recipe, run, loaded, made_of)
 
@@ -112,6 +115,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         del identity[name]
 
     # The loop.
+    origin = {"whisper": run.whisper, "llm": run.llm, "answer_length": recipe.answer_length}
     trainer = Trainer(
         trained,
         lambda step, generator: stage.loss(model, batches(step), generator, recipe),
@@ -121,7 +125,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         identity=identity,
         names_of_step=batches.names,
         validate=Validation(model, held_out, batches) if held_out else None,
-        keep_best=lambda: save_trained(model, run.out / "best", run.whisper, run.llm),
+        keep_best=lambda: save_trained(model, run.out / "best", **origin),
         metrics=run.out / "metrics.jsonl",
         work=batches.work,
         lr_scale_parts=tuple(n for n in model.trained_parts() if n not in loaded.new),
@@ -129,7 +133,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     losses = trainer.run()
 
     if processes.rank() == 0:
-        save_trained(model, run.out, run.whisper, run.llm)
+        save_trained(model, run.out, **origin)
         result = {
             "losses": losses,
             "minutes": (time.perf_counter() - started) / 60,
@@ -160,6 +164,7 @@ def load_model(stage: Stage, recipe: Recipe, run: Run) -> Loaded:
         audio_context=run.audio_context,
         random_weights=run.random_weights,
         lm_class=run.lm_class,
+        allow_other_parts=run.allow_other_parts,
         **({} if run.adapters else recipe.shapes),
     )
 
@@ -197,16 +202,6 @@ def prepare(model: DIFFA, execution: Execution, device: str) -> dict[str, nn.Par
     model.train()
     model.encoder.eval()
     return {name: parameter.requires_grad_() for name, parameter in trained.items()}
-
-
-def digest(module: nn.Module, name_of: Callable[[str], str] = str) -> str:
-    """A name for a module's weights, from about 64 numbers of each."""
-    made = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        flat = parameter.detach().flatten()
-        numbers = flat[:: max(len(flat) // 64, 1)].float().cpu().numpy()
-        made.update(f"{name_of(name)} {tuple(parameter.shape)}".encode() + numbers.tobytes())
-    return made.hexdigest()[:16]
 
 
 def describe(recipe: Recipe, run: Run, loaded: Loaded, made_of: dict[str, str]) -> None:
