@@ -59,7 +59,7 @@ format: $(INSTALLED)  ## mend what ruff can mend
 
 # ---- experiments, after `make demo`
 
-# Three seeds of four models, and degraded recordings: RUN/ablations/report.md.
+# Three seeds of four models; the report is RUN/ablations/report.md.
 ablations: $(INSTALLED)  ## the paper's ablations: about 50 minutes
 	$(PY) -m lab.ablations --run $(RUN)
 
@@ -76,7 +76,7 @@ robustness: $(INSTALLED)  ## noise, other speeds, telephone
 	$(PY) -m lab.robustness --run $(RUN)
 
 benchmark: $(INSTALLED)  ## every sampler and cache against the published procedure
-	$(PY) -m lab.benchmark --size toy --run $(RUN) --plot $(RUN)/sampling.png
+	$(PY) -m lab.benchmark --size toy --run $(RUN)
 
 # WHISPER is a directory of the hub; its encoder stays frozen, with the window cut to the toy's 3.2 s.
 # Stage 2 keeps the states of 6,000 clips in memory: 3.7 GB for tiny.en.

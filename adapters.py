@@ -1,7 +1,7 @@
 """Hidden states of the encoder -> audio embeddings that a language model can read.
 
-These two adapters are all that DIFFA trains (figure 2). The *semantic* adapter squeezes the last
-hidden state four-fold in time by convolutions: what is said, 12.5 embeddings a second. In the
+These two adapters, and stage 1's prompts, are all that DIFFA trains (figure 2). The *semantic*
+adapter squeezes the last hidden state four-fold in time by convolutions: what is said, 12.5 embeddings a second. In the
 *acoustic* adapter, learned queries attend to several hidden states through one small Q-Former
 (BLIP-2, arXiv 2301.12597): how it sounds, 64 embeddings a clip.
 
@@ -19,10 +19,10 @@ SQUEEZE = 4  # encoder frames in a semantic embedding: the stride of the second 
 
 # Tapped hidden states, by the encoder's depth. Words are easiest to read off the last state; what
 # does not matter for words (who speaks, which accent, which mood) is clearer in earlier ones, so
-# the acoustic adapter taps states of every height. Quirk of the release: the indices count the list
+# the acoustic adapter taps states over the whole depth. Quirk of the release: indices count the list
 # [what enters block 1, what leaves block 1, ..., block N], so 11 of 12 is not the last block.
 TAPS = {
-    3: (0, 1, 2),  # the toy: ours, as tiny's
+    3: (0, 1, 2),  # the toy: ours, like tiny's
     4: (0, 1, 2, 3),  # tiny: the release
     6: (1, 3, 5),  # base: ours, spaced as small's
     12: (2, 5, 8, 11),  # small: the release; the paper's encoder
@@ -57,7 +57,7 @@ class AdapterConfig:
 
 
 class SemanticAdapter(nn.Module):
-    """(B, T, D_w) -> (B, T // 4, D_l): two convolutions, two linear layers, LayerNorm."""
+    """(B, T, D_w) -> (B, A, D_l): two convolutions, two linear layers, LayerNorm."""
 
     def __init__(self, config: AdapterConfig):
         super().__init__()
@@ -75,16 +75,16 @@ class SemanticAdapter(nn.Module):
             state: (B, T, D_w) the encoder's last hidden state.
             frames: (B,) real encoder frames of each clip; states after them are not read.
         Returns:
-            embeddings (B, A, D_l) and mask (B, A), true where an embedding is real. A is the
-            longest clip's number.
+            embeddings (B, A, D_l) and mask (B, A), true where an embedding is real. A is that of
+            the longest clip.
         """
         # Whole groups of 4 frames; what is left over is cut, as in the release.
         lengths = frames // SQUEEZE  # (B,)
         A = max(int(lengths.max()), 1)
         x = state[:, : A * SQUEEZE]  # (B, 4 A, D_w)
 
-        # Beyond a clip's end lie zeros, whatever its neighbours are: the convolutions compute what
-        # they would compute for the clip alone.
+        # Frames after a clip's end are set to zero, so the convolutions give what they would give
+        # for the clip alone.
         position = torch.arange(x.shape[1], device=x.device)
         is_real = position[None] < (lengths * SQUEEZE)[:, None]  # (B, 4 A)
         x = (x * is_real[..., None]).transpose(1, 2)  # (B, D_w, 4 A)

@@ -1,4 +1,4 @@
-"""Audio files, manifests, the one prompt builder, and answers as token ids.
+"""Audio files, manifests, prompts and answers as token ids.
 
 A manifest is a JSON list with one object an item, in the format of the DIFFA release: `audio_id`,
 `audio_filepath`, `input` (the instruction), `transcription`, `target` (stage 2's answer),
@@ -8,15 +8,17 @@ Shapes: B batch, S samples, P prompt positions, G answer tokens.
 """
 
 import json
+import os
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
-import soundfile
 import torch
 import torch.nn.functional as F
-import torchaudio
 from torch import Tensor
+from torchaudio.functional import resample
 
+from audio.decode import AudioError, decode
 from encoder import SAMPLE_RATE
 
 MANIFEST_FIELDS = (
@@ -28,10 +30,6 @@ TRANSCRIBE = "Please transcribe the speech."  # stage 1's instruction, where a c
 TEXT_END = "<|endoftext|>"  # ends an answer and pads it, in every family of LMs
 
 
-class AudioError(ValueError):
-    """An audio file that cannot be used; the message names it."""
-
-
 class ManifestError(ValueError):
     """A manifest that cannot be used; the message lists every bad item."""
 
@@ -39,31 +37,32 @@ class ManifestError(ValueError):
 # Audio
 
 
-def read_audio(path: str | Path) -> Tensor:
-    """A WAV, FLAC, OGG or MP3 file as mono float samples (S,) in [-1, 1] at 16 kHz.
+def read_audio(path: str | Path, seconds: float | None = None) -> Tensor:
+    """A WAV, FLAC, OGG or MP3 file as mono float samples (S,), about in [-1, 1], at 16 kHz.
 
-    Raises AudioError: the file is absent, not audio, empty, silent, or holds NaN.
+    Args:
+        seconds: read only so much from the start; by default all, at most an hour.
+    Raises:
+        AudioError: absent, not audio, incomplete, empty, silent, far too loud, or holds NaN.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AudioError(f"{path}: no such audio file")
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (S, channels)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError(f"{path}: cannot be read as WAV, FLAC, OGG or MP3 ({error})") from error
-    waveform = torch.from_numpy(samples.mean(axis=1))  # (S,)
+    limit = None if seconds is None else seconds + 0.01  # the filter looks ahead
+    samples, rate = decode(path, limit)
+    waveform = torch.from_numpy(samples)  # (S,)
 
-    # What Whisper would turn into noise or NaN is refused.
-    if len(waveform) == 0:
-        raise AudioError(f"{path}: holds no samples")
-    if not torch.isfinite(waveform).all():
-        raise AudioError(f"{path}: holds NaN or infinite samples")
-    if not waveform.any():
-        raise AudioError(f"{path}: holds only silence (every sample is 0)")
-
+    # A rate without a short ratio to 16 kHz would need a filter of gigabytes. The nearest ratio
+    # that has one changes the speed by less than 0.1 %.
     if rate != SAMPLE_RATE:
-        waveform = torchaudio.functional.resample(waveform, rate, SAMPLE_RATE)
-    return waveform
+        ratio = Fraction(rate, SAMPLE_RATE).limit_denominator(640 * 48_000 // max(rate, 48_000))
+        waveform = resample(waveform, ratio.numerator, ratio.denominator)
+    return waveform if seconds is None else waveform[: int(seconds * SAMPLE_RATE)]
+
+
+def is_too_long(n_samples: float, context: int) -> bool:
+    """Whether a clip exceeds the encoder's context of so many samples.
+
+    10 ms more do not count, because manifests round; they are cut off.
+    """
+    return n_samples > context + SAMPLE_RATE // 100
 
 
 def pad_waveforms(
@@ -77,14 +76,14 @@ def pad_waveforms(
     Returns:
         (B, n_samples) and the real numbers of samples (B,).
     Raises:
-        AudioError: a clip is longer than the context, and cut is false.
+        AudioError: a clip is longer than the context (`is_too_long`), and cut is false.
     """
     batch = torch.zeros(len(waveforms), n_samples)
     for row, waveform, name in zip(batch, waveforms, names, strict=True):
-        if len(waveform) > n_samples and not cut:
+        if is_too_long(len(waveform), n_samples) and not cut:
             raise AudioError(
-                f"{name}: {len(waveform) / SAMPLE_RATE:.1f} s is longer than the encoder's context "
-                f"of {n_samples / SAMPLE_RATE:.1f} s; shorten it, or pass --cut to keep its start"
+                f"{name}: {len(waveform) / SAMPLE_RATE:.2f} s is longer than the encoder's context "
+                f"of {n_samples / SAMPLE_RATE:.2f} s; shorten it (sampler.py --cut keeps its start)"
             )
         row[: len(waveform)] = waveform[:n_samples]
     return batch, torch.tensor([min(len(waveform), n_samples) for waveform in waveforms])
@@ -100,25 +99,37 @@ def item_problem(item: object, folder: Path) -> str:
     absent = [field for field in MANIFEST_FIELDS if field not in item]
     if absent:
         return f"lacks {', '.join(absent)}"
-    if not isinstance(item["audio_filepath"], str):
-        return "audio_filepath is not text"
+
+    texts = [field for field in MANIFEST_FIELDS if field != "duration"]
+    wrong = [field for field in texts if not isinstance(item[field], str)]
+    if wrong:
+        return f"{', '.join(wrong)} must be text"
+    spoken = "".join(item[field] for field in texts if field != "audio_filepath")
+    if any("\ud800" <= letter <= "\udfff" for letter in spoken):
+        return "holds half a character (a surrogate without its pair)"
+
+    # Also refuses NaN, infinity and numbers without end.
+    seconds = item["duration"]
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e6:
+        return f"duration must be seconds above 0, not {str(seconds)[:20]!r}"
+
     file = folder / item["audio_filepath"]
-    return "" if file.is_file() else f"no such file {file}"
+    return "" if os.path.isfile(file) else f"no such file {file}"
 
 
 def load_manifest(path: str | Path) -> list[dict]:
     """Items of a manifest; `audio_filepath`, relative to the manifest's folder, is made absolute.
 
-    Raises ManifestError: not a JSON list, empty, or items without a field or file (all listed).
+    Raises ManifestError: not a JSON list, empty, or bad fields or absent files (all listed).
     """
     path = Path(path).absolute()
-    if not path.is_file():
+    if not os.path.isfile(path):
         advice = "`make demo` makes the toy's, python -m corpora.manifests others"
         raise ManifestError(f"{path}: no such manifest; {advice}")
     try:
-        items = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: not valid JSON ({error})") from error
+        items = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{path}: not valid JSON in UTF-8 ({error})") from error
     if not isinstance(items, list) or not items:
         raise ManifestError(f"{path}: not a JSON list with at least one item")
 
@@ -146,6 +157,43 @@ class Prompt:
     after: list[int]
 
 
+def encode_text(tokenizer, text: str, before: str = "", after: str = "") -> list[int]:
+    """Ids of a user's text between two parts of a prompt, encoded as one string.
+
+    Markers such as <|eot_id|> in `before` and `after` become control tokens. Those in the text stay
+    text: they are written with ordinary tokens.
+
+    Raises ValueError: the text is not Unicode, or the tokenizer cannot write a marker in it.
+    """
+    if text != text.encode(errors="replace").decode():
+        raise ValueError(f"text {text[:60]!r} is not valid Unicode; save or type it as UTF-8")
+    ids = tokenizer.encode(before + text + after)
+
+    # Where are the control tokens of the text? The first and last ones belong to the prompt.
+    names = {i: marker for marker, i in tokenizer.markers.items()}
+    n_before, n_after = (
+        sum(i in names for i in tokenizer.encode(part)) for part in (before, after)
+    )
+    places = [place for place, i in enumerate(ids) if i in names]
+    for place in reversed(places[n_before : len(places) - n_after]):
+        ids[place : place + 1] = spell_marker(tokenizer, names[ids[place]])
+    return ids
+
+
+def spell_marker(tokenizer, marker: str) -> list[int]:
+    """Ordinary ids that write a marker, in two parts so that the tokenizer does not find it.
+
+    Each part is encoded after a marker, where no tokenizer adds a space. Raises ValueError: the
+    tokenizer cannot write it.
+    """
+    skipped = len(tokenizer.encode(marker))
+    parts = (marker[:1], marker[1:])
+    ids = [i for part in parts for i in tokenizer.encode(marker + part)[skipped:]]
+    if tokenizer.decode(ids) != marker or not set(ids).isdisjoint(tokenizer.markers.values()):
+        raise ValueError(f"the tokenizer cannot write {marker} as text; take it out of the text")
+    return ids
+
+
 def build_prompt(tokenizer, instruction: str) -> Prompt:
     """The prompt of DIFFA, the same in training and inference, in the chat format of its LM.
 
@@ -166,22 +214,23 @@ def build_prompt(tokenizer, instruction: str) -> Prompt:
     opening, closing = chat.turn.split("{text}")
     system_turn = chat.turn.format(role="system", text=SYSTEM)
     before = f"{chat.start}{system_turn}{opening.format(role='user')}This is the audio:"
-    after = f" <audio>. {instruction}{closing}{chat.answer}"
-    return Prompt(tokenizer.encode(before), tokenizer.encode(after))
+    after = encode_text(tokenizer, instruction, " <audio>. ", closing + chat.answer)
+    return Prompt(tokenizer.encode(before), after)
 
 
 def build_text_prompt(tokenizer, text: str) -> Prompt:
     """A user's turn of text without audio, up to where the assistant begins; `after` is empty."""
     chat = tokenizer.chat
+    opening, closing = chat.turn.split("{text}")
     system_turn = chat.turn.format(role="system", text=SYSTEM)
-    user_turn = chat.turn.format(role="user", text=text)
-    return Prompt(tokenizer.encode(f"{chat.start}{system_turn}{user_turn}{chat.answer}"), [])
+    before = f"{chat.start}{system_turn}{opening.format(role='user')}"
+    return Prompt(encode_text(tokenizer, text, before, closing + chat.answer), [])
 
 
 def left_pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Rows (P_i, ...) as one batch (B, P, ...), zeros on the left, and its mask (B, P).
 
-    Padded on the left, the ends of all prompts line up, and answers follow at one position.
+    With padding on the left, all prompts end, and all answers begin, at the same position.
     """
     P = max(len(row) for row in rows)
     padded = []
@@ -208,7 +257,7 @@ def encode_answers(tokenizer, answers: list[str], length: int) -> Tensor:
     end = tokenizer.id(TEXT_END)
     rows = []
     for answer in answers:
-        ids = tokenizer.encode(answer)
+        ids = encode_text(tokenizer, answer)
         if len(ids) >= length:
             raise ValueError(
                 f"answer of {len(ids)} tokens does not fit {length} with its end: {answer[:60]!r}"

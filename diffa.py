@@ -3,12 +3,13 @@
 DIFFA (arXiv 2507.18452, figure 2) makes a masked-diffusion LM listen in three steps:
 
     encode: waveform -> every hidden state of the frozen Whisper encoder
-    hear:   hidden states -> audio embeddings, by the adapters; only these train
+    hear:   hidden states -> audio embeddings, by the parts that train: adapters and prompts
     splice: prompt text with the audio embeddings in its middle
 
 The loss of a spliced prompt is diffusion_lm.diffusion_loss; sampler.generate answers it.
 
-Shapes: B batch, S samples, T encoder frames, A audio embeddings, P prompt positions, D LM width.
+Shapes: B batch, S samples, T encoder frames, D_w encoder width, A audio embeddings, Q acoustic
+queries, P prompt positions, D LM width.
 """
 
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from data import Prompt, left_pad
 from diffusion_lm import DiffusionLM
 from encoder import WhisperEncoder, encoder_frames, log_mel
 
-# What stands where the audio goes, by stage. Stage 1 teaches the words alone, after 20 learned
-# prompts that tell the LM what to do with them. In stage 2 the instruction says what to do, and the
-# acoustic embeddings take the prompts' place. "semantic" is the ablation of table 5.
+# What stands where the audio goes, by stage. Stage 1 teaches the words: 20 learned prompts help the
+# instruction to tell the LM what the embeddings after them are. Stage 2 drops the prompts, and the
+# acoustic embeddings stand in their place. "semantic" is the ablation of table 5.
 AUDIO_PARTS = {
     "stage1": ("prompts", "semantic"),
     "stage2": ("acoustic", "semantic"),
@@ -58,7 +59,7 @@ def new_parts(config: AdapterConfig, names: tuple[str, ...]) -> dict[str, Part]:
 
 @torch.no_grad()
 def match_embedding_scale(parts: dict[str, Part], lm: DiffusionLM) -> None:
-    """Let new parts start at the RMS of the LM's token embeddings; tiny training runs need it.
+    """Scale new parts to the RMS of the LM's token embeddings; tiny training runs need it.
 
     Ours, not the paper's. The parts are changed in place.
     """
@@ -105,7 +106,7 @@ class DIFFA(nn.Module):
         self.answer_length = answer_length
         self.made_of = made_of or {}
 
-        # Frozen: no gradient reaches their weights, only passes through the LM to the adapters.
+        # Frozen: their weights get no gradient. Gradients flow through the LM to the adapters.
         self.encoder = encoder.requires_grad_(False)
         self.lm = lm.requires_grad_(False)
 
@@ -156,7 +157,7 @@ class DIFFA(nn.Module):
 
         Returns:
             audio embeddings (B, A, D) and their mask (B, A), true where an embedding is real. First
-            the stage-1 prompts or the acoustic embeddings, always all of them, then the words.
+            the prompts or the acoustic embeddings, never padded, then the semantic embeddings.
         """
         audio, mask = self.semantic(states[-1], frames)  # (B, A_words, D), (B, A_words)
         if self.prompts is not None:

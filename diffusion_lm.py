@@ -227,7 +227,7 @@ class DiffusionLM(nn.Module):
     def new_cache(self, B: int, L: int) -> KeyValues:
         """Empty keys and values of L positions in every block; the first pass must fill them."""
         shape = (B, self.config.n_kv_heads, L, self.config.head_dim)
-        # Not `new_empty`: on a sharded LM that would give a slice.
+        # torch.empty, because new_empty of a sharded weight would be sharded too.
         options = {"dtype": self.embedding.weight.dtype, "device": self.embedding.weight.device}
         return [(torch.empty(shape, **options), torch.empty(shape, **options)) for _ in self.blocks]
 
@@ -253,8 +253,8 @@ class DiffusionLM(nn.Module):
         Args:
             embeddings: (B, M, D), of tokens or of audio; without a cache M = L, the whole sequence.
             mask: (B, L), true where a position is real; None when all are. Padding may lie
-                anywhere: real positions are numbered from 0 without it and never attend to it, so
-                an item does not depend on its neighbours in the batch.
+                anywhere: real positions are numbered from 0, skipping it, and never attend to it.
+                So an item does not depend on its neighbours in the batch.
             cache: keys and values of the whole sequence. Those of `embeddings` replace the entries
                 at `indices` (M,); all others are read as they are.
             output_rows: (N,) rows of `embeddings` whose hidden states are returned. The last block
@@ -292,8 +292,8 @@ def noise_levels(
 ) -> Tensor:
     """A noise level for each item, (n,) on the CPU: t ~ U(t_min, 1], floored at T_MIN.
 
-    LLaDA, section 2.1, has t_min = 0. stratified: one level from each n-th of the range, in random
-    order. This calms the 1/t weights of a small batch.
+    LLaDA, section 2.1, has t_min = 0. stratified: one level from each of n equal slices of the
+    range, in random order. This reduces the variance of the 1/t weights in a small batch.
     """
     u = torch.rand(n, generator=generator)
     if stratified:
@@ -368,7 +368,7 @@ def diffusion_loss(
     losses = token_losses(lm, hidden[is_masked], answer_ids[is_masked])  # (n,)
 
     # 4. Weight 1/t: at level t only a fraction t of the tokens is scored, and the weight makes up
-    #    for it. This makes the expected loss an upper bound of the negative log-likelihood.
+    #    for it. With t ~ U(0, 1] the expected loss bounds the negative log-likelihood from above.
     weights = (1.0 / t.to(losses))[:, None].expand_as(is_masked)[is_masked]  # (n,)
 
     # 5. Normalise by the answer tokens.

@@ -47,8 +47,8 @@ class EncoderConfig:
         return self.context * CONV_STRIDE * HOP
 
 
-# Whisper paper, table 1. English-only variants (.en) have the same shapes, and so have all encoders
-# of width 1280: turbo only has a smaller decoder.
+# Whisper paper, table 1. English-only variants (.en) have the same shapes. Large is large-v2; turbo
+# has large-v3's encoder and a smaller decoder.
 SIZES = {
     "tiny": EncoderConfig(width=384, n_layers=4, n_heads=6, ffn=1536),
     "base": EncoderConfig(width=512, n_layers=6, n_heads=8, ffn=2048),
@@ -97,7 +97,8 @@ def log_mel(waveform: Tensor, n_mels: int = 80) -> Tensor:
     # Mel bins on Slaney's scale.
     mel = mel_filters(n_mels).to(waveform.device).T @ power  # (B, M, F)
 
-    # Decibels, cut 80 dB below the loudest bin of each clip, scaled to about [-1, 1].
+    # Log10 of the power, floored 8 (80 dB) below the loudest bin of each clip, then scaled to about
+    # [-1, 1] as in Whisper.
     log = mel.clamp(min=1e-10).log10()
     log = torch.maximum(log, log.amax(dim=(-2, -1), keepdim=True) - 8.0)
     return ((log + 4.0) / 4.0).reshape(*waveform.shape[:-1], n_mels, -1)
@@ -105,7 +106,7 @@ def log_mel(waveform: Tensor, n_mels: int = 80) -> Tensor:
 
 def encoder_frames(n_samples: Tensor | int) -> Tensor | int:
     """Encoder frames that hold real audio, for clips of n_samples (int or integer tensor)."""
-    mel_frames = -(-n_samples // HOP)  # rounded up: a begun frame counts
+    mel_frames = -(-n_samples // HOP)  # rounded up: a partial frame counts
     return (mel_frames - 1) // CONV_STRIDE + 1
 
 
@@ -159,7 +160,7 @@ class EncoderBlock(nn.Module):
 
 
 class WhisperEncoder(nn.Module):
-    """The encoder half of Whisper, general in its shapes."""
+    """The encoder half of Whisper, of any size."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()

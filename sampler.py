@@ -25,6 +25,7 @@ D width; R rows of the batch in a call, C conditions (1, or 2 with guidance), M 
 through the model.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,6 +44,15 @@ CHOICES = {
     "remasking": ("low_confidence", "random"),
     "cache": ("none", "prefix", "dual"),
 }
+RANGES = {  # smallest and largest; larger numbers would overflow
+    "length": (1, 2**20),
+    "block_length": (1, 2**20),
+    "threshold": (1e-9, 1),
+    "factor": (1e-9, 1000),
+    "temperature": (0, 100),
+    "cfg_scale": (0, 100),
+    "seed": (0, 2**64 - 1),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +60,7 @@ class SamplerConfig:
     """How an answer is filled in. Raises ValueError: an impossible setting, and what works."""
 
     length: int = 16  # tokens of the answer
-    block_length: int | None = None  # blocks are filled left to right; None: one block
+    block_length: int | None = None  # filled left to right, the last may be shorter; None: one
     steps: int | None = None  # of the count rule, shared by the blocks; None: one a token
     rule: str = "count"
     threshold: float = 0.9
@@ -61,31 +71,31 @@ class SamplerConfig:
     seed: int = 0  # of temperature and random remasking
     cache: str = "none"
     compile: bool = False  # slow at first (speed/compiled.py)
+    second_call: bool = False  # Fast-dLLM's, in a block that is full after its first; to compare
     stop_at_end: bool = True  # an item is done once its end token is committed with all before it
 
     def __post_init__(self):
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold {self.threshold} is outside (0, 1]; 0.9 is usual")
-        if self.temperature < 0 or self.cfg_scale < 0 or self.factor <= 0:
-            raise ValueError("temperature and cfg_scale must be 0 or more, factor more than 0")
-        if self.length < 1:
-            raise ValueError(f"length {self.length} holds no answer; use 1 or more")
-
-        # Blocks must divide the answer, and steps must suffice for the blocks.
         for name in ("block_length", "steps"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.length)
-        if self.block_length < 1 or self.length % self.block_length:
-            blocks = f"length {self.length} does not divide into blocks of {self.block_length}"
-            divisors = [n for n in range(1, self.length + 1) if self.length % n == 0]
-            raise ValueError(f"{blocks}; use one of {divisors}")
-        n_blocks = self.length // self.block_length
-        if self.rule == "count" and not n_blocks <= self.steps <= self.length:
-            steps = f"{self.steps} steps for {n_blocks} blocks and {self.length} tokens"
-            raise ValueError(f"{steps}; use {n_blocks} to {self.length}")
+
+        # NaN is in no range.
+        for name, (least, most) in RANGES.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} {getattr(self, name)} is outside {least} to {most}")
+
+        # A block takes one step or more, a step commits one token or more.
+        object.__setattr__(self, "block_length", min(self.block_length, self.length))
+        if not self.n_blocks <= self.steps <= self.length:
+            steps = f"{self.steps} steps for {self.n_blocks} blocks and {self.length} tokens"
+            raise ValueError(f"{steps}; use {self.n_blocks} to {self.length}")
+
+    @property
+    def n_blocks(self) -> int:
+        return -(-self.length // self.block_length)
 
 
 @dataclass(kw_only=True)
@@ -103,6 +113,26 @@ def split_evenly(total: int, parts: int) -> list[int]:
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
+def blocks_of(config: SamplerConfig) -> list[tuple[slice, int]]:
+    """The columns of each block, and its share of the steps: by its length, at least one."""
+    G = config.length
+    starts = range(0, G, config.block_length)
+    blocks = [slice(start, min(start + config.block_length, G)) for start in starts]
+    last = max(config.steps * (G - starts[-1]) // G, 1)
+    n_steps = [*split_evenly(config.steps - last, len(blocks) - 1), last]
+    return list(zip(blocks, n_steps, strict=True))
+
+
+def check_finite(lm: DiffusionLM, numbers: Tensor) -> None:
+    """Raise ValueError: some of these confidences or logits are NaN or infinite."""
+    if not numbers.isfinite().all():
+        raise ValueError(
+            f"the LM's logits are NaN or infinite in {lm.embedding.weight.dtype}. Use --dtype "
+            "float32 or bfloat16, since numbers above 65,504 overflow in float16; if that does not "
+            "help, weights are damaged: download or train them again"
+        )
+
+
 # The published procedure
 
 
@@ -112,22 +142,22 @@ def generate_plain(
 ) -> Generation:
     """LLaDA's sampler as DIFFA publishes it, for one item: the count rule, no cache.
 
-    The oracle of the tests, and the yardstick of the benchmark, which stops it at `max_steps`.
+    Greedy, without guidance or padding; other settings are ignored. The tests compare `generate`
+    with it, and the benchmark measures against it, stopping after `max_steps`.
     """
     started = time.perf_counter()
     P = prompt.embeddings.shape[1]
-    n_blocks = config.length // config.block_length
     is_answer = torch.arange(P + config.length, device=prompt.mask.device)[None] >= P  # (1, L)
     x = torch.full_like(is_answer, lm.config.mask_id, dtype=torch.long)  # only the answer is read
     calls = 0
 
-    for block, n_steps in enumerate(split_evenly(config.steps, n_blocks)):
-        block_end = P + (block + 1) * config.block_length
-        for n_commit in split_evenly(config.block_length, n_steps):
+    for block, n_steps in blocks_of(config):
+        for n_commit in split_evenly(block.stop - block.start, n_steps):
             if calls == max_steps:
                 break
 
-            # One pass over prompt and answer. Quirk of the release: beside audio, in bfloat16.
+            # One pass over prompt and answer. Quirk of the release: in a prompt with audio, all
+            # embeddings are rounded to bfloat16.
             embeddings = torch.cat([prompt.embeddings, lm.embed(x[:, P:])], dim=1)  # (1, L, D)
             if not prompt.is_text.all():
                 embeddings = embeddings.bfloat16().to(embeddings.dtype)
@@ -140,8 +170,9 @@ def generate_plain(
 
             # Masks up to the end of the block compete, and the most confident are committed.
             confidence[~is_answer | (x != lm.config.mask_id)] = -torch.inf
-            confidence[:, block_end:] = -torch.inf
+            confidence[:, P + block.stop :] = -torch.inf
             best = confidence[0].topk(n_commit).indices
+            check_finite(lm, confidence[0, best])
             x[0, best] = proposed[0, best]
             calls += 1
 
@@ -165,8 +196,8 @@ def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple
     """Tokens (B, N) that logits (B, N, V) make most probable, and their confidence (B, N).
 
     The confidence is the softmax probability, exp(logit - logsumexp) in float32, without a softmax
-    tensor. [MASK] counts in the sum but is never proposed. gumbel: (B, N, V) float64 noise that is
-    added before the maximum.
+    tensor; it is NaN where a logit is NaN or infinite. [MASK] counts in the sum but is never
+    proposed. gumbel: (B, N, V) float64 noise that is added before the maximum.
     """
     logits = logits.float()
     total = logits.logsumexp(dim=-1)  # (B, N)
@@ -177,7 +208,8 @@ def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple
     else:
         tokens = (logits.double() + gumbel).argmax(dim=-1)
         best = logits.gather(-1, tokens[..., None])[..., 0]
-    return tokens, (best - total).exp()
+    log_confidence = best - total
+    return tokens, log_confidence.exp().masked_fill(~log_confidence.isfinite(), torch.nan)
 
 
 def commit(confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor) -> Tensor:
@@ -202,7 +234,7 @@ def commit(confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor) -> T
     elif rule == "threshold":
         keep = confidence > limit
     else:
-        # The bar rises with the rank while the confidence falls: who passes, so do all before it.
+        # The bar rises with the rank while the confidence falls: if one passes, all before it do.
         keep = confidence >= 1 - limit / (rank + 2)
     return (keep | (rank == 0)) & is_masked
 
@@ -224,7 +256,7 @@ class Choice(NamedTuple):
     limit: Tensor  # (), see `commit`
     cfg_scale: Tensor | None  # ()
     gumbel: Tensor | None  # (R, N, V), see `propose`
-    chance: Tensor | None  # (R, N), replaces the confidence under random remasking
+    chance: Tensor | None  # (R, N), decides instead of the confidence under random remasking
 
 
 def refine(
@@ -238,16 +270,16 @@ def refine(
     hidden = lm(call.x, call.real, call.cache, call.indices, call.output_rows)  # (C R, N, D)
     logits = lm.head(hidden)  # (C R, N, V)
 
-    # Guidance (LLaDA, equation 16) leads away from the answer without the prompt's text.
+    # Guidance (LLaDA, equation 16) moves the logits away from those without the prompt's text: a
+    # scale of 0 leaves the conditional logits, and 1 doubles their difference.
     if choice.cfg_scale is not None:
         conditional, unconditional = logits.chunk(2)
         logits = unconditional + (choice.cfg_scale + 1) * (conditional - unconditional)
 
     is_masked = block_ids == lm.config.mask_id
     proposed, confidence = propose(logits, lm.config.mask_id, choice.gumbel)
-    if choice.chance is not None:
-        confidence = choice.chance
-    keep = commit(confidence, is_masked, choice.rule, choice.limit)
+    deciding = confidence if choice.chance is None else choice.chance
+    keep = commit(deciding, is_masked, choice.rule, choice.limit)
     return torch.where(keep, proposed, block_ids), confidence, keep
 
 
@@ -271,6 +303,20 @@ def round_rows(x: Tensor, is_rounded: Tensor) -> Tensor:
     return torch.where(is_rounded[:, None, None], x.bfloat16().to(x.dtype), x)
 
 
+def item_generators(prompt: Spliced, seed: int) -> list[torch.Generator]:
+    """A generator for each item, seeded from the seed, the item's text and its length.
+
+    An item's answer then does not depend on its neighbours. The audio embeddings are left out,
+    because their last bits may differ in another batch.
+    """
+    generators = []
+    for embeddings, mask, is_text in zip(prompt.embeddings, prompt.mask, prompt.is_text):
+        text = embeddings[mask & is_text].float().cpu().numpy().tobytes()
+        digest = hashlib.sha256(f"{seed} {mask.sum()} ".encode() + text).digest()
+        generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big")))
+    return generators
+
+
 class Canvas:
     """The answers to a batch of prompts while they are filled in: the state of `generate`."""
 
@@ -283,10 +329,13 @@ class Canvas:
         self.confidence = torch.zeros(B, config.length, device=device)  # of committed tokens
         self.calls = torch.zeros(B, dtype=torch.long, device=device)
         self.ended = torch.zeros(B, dtype=torch.bool, device=device)
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.generators = []
+        if config.temperature > 0 or config.remasking == "random":
+            self.generators = item_generators(prompt, config.seed)
 
-        # Guidance adds a second condition, in which masks stand for the prompt's text. Quirk of the
-        # release: the audio stays, so it leads away from what the LM says of the clip unasked.
+        # Guidance adds a second condition, in which every token of the prompt is [MASK]. Quirk of
+        # the release: the audio stays, so the answer moves away from what the LM would say about
+        # the clip without the instruction.
         conditions = prompt.embeddings[None]  # (C, B, P, D)
         self.cfg_scale = None
         if config.cfg_scale > 0:
@@ -295,8 +344,8 @@ class Canvas:
             without_text = torch.where(prompt.is_text[..., None], blank, prompt.embeddings)
             conditions = torch.stack([prompt.embeddings, without_text])
 
-        # Quirk of the release: beside audio, every embedding passes through bfloat16, whatever the
-        # LM's dtype. Its generated ids depend on it. Prompts of text alone are not rounded.
+        # Quirk of the release: in a prompt with audio, every embedding passes through bfloat16,
+        # whatever the LM's dtype. Its generated ids depend on it.
         self.is_rounded = (prompt.mask & ~prompt.is_text).any(dim=1)  # (B,)
         self.prompt = round_rows(conditions, self.is_rounded)  # (C, B, P, D)
         self.real = F.pad(prompt.mask, (0, config.length), value=True)  # (B, L)
@@ -349,21 +398,30 @@ class Canvas:
         indices = torch.arange(P + block.start, P + stop, device=x.device)  # (M,)
         return Call(x.repeat(C, 1, 1), full.real, full.cache, indices, columns - block.start)
 
-    def choice(self, limit: Tensor, inside: tuple[Tensor, Tensor]) -> Choice:
+    def uniform(self, waiting: Tensor, *shape: int) -> Tensor:
+        """Random numbers (B, *shape) in [0, 1), by the generators of the waiting items (B,)."""
+        u = torch.full((len(waiting), *shape), 0.5, dtype=torch.float64)
+        for i in waiting.nonzero()[:, 0].tolist():
+            torch.rand(shape, generator=self.generators[i], out=u[i])
+        return u.to(waiting.device)
+
+    def choice(
+        self, limit: Tensor, waiting: Tensor, block: slice, inside: tuple[Tensor, Tensor]
+    ) -> Choice:
         """The rule of a step with its random numbers, at rows and columns `inside` the block.
 
-        They are drawn on the CPU for the whole block of every item, whatever is computed of it.
+        They are drawn on the CPU for the whole block, even if only some positions are computed, so
+        that an item's numbers do not depend on that.
         """
         gumbel = None
         chance = None
-        shape = (len(self.ids), self.config.block_length, self.lm.config.vocab)  # (B, N, V)
+        N = block.stop - block.start
         if self.config.temperature > 0:
             # In float64: float32 would cut the noise's tails and lose diversity (arXiv 2409.02908).
-            u = torch.rand(shape, generator=self.generator, dtype=torch.float64)
-            gumbel = -self.config.temperature * (-u.to(limit.device)[inside].log()).log()
+            u = self.uniform(waiting, N, self.lm.config.vocab)[inside]  # (R, N, V)
+            gumbel = -self.config.temperature * (-u.log()).log()
         if self.config.remasking == "random":
-            u = torch.rand(shape[:2], generator=self.generator)
-            chance = u.to(limit.device)[inside]
+            chance = self.uniform(waiting, N)[inside].float()  # (R, N)
         return Choice(self.config.rule, limit, self.cfg_scale, gumbel, chance)
 
     def finish_ended(self) -> None:
@@ -377,11 +435,12 @@ class Canvas:
         self.ids.masked_fill_(self.ended[:, None] & is_masked, self.lm.config.end_id)
 
 
-def step_limits(config: SamplerConfig, n_steps: int) -> list[float]:
+def step_limits(config: SamplerConfig, block: slice, n_steps: int) -> list[float]:
     """The rule's number at each step of a block; only the count rule knows how many there are."""
+    N = block.stop - block.start
     if config.rule == "count":
-        return split_evenly(config.block_length, n_steps)
-    return [getattr(config, config.rule)] * (config.block_length + 1)
+        return split_evenly(N, n_steps)
+    return [getattr(config, config.rule)] * (N + 1)
 
 
 @torch.no_grad()
@@ -395,7 +454,7 @@ def generate(
 
     on_step: called after each step with ids (B, G) and the confidence (B, G) that each token had
     when it was committed. Later steps change both: copy what is kept. Raises ValueError: see
-    `check_prompt`.
+    `check_prompt` and `check_finite`.
     """
     started = time.perf_counter()
     check_prompt(lm, prompt, config)
@@ -404,16 +463,14 @@ def generate(
         from speed.compiled import compile_step
 
         canvas, step = compile_step(lm, prompt, config)
-    N = config.block_length
+    calls_twice = config.second_call and config.cache != "none" and config.rule != "count"
 
-    for number, n_steps in enumerate(split_evenly(config.steps, config.length // N)):
-        block = slice(number * N, (number + 1) * N)
-        limits = torch.tensor(step_limits(config, n_steps), dtype=torch.float32)
+    for block, n_steps in blocks_of(config):
+        limits = torch.tensor(step_limits(config, block, n_steps), dtype=torch.float32)
         for turn, limit in enumerate(limits.to(canvas.ids.device)):
-            # Which items still wait? Fast-dLLM always makes a second call in a block, even if the
-            # first filled it. We do the same so that call counts match.
+            # Which items still wait?
             waiting = canvas.masks(slice(None), block).any(dim=1)  # (B,)
-            if turn == 1 and config.cache != "none" and config.rule != "count":
+            if turn == 1 and calls_twice:
                 waiting = ~canvas.ended
             if not waiting.any():
                 break
@@ -428,11 +485,13 @@ def generate(
                 call = canvas.cached_call(rows, columns, block, full)
 
             # Predict, and commit what the rule takes.
-            choice = canvas.choice(limit, inside=(rows[:, None], columns - block.start))
+            inside = (rows[:, None], columns - block.start)
+            choice = canvas.choice(limit, waiting, block, inside)
             where = (rows[:, None], columns)  # (R, N)
             ids, confidence, keep = step(lm, call, canvas.ids[where], choice)
             canvas.ids[where] = ids
             canvas.confidence[where] = torch.where(keep, confidence, canvas.confidence[where])
+            check_finite(lm, canvas.confidence)
             canvas.calls += waiting
             if config.stop_at_end:
                 canvas.finish_ended()
@@ -471,7 +530,7 @@ def answer(
     decode: Callable[..., Generation] = generate,
     on_step: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Iterator[Answer]:
-    """Answers to prompts, batch by batch, in their order; the one function that answers clips.
+    """Answers to prompts, batch by batch, in their order.
 
     Args:
         audio: called with the rows of a batch, gives their audio embeddings (B, A, D) and mask

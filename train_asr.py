@@ -1,8 +1,8 @@
 """Stage 1: teach the semantic adapter to carry words (DIFFA, figure 2).
 
 Encoder and LM are frozen. The semantic adapter and 20 learned prompts train on transcripts: the LM,
-asked to transcribe, must recover the words from the audio embeddings alone. The prompts stand for
-what the LM has to do with them; stage 2's instructions take their place.
+asked to transcribe, must recover the words from the audio embeddings alone. The prompts help the
+instruction to tell the LM what these embeddings are; stage 2 drops them.
 
     python train_asr.py --train runs/toy/corpus/asr_train.json --out runs/toy/stage1
 
@@ -30,8 +30,8 @@ from training.stage import Stage, run_command
 RECIPES = {
     "paper": Recipe(
         train=TrainConfig(
-            # paper: 10 epochs of LibriSpeech's 960 hours.
-            steps=10 * (281_241 // 128),
+            # paper: of LibriSpeech's 960 hours, 21,970 steps.
+            epochs=10,
             batch=128,  # paper: over all GPUs
             lr=1e-4,  # paper: at its peak
             warmup=1000,  # paper: steps
@@ -65,7 +65,8 @@ RECIPES = {
             schedule="cosine",  # ours
             weight_decay=0.05,  # paper
             clip=1.0,  # paper
-            # ours: every direction of a matrix is learned at one speed, in few steps (muon.py).
+            # ours: a step of the same size in every direction of a matrix, so few steps suffice
+            # (training/muon.py). Its learning rates do not compare with AdamW's.
             optimizer="muon",
         ),
         # ours: the longest sentence of the toy's grammar and its end fit.

@@ -1,8 +1,10 @@
 """Stage 2: teach both adapters to answer instructions about speech (DIFFA, figure 2).
 
-Encoder and LM stay frozen. The semantic adapter resumes from stage 1. A new acoustic adapter, which
-carries how a voice sounds, takes the place of stage 1's prompts: now the instruction says what to
-do. The ablation `--audio semantic` leaves the acoustic adapter out, with all else equal (table 5).
+Encoder and LM stay frozen. The semantic adapter resumes from stage 1. In the prompt, a new acoustic
+adapter, which carries how a voice sounds, stands where stage 1's learned prompts stood. The paper
+trains on 127 hours of VCTK, AccentDB, IEMOCAP, DailyTalk and VoxCeleb1, with answers by a text LLM
+that reads a seed transcript of each clip (corpora/targets.py). The ablation `--audio semantic`
+leaves the acoustic adapter out, with all else equal (table 5).
 
     python train_instruct.py --train runs/toy/corpus/instruct_train.json \\
         --adapters runs/toy/stage1 --out runs/toy/stage2
@@ -32,8 +34,8 @@ from training.stage import Stage, run_command
 RECIPES = {
     "paper": Recipe(
         train=TrainConfig(
-            # release: 30,270 steps, 10 epochs of 127 hours.
-            steps=10 * (96_874 // 32),
+            # release: of 127 hours, 30,270 steps.
+            epochs=10,
             batch=32,  # release: over all GPUs; the paper has 64
             lr=5e-5,  # paper: at its peak
             warmup=2000,  # paper: steps
@@ -68,7 +70,8 @@ RECIPES = {
             schedule="cosine",  # ours
             weight_decay=0.05,  # paper
             clip=1.0,  # paper
-            # ours: every direction of a matrix is learned at one speed, in few steps (muon.py).
+            # ours: a step of the same size in every direction of a matrix, so few steps suffice
+            # (training/muon.py). Its learning rates do not compare with AdamW's.
             optimizer="muon",
         ),
         # ours: the longest sentence of the toy's grammar and its end fit.
@@ -96,7 +99,7 @@ def answer_loss(
     noisy_ids = noise(batch.answer_ids, t, model.lm.config.mask_id, generator)  # (B, G)
 
     for part in batch.parts():
-        # Encoder states -> both adapters -> the middle of the prompt.
+        # Encoder states -> the stage's adapters -> the middle of the prompt.
         audio, audio_mask = part.hear()  # (b, A, D), (b, A)
         prompt = splice(model.lm, part.prompts, audio, audio_mask)  # (b, P, D)
 

@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,18 +32,20 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
     add = parser.add_argument
 
     # The model's files.
-    trained = "the one that the adapters were trained with; else the toy run's"
-    add("--whisper", help=f"directory (hub format), or OpenAI's .pt (default: {trained})")
-    add("--llm", help=f"LLaDA or Qwen3-diffusion directory (hub format; default: {trained})")
-    add("--adapters", default=adapters_default, help="directory, or the release's file")
+    default = "(default: %(default)s)"
+    trained = "(default: the one that the adapters were trained with; else the toy run's)"
+    add("--whisper", help=f"directory (hub format), or OpenAI's .pt {trained}")
+    add("--llm", help=f"LLaDA or Qwen3-diffusion directory (hub format) {trained}")
+    add("--adapters", default=adapters_default, help=f"directory, or the release's file {default}")
 
     # Where and how it runs.
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=usual, help=f"such as cuda:1 {default}")
     usual = "the LM as in its file, the encoder float32"
     add("--dtype", choices=DTYPES, help=f"of the frozen encoder and LM (default: {usual})")
 
     # What deviates from the published model.
-    window = "a window of the encoder that is shorter than Whisper's 30 s"
+    window = "the encoder's window, up to 30 (default: the one that the adapters were trained with)"
     add("--audio-context", type=seconds, metavar="SECONDS", help=window)
     other = "take another encoder, LM, tokenizer or window than the adapters were trained with"
     add("--force-parts", dest="allow_other_parts", action="store_true", help=other)
@@ -60,6 +64,13 @@ def model_options(args: argparse.Namespace) -> dict:
     }
 
 
+def count(text: str) -> int:
+    """The value of an option that counts. Raises ArgumentTypeError: not a whole number from 1."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
+    return int(text)
+
+
 @contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
     """Turn the errors that a user can cause into one line and exit code 1.
@@ -67,12 +78,18 @@ def one_line_errors(name: str) -> Iterator[None]:
     Args:
         name: of the command, which begins the line: "sampler.py", "python -m lab.benchmark".
     Raises:
-        SystemExit: for OSError, ValueError (such as AudioError, ManifestError and WeightsError)
-            and Ctrl-C.
+        SystemExit: for OSError, ValueError (such as AudioError, ManifestError and WeightsError),
+            Ctrl-C (exit code 130) and a reader of the output that is gone (141, without a line).
     """
     try:
         yield
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # As after `| head -1`. Python's own flush at the end would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (ValueError, OSError) as error:
         raise SystemExit(f"{name}: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"{name}: stopped; run the same command to resume") from None
+        print(f"{name}: stopped; run the same command to resume", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -309,6 +309,28 @@ def read_shards(index: Path) -> Checkpoint:
 # Writing
 
 
+def temporary_beside(path: Path) -> Path:
+    """Where a file is written until it is whole. Raises OSError: a folder or device is there."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: cannot be saved (it is no file but a folder or a device)")
+
+    # Several processes may write the same file, hence the process id.
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise OSError, before long work: the folder is missing, or a file cannot be written in it."""
+    path = Path(path)
+    temporary = temporary_beside(path)
+    if not path.parent.is_dir():
+        raise OSError(f"{path}: cannot be saved (no folder {path.parent}; make it first)")
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise OSError(f"{path}: cannot be saved ({error})") from error
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Write a file whole or not at all: whatever goes wrong, the old file stays as it was.
@@ -324,9 +346,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         OSError: the file cannot be written; the message names it.
     """
     path = Path(path)
-
-    # Several processes may write the same file, hence the process id.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary

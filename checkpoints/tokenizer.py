@@ -74,6 +74,7 @@ class Tokenizer(Protocol):
 
     size: int  # number of ids
     digest: str  # of its file
+    markers: dict[str, int]  # control tokens that `encode` finds in a text
     chat: ChatFormat = CHATS["llada"]  # of its model
 
     def encode(self, text: str) -> list[int]:
@@ -92,12 +93,14 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, path: Path):
         self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         self.size = self.model.get_piece_size()
+        known = {marker: self.id(marker) for chat in CHATS.values() for marker in chat.published}
+        self.markers = {marker: i for marker, i in known.items() if i is not None}
 
     def encode(self, text: str) -> list[int]:
         return self.model.encode(text)
 
     def decode(self, ids: list[int]) -> str:
-        return self.model.decode(ids)
+        return self.model.decode([i for i in ids if i < self.size])  # an LM may have more ids
 
     def id(self, piece: str) -> int | None:
         found = self.model.piece_to_id(piece)
@@ -113,6 +116,8 @@ class JSONTokenizer(Tokenizer):
         self.model.no_truncation()
         self.model.no_padding()
         self.size = max(self.model.get_vocab().values(), default=-1) + 1
+        added = self.model.get_added_tokens_decoder()
+        self.markers = {token.content: i for i, token in added.items()}
 
     def encode(self, text: str) -> list[int]:
         return self.model.encode(text, add_special_tokens=False).ids

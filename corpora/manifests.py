@@ -13,12 +13,14 @@ import argparse
 import collections
 import functools
 import json
+import math
+import sys
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from checkpoints.command_line import one_line_errors
-from checkpoints.files import whole_file
+from checkpoints.files import check_writable, whole_file
 from corpora.measure import measured, seed_transcript
 from corpora.readers import READERS, Clip, CorpusError
 from corpora.workers import map_in_processes
@@ -30,7 +32,7 @@ def write_manifest(path: Path, items: list[dict]) -> None:
     """Write a manifest, one item a line. The file appears whole or not at all."""
     lines = [json.dumps(item, separators=(",", ":")) for item in items]
     with whole_file(path) as temporary:
-        temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+        temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", "utf-8")
 
 
 def transcription_item(
@@ -56,6 +58,8 @@ def corpus_item(clip: Clip, corpus: str) -> dict | str:
     except AudioError as error:
         return str(error)
     seconds = len(waveform) / SAMPLE_RATE
+    if round(seconds, 3) == 0:
+        return f"{clip.path}: lasts less than a millisecond"
 
     # What the corpus says has precedence over what is measured.
     known = {name: value for name, value in clip.attributes.items() if value}
@@ -79,29 +83,55 @@ def make_manifests(clips: Iterable[Clip], corpus: str, out: Path, held_out: floa
         corpus: its name, which begins the names of files and items.
         held_out: percentage of the speakers that go to the test manifest; 0 for one manifest.
     Raises:
-        CorpusError: there is no clip, or none can be read.
+        CorpusError: there is no clip, none can be read, or one manifest would be empty.
+        OSError: a manifest cannot be written.
     """
-    results = map_in_processes(functools.partial(corpus_item, corpus=corpus), list(clips), corpus)
-
-    # Say what is missing; the first reasons are enough to find the cause.
-    skipped = [result for result in results if isinstance(result, str)]
-    for reason in skipped[:20]:
-        print(f"skipped: {reason}")
-    print(f"{corpus}: {len(skipped)} clips skipped")
-
     # A speaker's name decides between training and test, so no voice is in both.
     files = collections.defaultdict(list)
-    for item in results:
-        if isinstance(item, dict):
-            is_test = zlib.crc32(item["speaker"].encode()) % 1000 < 10 * held_out
-            part = "_test" if is_test else "_train"
-            files[f"{corpus}{part if held_out else ''}.json"].append(item)
-    if not files:
-        raise CorpusError(f"{corpus}: no clip found that can be read; --help shows the layout")
+    for clip in clips:
+        name = clip.speaker.encode(errors="surrogatepass")
+        part = "_test" if zlib.crc32(name) % 1000 < 10 * held_out else "_train"
+        files[out / f"{corpus}{part if held_out else ''}.json"].append(clip)
 
-    for name, items in files.items():
-        write_manifest(out / name, items)
-        print(f"{len(items)} items in {out / name}")
+    # Before all clips are read: will there be something to write, and a place for it?
+    if not files:
+        raise CorpusError(f"{corpus}: no clip found; --help shows the layout")
+    if held_out and len(files) == 1:
+        (name,) = files
+        raise CorpusError(
+            f"--held-out {held_out:g} takes all speakers to {name.name}; choose another percentage"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        check_writable(path)
+
+    # Clips that cannot be read are left out; the first reasons are enough to find the cause.
+    items = {}
+    for path, found in files.items():
+        item_of = functools.partial(corpus_item, corpus=corpus)
+        results = map_in_processes(item_of, found, path.stem)
+        items[path] = [result for result in results if isinstance(result, dict)]
+        skipped = [result for result in results if isinstance(result, str)]
+        for reason in skipped[:20]:
+            print(f"skipped: {reason}", file=sys.stderr)  # it takes names in any alphabet
+        print(f"{path.stem}: {len(skipped)} clips skipped")
+        if not items[path]:
+            raise CorpusError(f"{path.stem}: none of its {len(found)} clips can be read")
+
+    for path in items:
+        write_manifest(path, items[path])
+        print(f"{len(items[path])} items in {path}")
+
+
+def percentage(text: str) -> float:
+    """The value of an option in percent. Raises ArgumentTypeError: it is not 0 to 100."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"must be 0 to 100, not {text!r}")
+    return value
 
 
 def main() -> None:
@@ -117,7 +147,9 @@ def main() -> None:
         option = command.add_argument
         option("root", type=Path, metavar="ROOT", help=reader.__doc__)
         option("--out", type=Path, required=True, help="folder of the manifests")
-        option("--held-out", type=float, default=0.0, help="percent of the speakers for a test")
+        option(
+            "--held-out", type=percentage, default=0.0, help="percent of the speakers for a test"
+        )
         if reader.__name__ == "librispeech":
             option("--subset", default="train-clean-100", help="dev-clean, test-clean, ...")
             option("--download", action="store_true", help="fetch it first")

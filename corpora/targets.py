@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from checkpoints.command_line import DTYPES, one_line_errors
-from checkpoints.files import whole_file
+from checkpoints.command_line import DTYPES, count, one_line_errors
+from checkpoints.files import check_writable, read_text, whole_file
 from checkpoints.lm import load_lm
 from checkpoints.tokenizer import Tokenizer, load_tokenizer
 from corpora.manifests import write_manifest
@@ -86,33 +86,53 @@ def prompts_about(items: list[dict], template: str, question: str) -> dict[str, 
 def read_answers(path: Path) -> Answers:
     """An external model's answers, from a JSONL file.
 
-    Raises ManifestError: a line that is not {"id", "answer"}.
+    Raises ManifestError: a line that is not {"id", "answer"}, or a second one of an id. Raises
+    WeightsError: no text file.
     """
+    # Not splitlines, which breaks at characters that JSON allows within a text.
     answers = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            answers[row["id"]] = (row["answer"].strip(), None)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            name = row["id"]
+            answer = row["answer"].strip()
+            answer.encode()  # half a character cannot be trained on
+            is_second = name in answers
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             expected = '{"id": ..., "answer": "..."}'
             raise ManifestError(
                 f"{path}: line {number} is not {expected} ({error!r}): {line[:80]}"
             ) from None
+
+        # Which of the two would count?
+        if is_second:
+            raise ManifestError(f"{path}: line {number} is a second answer for {name!r}")
+        answers[name] = (answer, None)
     return answers
 
 
 def lm_answers(
     lm: DiffusionLM, tokenizer: Tokenizer, texts: dict[str, str], config: SamplerConfig, batch: int
 ) -> Answers:
-    """The diffusion LM's answers to texts by audio_id. One without an end of text was cut off."""
-    prompts = [build_text_prompt(tokenizer, text) for text in texts.values()]
-    answers = answer(lm, tokenizer, prompts, None, config, batch=batch)
+    """The diffusion LM's answers to texts by audio_id. One without an end of text was cut off.
+
+    Texts that are too long for it are left out. Raises ValueError: all are.
+    """
+    prompts = {name: build_text_prompt(tokenizer, text) for name, text in texts.items()}
+    room = lm.config.max_length - config.length
+    fitting = {name: prompt for name, prompt in prompts.items() if len(prompt.before) <= room}
+    if len(fitting) < len(prompts):
+        left_out = f"{len(prompts) - len(fitting)} of {len(prompts)} prompts"
+        print(f"{left_out} are longer than the {room} tokens that the LM has room for")
+    prompts = fitting or prompts  # if none fits, the sampler says why
+
+    answers = answer(lm, tokenizer, list(prompts.values()), None, config, batch=batch)
     ends = {tokenizer.id(TEXT_END), tokenizer.id(tokenizer.chat.turn_end)}
 
     # An answer with no end token filled its whole length.
-    replies = tqdm(zip(texts, answers), "answering", len(texts), leave=False)
+    replies = tqdm(zip(prompts, answers), "answering", len(prompts), leave=False)
     return {name: (reply.text, ends.isdisjoint(reply.ids)) for name, reply in replies}
 
 
@@ -132,7 +152,16 @@ def with_targets(
     return kept, dropped
 
 
-def main() -> None:
+def check_items(items: list[dict], dropped: collections.Counter) -> str:
+    """Why items were dropped, as text. Raises ManifestError: none is left."""
+    reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"
+    if not items:
+        raise ManifestError(f"no item has a usable answer; dropped: {reasons}")
+    return reasons
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -149,19 +178,31 @@ def main() -> None:
             option("--answers", type=Path, required=True, help='JSONL of {"id", "answer"}')
         if way in ("self", "rewrite"):
             option("--llm", required=True, help="LLaDA or Qwen3-diffusion directory (hub format)")
-            option("--length", type=int, default=128, help="tokens of an answer (default 128)")
-            option("--batch", type=int, default=16)
+            option("--length", type=count, default=128, help="tokens of an answer (default 128)")
+            option("--batch", type=count, default=16, help="prompts at once (default 16)")
             option("--dtype", choices=DTYPES, default="bfloat16")
             option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    return parser
 
+
+def main() -> None:
+    args = make_parser().parse_args()
     with one_line_errors("python -m corpora.targets"):
+        # What can be checked is checked before long work.
         items = load_manifest(args.manifest)
+        if args.out.exists() and any(
+            path and args.out.samefile(path) for path in (args.manifest, args.answers)
+        ):
+            raise ManifestError(f"--out {args.out}: is read by this command; give another file")
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(args.out)
+
         if args.way == "prompts":
             prompts = prompts_about(items, ASK, args.question)
             rows = [{"id": name, "prompt": text} for name, text in prompts.items()]
             with whole_file(args.out) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+                lines = "".join(json.dumps(row) + "\n" for row in rows)
+                temporary.write_text(lines, "utf-8")
             print(f"{len(rows)} prompts in {args.out}")
             return
 
@@ -169,22 +210,21 @@ def main() -> None:
         dropped = collections.Counter()
         if args.answers:
             items, dropped = with_targets(items, read_answers(args.answers), args.question)
+            check_items(items, dropped)
 
         # The diffusion LM's own answers, or its rewriting of the external ones.
         if args.llm:
             prompts = prompts_about(items, REWRITE if args.answers else ASK, args.question)
-            lm = load_lm(args.llm, DTYPES[args.dtype], args.device).eval()
-            tokenizer = load_tokenizer(args.llm, lm.config)
             block_length = min(32, args.length)
             config = SamplerConfig(length=args.length, block_length=block_length, rule="threshold")
+            lm = load_lm(args.llm, DTYPES[args.dtype], args.device).eval()
+            tokenizer = load_tokenizer(args.llm, lm.config)
             answers = lm_answers(lm, tokenizer, prompts, config, args.batch)
             items, more = with_targets(items, answers, args.question)
             dropped += more
 
         # Say what was dropped, also when nothing is left.
-        reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"
-        if not items:
-            raise ManifestError(f"no item has a usable answer; dropped: {reasons}")
+        reasons = check_items(items, dropped)
         write_manifest(args.out, items)
         print(f"{len(items)} items in {args.out}; dropped: {reasons}")
 

@@ -3,24 +3,35 @@
     python sampler.py CLIP "QUESTION"                     answers, showing each denoising step
     python sampler.py CLIP "QUESTION" --trace out.html    also writes a page with a row a step
 
+The answer goes to the standard output. Where that is a terminal, the steps are one changing line of
+it; elsewhere they go to the standard error, so that a script reads the answer alone.
+
 Shapes: B clips, A audio embeddings, D LM width, S samples.
 """
 
 import argparse
+import math
+import os
 import sys
 import time
+import unicodedata
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 from torch import Tensor
 
 from checkpoints.command_line import add_model_arguments, model_options, one_line_errors
+from checkpoints.files import check_writable
 from data import build_prompt, pad_waveforms, read_audio
 from diffa import AUDIO_PARTS, DIFFA
 from evaluation.trace import write_trace
-from sampler import CHOICES, SamplerConfig, answer
+from sampler import CHOICES, Answer, SamplerConfig, answer
 
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # decodes bytes that are no whole character
 SECONDS_A_STEP = 0.15  # a terminal shows the steps slowly enough to be watched
+USUAL_LENGTH = 24  # tokens of an answer, where the adapters do not record theirs
+RULE_OF = {"steps": "count", "threshold": "threshold", "factor": "factor"}  # who uses the option
 
 
 def hear_clips(
@@ -37,9 +48,50 @@ def hear_clips(
 
 
 def token_texts(tokenizer, ids: list[int], mask_id: int, end_id: int) -> list[str]:
-    """Text of each token for people: an underscore for a mask, nothing for the end."""
-    special = {mask_id: "_", end_id: ""}
-    return [special[token] if token in special else tokenizer.decode([token]) for token in ids]
+    """Text of each token for people: an underscore for a mask, nothing for the end.
+
+    A character that takes several tokens is the text of its last one, once all are there; a part of
+    one is not shown.
+    """
+    texts = []
+    run = []  # tokens since the last mask
+    done = ""  # their text so far
+    for token in ids:
+        if token in (mask_id, end_id):
+            texts.append("_" if token == mask_id else "")
+            run = []
+            done = ""
+            continue
+        run.append(token)
+        text = tokenizer.decode(run)
+        if text.endswith(BROKEN):
+            texts.append("")
+        else:
+            texts.append(text[len(done) :].replace(BROKEN, ""))
+            done = text
+    return texts
+
+
+def joined(texts: list[str]) -> str:
+    """The texts of tokens as one line, with spaces around masks and without control characters."""
+    spaced = "".join(f" {text} " if text == "_" else text for text in texts)
+    return "".join(filter(str.isprintable, " ".join(spaced.split())))
+
+
+def one_line(texts: list[str], columns: float) -> str:
+    """What fits of the line into so many columns of a terminal, the first mask included."""
+
+    def width(text: str) -> int:
+        drawn = [c for c in text if not unicodedata.combining(c)]
+        return len(drawn) + sum(unicodedata.east_asian_width(c) in "WF" for c in drawn)
+
+    line = joined(texts)
+    if width(line) >= columns and "_" in texts:
+        filled = joined(texts[: texts.index("_")])
+        line = line[max(len(filled) - columns // 3, 0) :]
+    while width(line) >= columns:
+        line = line[:-1]
+    return line
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -47,65 +99,122 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Ask a question about an audio file.")
     option = parser.add_argument
     option("clip", help="WAV, FLAC, OGG or MP3; any rate; mono or stereo")
-    option("question")
+    option("question", help="in quotes")
     add_model_arguments(parser, "runs/toy/stage2")
     option("--stage", choices=AUDIO_PARTS, help="parts in the prompt (default: the adapters' own)")
-    option("--length", type=int, default=24, help="tokens of the answer (default 24)")
+
+    # How the answer is filled in.
+    default = "(default: %(default)s)"
+    trained = "as the adapters were trained with"
+    option("--length", type=int, help=f"tokens of the answer (default: {trained})")
     option("--block-length", type=int, help="tokens of a block (default: the whole answer)")
-    option("--steps", type=int, help="steps of the count rule (default: one a token)")
-    option("--rule", default="threshold", choices=CHOICES["rule"], help="default: threshold")
-    option("--threshold", type=float, default=0.9, help="of the threshold rule (default 0.9)")
-    option("--factor", type=float, default=1.0, help="of the factor rule (default 1)")
-    option("--temperature", type=float, default=0.0, help="of Gumbel noise (default 0: none)")
-    option("--remasking", default="low_confidence", choices=CHOICES["remasking"])
-    option("--cfg-scale", type=float, default=0.0, help="of the guidance (default 0: none)")
-    option("--seed", type=int, default=0, help="of temperature and random remasking (default 0)")
-    option("--cache", default="none", choices=CHOICES["cache"], help="default: none")
+    option("--rule", default="threshold", choices=CHOICES["rule"], help=default)
+    option("--steps", type=int, help="of the count rule (default: one a token)")
+    option("--threshold", type=float, help="of the threshold rule (default: 0.9)")
+    option("--factor", type=float, help="of the factor rule (default: 1)")
+    option("--temperature", type=float, default=0.0, help=f"of Gumbel noise, 0: none {default}")
+    option("--remasking", default="low_confidence", choices=CHOICES["remasking"], help=default)
+    option("--cfg-scale", type=float, default=0.0, help=f"of the guidance, 0: none {default}")
+    option("--seed", type=int, default=0, help=f"of temperature and random remasking {default}")
+    option("--cache", default="none", choices=CHOICES["cache"], help=default)
     option("--compile", action="store_true", help="torch.compile; pays off for many answers only")
     option("--cut", action="store_true", help="use only the start of a clip that is too long")
-    option("--trace", type=Path, help="also write the steps as an HTML page, here")
     return parser
 
 
-def answer_clip(args: argparse.Namespace) -> None:
-    """Answer the question of the command line, showing each step."""
-    # Settings and the clip are checked before weights are read.
-    names = [field.name for field in fields(SamplerConfig)]
-    config = SamplerConfig(**{name: getattr(args, name) for name in names if hasattr(args, name)})
+def sampler_config(args: argparse.Namespace, length: int) -> SamplerConfig:
+    """The sampler's settings; the length counts where the options give none.
+
+    Raises ValueError: an impossible setting, or one that the rule does not use.
+    """
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    for name in RULE_OF.keys() & given.keys():
+        if args.rule != RULE_OF[name]:
+            raise ValueError(
+                f"--{name} does nothing under --rule {args.rule}; add --rule {RULE_OF[name]}"
+            )
+    names = {field.name for field in fields(SamplerConfig)} & given.keys()
+    return SamplerConfig(**{"length": length, **{name: given[name] for name in names}})
+
+
+def ask(
+    args: argparse.Namespace, show: Callable[[list[str]], None]
+) -> tuple[Answer, list[tuple[list[str], list[float]]]]:
+    """Answer the question of the command line.
+
+    Args:
+        show: called after each step with the texts of the answer's G tokens.
+    Returns:
+        the answer; and for each step these texts, and the G confidences.
+    Raises:
+        ValueError or OSError: something cannot be used.
+    """
+    # Settings and the clip are checked before weights are read. The adapters' length is unknown:
+    # this one allows any number of steps.
+    sampler_config(args, length=max(args.steps or 0, 0) or USUAL_LENGTH)
     waveform = read_audio(args.clip)
     options = model_options(args)
     model = DIFFA.from_pretrained(
         args.whisper, args.llm, args.adapters, stage=args.stage, **options
     ).eval()
 
-    # A terminal shows all steps on one line, a file or pipe a line for each.
-    live = sys.stdout.isatty()
+    # In answers of another length than in their training the adapters make more errors.
+    trained = getattr(model, "answer_length", None)
+    if not (args.length or trained):
+        unknown = "the adapters do not record the length of their answers"
+        print(f"({unknown}: --length {USUAL_LENGTH})", file=sys.stderr)
+    config = sampler_config(args, length=trained or USUAL_LENGTH)
     lm_config = model.lm.config
     steps = []
 
-    def show(ids: Tensor, confidence: Tensor) -> None:
+    def on_step(ids: Tensor, confidence: Tensor) -> None:
         texts = token_texts(model.tokenizer, ids[0].tolist(), lm_config.mask_id, lm_config.end_id)
         steps.append((texts, confidence[0].tolist()))
-        line = " ".join(texts).strip()
-        if live:
-            print(f"\r\033[K{line}", end="", flush=True)
-            time.sleep(SECONDS_A_STEP)
-        else:
-            print(line, flush=True)
+        show(texts)
 
     def hear(rows: slice) -> tuple[Tensor, Tensor]:
         return hear_clips(model, [waveform], [args.clip], args.cut)
 
     prompt = build_prompt(model.tokenizer, args.question)
-    (result,) = answer(model.lm, model.tokenizer, [prompt], hear, config, on_step=show)
-    print(f"\r\033[K{result.text}" if live else result.text)
-    counts = f"{result.calls} model calls for {config.length} positions"
+    (result,) = answer(model.lm, model.tokenizer, [prompt], hear, config, on_step=on_step)
+    return result, steps
+
+
+def answer_clip(args: argparse.Namespace) -> None:
+    """Print the answer to the question of the command line, and each step."""
+    if args.trace:
+        check_writable(args.trace)
+
+    # A terminal shows all steps on one line, a file or pipe a line for each.
+    screen = sys.stdout if sys.stdout.isatty() else sys.stderr
+    live = screen.isatty()
+
+    def show(texts: list[str]) -> None:
+        if live:
+            columns = os.get_terminal_size(screen.fileno()).columns or 80
+            print(f"\r\033[K{one_line(texts, columns)}", end="", file=screen, flush=True)
+            time.sleep(SECONDS_A_STEP)
+        else:
+            print(one_line(texts, math.inf), file=screen, flush=True)
+
+    try:
+        result, steps = ask(args, show)
+    finally:
+        if live:
+            print("\r\033[K", end="", file=screen, flush=True)
+    print(result.text, flush=True)
+    counts = f"{result.calls} model calls for {len(result.ids)} positions"
     print(f"({counts}, {result.n_tokens} of them text)", file=sys.stderr)
     if args.trace:
         write_trace(args.trace, args.question, steps)
 
 
 def main() -> None:
-    args = make_parser().parse_args()
+    parser = make_parser()
+    parser.add_argument("--trace", type=Path, help="also write the steps as an HTML page, here")
+    args = parser.parse_args()
+
+    # An old terminal may lack characters of the answer.
+    sys.stdout.reconfigure(errors="backslashreplace")
     with one_line_errors("sampler.py"):
         answer_clip(args)

@@ -14,7 +14,7 @@ def load_items(path: Path, exam: Exam, answered: bool = False) -> list[dict]:
     Raises ExamError: no such file, not JSON, no item, or bad items, all of which are listed.
     """
     if not path.is_file():
-        raise ExamError(f"{path}: no such file")
+        raise ExamError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     return parse_items(path, path.read_bytes(), exam, answered)
 
 
@@ -53,7 +53,7 @@ def parse_json(path: Path, content: bytes) -> list:
     values = []
     place = ""
     try:
-        text = content.decode()
+        text = content.decode("utf-8-sig")  # whatever the locale; a byte order mark is left out
         if text.lstrip().startswith("["):
             values = json.loads(text)
         else:
@@ -63,8 +63,8 @@ def parse_json(path: Path, content: bytes) -> list:
                 if line.strip():
                     values.append(json.loads(line))
     except UnicodeDecodeError as error:
-        raise ExamError(f"{path}: not a text file ({error})") from None
-    except json.JSONDecodeError as error:
+        raise ExamError(f"{path}: not a text file in UTF-8 ({error})") from None
+    except (ValueError, RecursionError) as error:  # also numbers of too many digits
         raise ExamError(f"{path}: {place}not valid JSON ({error})") from None
 
     if not values:
@@ -97,11 +97,14 @@ def question_problem(item: object, exam: Exam, answered: bool) -> str:
     if not_text:
         return f"{', '.join(not_text)} is not text"
 
-    # It can be marked. Better to know now than after hours of answering.
+    # It can be written and marked. Better to know now than after hours of answering.
     try:
+        json.dumps(item, ensure_ascii=False).encode()
         if exam.mark:
             exam.mark(item, "")
-    except ValueError as error:
+    except UnicodeEncodeError:
+        return "holds half a character (a lone surrogate such as \\ud83d)"
+    except (ValueError, RecursionError) as error:
         return str(error)
     return ""
 
@@ -144,4 +147,4 @@ def write_predictions(path: Path, exam: Exam, rows: list[dict]) -> None:
     lines = [json.dumps(row) for row in rows]
     text = "[\n" + ",\n".join(lines) + "\n]\n" if exam.as_list else "\n".join(lines) + "\n"
     with whole_file(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, "utf-8")

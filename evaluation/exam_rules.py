@@ -74,6 +74,13 @@ def mmau_prompt(item: dict) -> str:
     return f"{item['question']} {choices}"
 
 
+def mmau_mark(item: dict, reply: str) -> bool:
+    """Marked by words. Raises ValueError: no reply could be correct, or every one would be."""
+    if not words_match(item["answer"], item["answer"], ()):
+        raise ValueError(f"the correct answer {item['answer']!r} holds no word")
+    return words_match(reply, item["answer"], item["choices"])
+
+
 MMAU = Exam(
     name="mmau",
     id_field="id",
@@ -83,7 +90,7 @@ MMAU = Exam(
     reply_fields=("model_output", "model_prediction"),
     prompt=mmau_prompt,
     sampler=SamplerConfig(length=16),
-    mark=lambda item, reply: words_match(reply, item["answer"], item["choices"]),
+    mark=mmau_mark,
     group_fields=("task", "difficulty"),
     as_list=True,
 )
@@ -122,8 +129,8 @@ def find_exam(name: str, subset: str | None = None) -> Exam:
     """The exam of this name, of VoiceBench the subset. Raises ExamError: no such subset."""
     if name == "voicebench":
         if subset not in SUBSETS:
-            known = ", ".join(SUBSETS)
-            raise ExamError(f"--subset {subset} is none of VoiceBench's; use one of {known}")
+            problem = f"{subset} is none of VoiceBench's" if subset else "is missing"
+            raise ExamError(f"--subset {problem}; use one of {', '.join(SUBSETS)}")
         return SUBSETS[subset]
 
     if subset:

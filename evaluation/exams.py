@@ -17,17 +17,19 @@ complete.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 from torch import Tensor
 from tqdm import tqdm
 
-from checkpoints.command_line import add_model_arguments, model_options, one_line_errors
-from checkpoints.files import read_json, write_json
+from checkpoints.command_line import add_model_arguments, count, model_options, one_line_errors
+from checkpoints.files import check_writable, read_json, write_json
 from checkpoints.model import load_diffa
 from data import AudioError, build_prompt, read_audio
 from diffa import DIFFA
@@ -41,27 +43,34 @@ from sampler import answer
 
 @dataclass(frozen=True, kw_only=True)
 class ExamClip:
-    """A sound file of an exam, and its length in samples at 16 kHz."""
+    """A sound file of an exam."""
 
     path: Path
-    n_samples: int
+    waveform: Tensor  # (S,) at 16 kHz, at most LONGEST of them
 
 
-def find_clips(items: list[dict], exam: Exam, folder: Path) -> list[ExamClip]:
-    """The clip of each item. Raises ExamError: files that are absent or unreadable, all of them."""
+# Samples that are kept of a clip: more than any Whisper hears, so that longer ones are known.
+LONGEST = 30 * SAMPLE_RATE + 1
+
+
+def read_clips(items: list[dict], exam: Exam, folder: Path) -> list[ExamClip]:
+    """The clip of each item. Raises ExamError: files that are absent or unreadable, all of them.
+
+    Each file is read once, and stays in memory: 64 kB a second, about 2 GB for MMSU.
+    """
     # The path below the folder comes first, then the file name alone.
     paths = []
     for item in items:
         path = folder / item[exam.audio_field]
         by_name = folder / path.name
-        paths.append(by_name if by_name.is_file() and not path.is_file() else path)
+        paths.append(by_name if isfile(by_name) and not isfile(path) else path)
 
-    # Each is read once before the model is loaded: a bad clip is known now, not after hours.
+    # They are read before the model is loaded: a bad clip is known now, not after hours.
     clips = {}
     problems = []
     for path in tqdm(dict.fromkeys(paths), "reading clips", leave=False):
         try:
-            clips[path] = ExamClip(path=path, n_samples=len(read_audio(path)))
+            clips[path] = ExamClip(path=path, waveform=read_audio(path, LONGEST / SAMPLE_RATE))
         except AudioError as error:
             problems.append(str(error))
     if problems:
@@ -89,7 +98,7 @@ def answer_items(
     """
     # Batches depend on the items alone, not on what is done: in low precision an answer may change
     # with its neighbours. A batch that is not complete is answered as a whole.
-    order = sorted(range(len(items)), key=lambda i: (clips[i].n_samples, i))
+    order = sorted(range(len(items)), key=lambda i: (len(clips[i].waveform), i))
     pending = []
     for start in range(0, len(order), batch):
         indices = order[start : start + batch]
@@ -97,9 +106,9 @@ def answer_items(
             pending += indices
 
     def hear(rows: slice) -> tuple[Tensor, Tensor]:
-        paths = [clips[i].path for i in pending[rows]]
-        waveforms = [read_audio(path) for path in paths]
-        return hear_clips(model, waveforms, [str(path) for path in paths], cut=True)
+        heard = [clips[i] for i in pending[rows]]
+        names = [str(clip.path) for clip in heard]
+        return hear_clips(model, [clip.waveform for clip in heard], names, cut=True)
 
     prompts = [build_prompt(model.tokenizer, exam.prompt(items[i])) for i in pending]
     replies = answer(model.lm, model.tokenizer, prompts, hear, exam.sampler, batch=batch)
@@ -128,17 +137,26 @@ def check_made_by(out: Path, made_by: dict[str, str]) -> None:
     """Raise ExamError when the predictions in `out` were begun with another model."""
     record = Path(f"{out}.made_by")
     if not record.is_file():
-        return
+        raise ExamError(
+            f"{out}: holds replies, but {record} is missing, which says by which model; "
+            "give another --out, or delete it"
+        )
 
     # Each setting that differs is named.
     before = read_json(record)
     changes = []
     for name, value in made_by.items():
-        if before.get(name) != value:
-            changes.append(f"{name} {before.get(name)}, now {value}")
+        if before.get(name, value) != value:  # an older record may lack it
+            changes.append(f"{name} {before[name]}, now {value}")
     if changes:
         changed = ", ".join(changes)
         raise ExamError(f"{out}: was begun with {changed}; give another --out, or delete it")
+
+
+def adapters_digest(model: DIFFA) -> str:
+    """Identifies trained adapters by the numbers of the semantic one, which every stage trains."""
+    numbers = [p.detach().float().cpu().numpy() for p in model.semantic.parameters()]
+    return hashlib.sha256(b"".join(array.tobytes() for array in numbers)).hexdigest()[:16]
 
 
 def take_exam(
@@ -162,29 +180,35 @@ def take_exam(
     Raises:
         ExamError: files that cannot be used, or an `out` of other items or another model.
     """
-    if batch < 1:
-        raise ExamError(f"--batch {batch}: must be 1 or more")
     items = load_items(questions, exam)
 
     # What an earlier run left. A JSON list cannot grow line by line, so its replies stand apart.
     lines = Path(f"{out}.lines") if exam.as_list else out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path in (out, lines):
+        check_writable(path)
     if exam.as_list and out.exists() and not lines.exists():
         raise ExamError(
             f"{out}: exists, but not {lines}, from which it could resume; "
             "give another --out, or delete it"
         )
     done = resume_predictions(lines, exam, items)
-    if done:
-        check_made_by(out, made_by)
 
     # A complete exam needs neither clips nor a model.
+    if done:
+        check_made_by(out, made_by)
     if len(done) < len(items):
-        clips = find_clips(items, exam, audio)
+        clips = read_clips(items, exam, audio)
         model = load_model()
+
+        # Adapters may have been trained again since, in the same folder.
+        made_by = made_by | {"adapters_digest": adapters_digest(model)}
+        if done:
+            check_made_by(out, made_by)
 
         # Whisper hears no more than its window.
         window = model.encoder.config.n_samples
-        n_cut = sum(clip.n_samples > window for clip in clips)
+        n_cut = sum(len(clip.waveform) > window for clip in clips)
         if n_cut:
             print(
                 f"{n_cut} of {len(items)} clips are longer than the encoder's window: "
@@ -214,7 +238,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("questions", type=Path, help="the published file of items")
         command.add_argument("--audio", type=Path, required=True, help="folder of the clips")
         command.add_argument("--out", type=Path, required=True, help="file of predictions")
-        command.add_argument("--batch", type=int, default=8, help="items at once (default 8)")
+        command.add_argument("--batch", type=count, default=8, help="items at once (default 8)")
         add_model_arguments(command, "runs/toy/stage2")
     commands.choices["voicebench"].add_argument("--subset", required=True, help=", ".join(SUBSETS))
 

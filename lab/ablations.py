@@ -25,6 +25,7 @@ import hashlib
 import multiprocessing
 import random
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,7 +64,7 @@ SETTINGS = {
     **{f"factor {f}": config_of(rule="factor", factor=f) for f in (0.5, 1, 2)},
 }
 TIMED = (f"count {ANSWER_LENGTH}", f"count {ANSWER_LENGTH // 3}", "threshold 0.9", "threshold 0.7")
-N_CLIPS = 100  # of the sweep, whose twelve settings make 48 calls for each question; and timed ones
+MEASURED_CLIPS = 100  # of the sweep, which makes 48 calls for each question, and of the timing
 MAX_PROCESSES = 4  # each holds the encoder's states of all training clips, about 1 GB
 
 
@@ -82,11 +83,10 @@ class Plan:
 
     def models(self, arm: str) -> dict:
         """The frozen parts of an arm, as arguments of Run and load_diffa."""
-        whisper = self.run / "whisper"
+        models = {"whisper": self.run / "whisper", "llm": self.run / "llada"}
         if arm == "baseline":
-            llm = existing(self.run / "baseline")
-            return {"whisper": whisper, "llm": llm, "device": self.device, "lm_class": CausalLM}
-        return {"whisper": whisper, "llm": self.run / "llada", "device": self.device}
+            models |= {"llm": existing(self.run / "baseline"), "lm_class": CausalLM}
+        return models | {"device": self.device}
 
     def load(self, arm: str, seed: int) -> DIFFA:
         """The trained model of an arm and a seed."""
@@ -96,7 +96,7 @@ class Plan:
 # ---- measurements
 def sweep(model: DIFFA, states: StateCache, items: list[dict]) -> dict:
     """Quality in percent by sampler setting, with calls and tokens of a mean answer."""
-    clips = list(dict.fromkeys(item["audio_filepath"] for item in items))[:N_CLIPS]
+    clips = list(dict.fromkeys(item["audio_filepath"] for item in items))[:MEASURED_CLIPS]
     items = [item for item in items if item["audio_filepath"] in set(clips)]
 
     result = {"clips": len(clips)}
@@ -146,7 +146,8 @@ def write_own_targets(run: Path, path: Path, device: str) -> dict:
     attribute words and the sentence, in the place of the audio.
 
     Returns:
-        how many targets differ from the templates', and how many stage 2 will leave out.
+        how many targets differ from the templates', also by kind of question, and how many
+        stage 2 will leave out.
     """
     lm = load_lm(run / "llada", device=device).requires_grad_(False)
     tokenizer = load_tokenizer(run / "llada", lm.config)
@@ -156,21 +157,23 @@ def write_own_targets(run: Path, path: Path, device: str) -> dict:
 
     # Each question, over text that imitates its clip.
     rng = random.Random(0)
-    asked = []
+    imitations = []
     for item in items:
         known = spoken[item["audio_id"]]
         attributes = Attributes(**{name: known[name] for name in ATTRIBUTES})
         words = item["transcription"]
         audio_ids = imitate_clip(tokenizer, words, attributes, rng, stretched=False, voiced=True)
         prompt = build_prompt(tokenizer, item["input"])
-        asked.append(ImitationItem(prompt=prompt, audio_ids=audio_ids, answer=item["target"]))
+        imitations.append(ImitationItem(prompt=prompt, audio_ids=audio_ids, answer=item["target"]))
 
-    texts = answer_text(lm, tokenizer, asked)
+    texts = answer_text(lm, tokenizer, imitations)
     write_manifest(path, [item | {"target": text} for item, text in zip(items, texts)])
+    differ = Counter(item["kind"] for item, text in zip(items, texts) if text != item["target"])
     lengths = [len(tokenizer.encode(text)) if text.strip() else ANSWER_LENGTH for text in texts]
     return {
         "items": len(items),
-        "differ": sum(text != item["target"] for item, text in zip(items, texts)),
+        "differ": sum(differ.values()),
+        "differ_by_kind": differ,
         "unusable": sum(length >= ANSWER_LENGTH for length in lengths),  # no room for the end token
     }
 
@@ -182,7 +185,7 @@ def train_once(stage: Stage, recipe: Recipe, steps: int, seed: int, run: Run) ->
         run_stage(stage, recipe, run)
 
 
-def prepare(plan: Plan) -> None:
+def make_shared_parts(plan: Plan) -> None:
     """Make what the seeds share: own targets, the baseline's LM and its stage 1.
 
     Raises ValueError: the run is not finished, or its ablations were made with other settings.
@@ -250,7 +253,7 @@ def measure_arm(plan: Plan, arm: str, seed: int) -> None:
     if not missing:
         return
 
-    log = plan.file(f"{arm}-{seed}.log").open("a", 1)
+    log = plan.file(f"{arm}-{seed}.log").open("a", 1, "utf-8")
     with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         train_arm(plan, arm, seed)
         model = plan.load(arm, seed)
@@ -267,9 +270,9 @@ def ablate(plan: Plan) -> dict:
         {"questions", "sweep", "race"}: {arm: a table for each seed}; and, once for all seeds,
         "self_targets", "lm" and "baseline".
     Raises:
-        ValueError: see `prepare`.
+        ValueError: see `make_shared_parts`.
     """
-    prepare(plan)
+    make_shared_parts(plan)
 
     # Side by side on a CPU: matrices as small as the toy's gain little from a second core.
     tasks = [(plan, arm, seed) for arm in ARMS for seed in plan.seeds]
@@ -284,7 +287,7 @@ def ablate(plan: Plan) -> dict:
 
     # Captions are timed when nothing else runs.
     items = load_manifest(plan.run / "corpus/instruct_test.json")
-    captions = [item for item in items if item["kind"] == "caption"][:N_CLIPS]
+    captions = [item for item in items if item["kind"] == "caption"][:MEASURED_CLIPS]
     timed = ("both", "baseline")
     for arm in timed:
         for seed in plan.seeds:

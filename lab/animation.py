@@ -8,26 +8,19 @@ makes it readable on light and dark pages. With animations switched off, it show
 Shapes: G answer tokens.
 """
 
-import argparse
 import html
-from dataclasses import fields
 from pathlib import Path
 
-from torch import Tensor
-
-from checkpoints.command_line import model_options, one_line_errors
+from checkpoints.command_line import one_line_errors
 from checkpoints.files import whole_file
-from data import build_prompt, read_audio
-from diffa import DIFFA
-from evaluation.ask import hear_clips, make_parser, token_texts
-from sampler import SamplerConfig, answer
+from evaluation.ask import ask, make_parser
 
 # The state after a step: G texts, "_" for a mask and "" for the end, and G confidences.
 Step = tuple[list[str], list[float]]
 
 # Pixels. Text is stretched to its cell, so that the layout does not depend on the reader's font.
 WIDTH = 720
-MARGIN = 20
+EDGE = 20
 CHARACTER = 9.6
 PADDING = 7
 LINE_HEIGHT = 38
@@ -37,7 +30,7 @@ LAST_SECONDS = 3.0  # for which the finished answer stays
 
 PANEL = "#161b22"
 TEXT = "#e6edf3"
-MASK = "#3d444d"
+MASK_FILL = "#3d444d"
 # TEXT is readable on both and on every mixture of the two (contrast 4.5 to 1 or more).
 UNSURE = (0x9A, 0x45, 0x00)
 CONFIDENT = (0x16, 0x6A, 0x3E)
@@ -94,20 +87,20 @@ def unmasking_svg(question: str, steps: list[Step]) -> str:
         question: shown above the answer.
         steps: one or more, as collected by the sampler's on_step (see Step).
     """
-    body = [cell(MARGIN, MARGIN, question, PANEL)]
-    x = MARGIN
-    y = MARGIN + LINE_HEIGHT
+    body = [cell(EDGE, EDGE, question, PANEL)]
+    x = EDGE
+    y = EDGE + LINE_HEIGHT
 
     for text, confidence, number in zip(*steps[-1], commit_steps(steps)):
         # A cell is as wide as the token that it will hold. Cells wrap like words.
         text = text.strip() or " "
         width = CHARACTER * len(text) + 2 * PADDING
-        if x + width > WIDTH - MARGIN:
-            x = MARGIN
+        if x + width > WIDTH - EDGE:
+            x = EDGE
             y += LINE_HEIGHT
 
         # The mask lies below; the token covers it from its step on.
-        body.append(cell(x, y, "", MASK, width))
+        body.append(cell(x, y, "", MASK_FILL, width))
         if number is not None:
             fill = colour(confidence) if confidence > 0 else PANEL
             body.append(f'<g class="t t{number}">{cell(x, y, text, fill)}</g>')
@@ -116,40 +109,17 @@ def unmasking_svg(question: str, steps: list[Step]) -> str:
     # The last line: the step, each covering the one before, and the colours of both ends.
     y += LINE_HEIGHT + 6
     for k in range(len(steps)):
-        label = cell(MARGIN, y, f"step {k + 1} of {len(steps)}", PANEL)
+        label = cell(EDGE, y, f"step {k + 1} of {len(steps)}", PANEL)
         body.append(f'<g class="t t{k}">{label}</g>')
     body.append(cell(WIDTH - 310, y, "confidence 0", colour(0)))
     body.append(cell(WIDTH - 170, y, "confidence 1", colour(1)))
 
-    height = y + LINE_HEIGHT + MARGIN
+    height = y + LINE_HEIGHT + EDGE
     head = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" \
 font-family="ui-monospace,Menlo,Consolas,monospace" font-size="16" fill="{TEXT}">
 <style>{keyframes(len(steps))}</style>
 <rect width="{WIDTH}" height="{height}" rx="10" fill="{PANEL}"/>"""
     return "\n".join([head, *body, "</svg>\n"])
-
-
-def steps_of_answer(args: argparse.Namespace) -> list[Step]:
-    """Answer the question of the command line; returns what the sampler held after each step."""
-    waveform = read_audio(args.clip)
-    model = DIFFA.from_pretrained(
-        args.whisper, args.llm, args.adapters, **model_options(args)
-    ).eval()
-    names = [field.name for field in fields(SamplerConfig)]
-    config = SamplerConfig(**{name: getattr(args, name) for name in names if hasattr(args, name)})
-    lm_config = model.lm.config
-    steps = []
-
-    def hear(rows: slice) -> tuple[Tensor, Tensor]:
-        return hear_clips(model, [waveform], [args.clip], args.cut)
-
-    def collect(ids: Tensor, confidence: Tensor) -> None:
-        texts = token_texts(model.tokenizer, ids[0].tolist(), lm_config.mask_id, lm_config.end_id)
-        steps.append((texts, confidence[0].tolist()))
-
-    prompt = build_prompt(model.tokenizer, args.question)
-    list(answer(model.lm, model.tokenizer, [prompt], hear, config, on_step=collect))
-    return steps
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -160,9 +130,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     with one_line_errors(parser.prog):
-        steps = steps_of_answer(args)
+        _, steps = ask(args, lambda texts: None)
         with whole_file(args.out) as temporary:
-            temporary.write_text(unmasking_svg(args.question, steps))
+            temporary.write_text(unmasking_svg(args.question, steps), "utf-8")
     print(f"{args.out}: {len(steps)} steps")
 
 

@@ -5,9 +5,11 @@
     python -m lab.benchmark --size llada-8b     LLaDA's shapes with random weights, on a GPU
 
 The yardstick is sampler.generate_plain, the published procedure. lab/roofline.py computes the least
-possible time.
+possible time. After the table of all settings, a second one has the two kinds of calls alone; a
+last line compares prompts in a batch with the same one by one.
 
-Shapes: B prompts, P prompt positions, D width.
+Shapes: B prompts, P prompt positions, G answer tokens, L = P + G, D width; M positions that pass
+through the model, N of which are scored.
 """
 
 import argparse
@@ -19,27 +21,37 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.command_line import one_line_errors
+from checkpoints.command_line import DTYPES, count, one_line_errors
 from checkpoints.model import randomize
 from data import build_prompt, decode_answer, load_manifest
 from diffa import DIFFA, Spliced, splice
 from diffusion_lm import SIZES, DiffusionLM, LMConfig
 from evaluation.wer import word_error_rate
-from lab.roofline import clock, floor_of_answer, measure_rates
-from sampler import SamplerConfig, generate, generate_plain
+from lab.findings import markdown
+from lab.roofline import (
+    Rates,
+    clock,
+    floor_of_answer,
+    floor_of_call,
+    matrix_products,
+    measure_rates,
+    time_in_turns,
+)
+from sampler import Choice, SamplerConfig, generate, generate_plain, refine
+from speed.compiled import compile_step
 from speed.few_rows import use_few_rows
 from toy.pretrain_lm import ANSWER_LENGTH
 from training.states import StateCache
 
+NAME = "python -m lab.benchmark"
 RANDOM = {
     "150m": LMConfig(width=1024, n_layers=12, n_heads=16, ffn=3072),
     "llada-8b": SIZES["llada-8b"],
 }
-POSITIONS = (
-    499  # of a random prompt: 439 audio embeddings of a 30 s clip, 30 tokens before, 30 after
-)
-PLAIN_STEPS = 8  # of the yardstick with random weights; its time is scaled up
-N_CLIPS = 50  # of the toy
+# Of a random prompt: 439 audio embeddings of a 30 s clip, 30 tokens before, 30 after.
+POSITIONS = 499
+BATCH = 8  # prompts that are answered at once
+TOY_CLIPS = 50  # of the toy
 HEADS = "setting calls ms/call tokens/call tokens/s s/answer speed-up of-roofline same-ids WER"
 
 
@@ -74,39 +86,46 @@ class Row:
 
 
 # ---- models and prompts
-def random_lm(config: LMConfig, device: str) -> tuple[DiffusionLM, list[Spliced]]:
-    """An LM of random weights, and one prompt as for a clip of 30 s."""
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+def random_lm(
+    config: LMConfig, device: str, dtype: torch.dtype | None
+) -> tuple[DiffusionLM, Spliced]:
+    """An LM of random weights, and prompts: one as for a clip of 30 s, then ever shorter ones.
+
+    dtype: of the weights. None: bfloat16 on a GPU, else float32.
+    """
+    dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     torch.manual_seed(0)
     with torch.device("meta"):
         lm = DiffusionLM(config)
     lm = use_few_rows(randomize(lm, dtype, device)).requires_grad_(False)
 
-    embeddings = torch.randn(1, POSITIONS, config.width).to(device, dtype)  # (1, P, D)
+    embeddings = torch.randn(BATCH, POSITIONS, config.width).to(device, dtype)  # (B, P, D)
     order = torch.arange(POSITIONS, device=device)[None]
-    is_text = (order < 30) | (order >= POSITIONS - 30)
-    mask = torch.ones_like(is_text)
-    return lm, [Spliced(embeddings=embeddings, mask=mask, is_text=is_text)]
+    mask = order >= 20 * torch.arange(BATCH, device=device)[:, None]  # (B, P)
+    is_text = mask & ((order < 30) | (order >= POSITIONS - 30))
+    return lm, Spliced(embeddings=embeddings, mask=mask, is_text=is_text)
 
 
 @torch.inference_mode()
-def load_toy(run: Path, device: str) -> tuple[DIFFA, list[Spliced], list[str]]:
+def load_toy(run: Path, device: str, dtype: torch.dtype | None) -> tuple[DIFFA, Spliced, list[str]]:
     """A run's stage-1 model, prompts of its first test clips, and their transcripts."""
-    model = DIFFA.from_pretrained(run / "whisper", run / "llada", run / "stage1", device=device)
-    items = load_manifest(run / "corpus/asr_test.json")[:N_CLIPS]
+    paths = (run / "whisper", run / "llada", run / "stage1")
+    model = DIFFA.from_pretrained(*paths, device=device, dtype=dtype)
+    items = load_manifest(run / "corpus/asr_test.json")[:TOY_CLIPS]
     audio = model.eval().hear(*StateCache(model, items)(items))
     prompts = [build_prompt(model.tokenizer, item["input"]) for item in items]
     batch = splice(model.lm, prompts, *audio)
-    return model, one_by_one(batch), [item["transcription"] for item in items]
+    return model, batch, [item["transcription"] for item in items]
+
+
+def take(batch: Spliced, *index) -> Spliced:
+    """The part of each tensor of a batch at an index."""
+    return Spliced(**{field.name: getattr(batch, field.name)[index] for field in fields(Spliced)})
 
 
 def one_by_one(batch: Spliced) -> list[Spliced]:
     """Each prompt of a batch alone, without its padding."""
-    names = [field.name for field in fields(Spliced)]
-    return [
-        Spliced(**{name: getattr(batch, name)[i : i + 1, real] for name in names})
-        for i, real in enumerate(batch.mask)
-    ]
+    return [take(batch, slice(i, i + 1), real) for i, real in enumerate(batch.mask)]
 
 
 # ---- settings
@@ -118,14 +137,18 @@ def name_of(config: SamplerConfig) -> str:
     return f"{config.rule} {number}, {config.cache}{', compiled' if config.compile else ''}"
 
 
-def settings_of(base: SamplerConfig, trained: bool) -> list[SamplerConfig]:
+def settings_of(
+    base: SamplerConfig, trained: bool, compile_all: bool = False
+) -> list[SamplerConfig]:
     """Each rule with each cache, and the fastest cache compiled.
 
-    trained: whether the LM is. Random weights are never confident, so only the count rule is timed
-    with them, and not with a full pass for each token, which takes minutes.
+    Args:
+        trained: whether the LM is. Random weights are never confident, so only the count rule is
+            timed with them, and not with a full pass for each token, which takes minutes.
+        compile_all: every setting is also compiled, which takes minutes too.
     """
     base = replace(base, stop_at_end=trained)
-    few = max(round(base.length / 3.25), base.length // base.block_length)  # 3.25 tokens a call
+    few = max(round(base.length / 3.25), base.n_blocks)  # 3.25 tokens a call
     fewer = replace(base, steps=few)
     rules = [base, fewer]
     if trained:
@@ -134,7 +157,8 @@ def settings_of(base: SamplerConfig, trained: bool) -> list[SamplerConfig]:
     eager = [replace(rule, cache=cache) for cache in ("none", "prefix", "dual") for rule in rules]
     if not trained:
         eager.remove(base)
-    return [*eager, replace(fewer, cache="dual", compile=True)]
+    compiled = eager if compile_all else [replace(fewer, cache="dual")]
+    return eager + [replace(config, compile=True) for config in compiled]
 
 
 # ---- measurements
@@ -187,47 +211,115 @@ def agreement(a: list[list[int]], b: list[list[int]], end_id: int | None) -> flo
     return 100 * statistics.mean(same)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    name = "python -m lab.benchmark"
-    parser = argparse.ArgumentParser(prog=name, description="How fast is each way of sampling?")
+@torch.no_grad()
+def time_calls(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, rates: Rates) -> str:
+    """A table of both kinds of calls with the dual cache, and of their matrix products alone.
+
+    Each cell has a median time, and the same as a multiple of the floor.
+    """
+    device = prompt.mask.device
+    canvas, compiled = compile_step(lm, prompt, replace(config, cache="dual"))
+    block = slice(0, config.block_length)
+    rows = torch.zeros(1, dtype=torch.long, device=device)  # the only item
+    columns = canvas.columns(rows, block)  # (N,)
+    choice = Choice(config.rule, torch.tensor(1.0, device=device), None, None, None)
+
+    # The full pass comes first, because it fills the cache.
+    full = canvas.full_call(rows, columns)
+    cached = canvas.cached_call(rows, columns, block, full)
+    table = []
+    for name, call, rounds in (("full pass", full, 3), ("block step", cached, 9)):
+        shapes = (call.x.shape[1], call.real.shape[1], len(columns))  # M, L, N
+        inputs = (lm, call, canvas.ids[:, block], choice)
+        works = {
+            "eager": functools.partial(refine, *inputs),
+            "compiled": functools.partial(compiled, *inputs),
+            "its matrix products alone": matrix_products(lm, *shapes),
+        }
+
+        floor = floor_of_call(lm, rates, *shapes)
+        times = time_in_turns(works, device, rounds).values()
+        cells = [f"{1000 * t:.1f} ms, {t / floor:.2f} x" for t in times]
+        table.append([name, *cells, f"{1000 * floor:.1f} ms"])
+    return markdown(["one call", *works, "floor"], table)
+
+
+def compare_batch(lm: DiffusionLM, batch: Spliced, config: SamplerConfig) -> str:
+    """A line: a batch of prompts of unequal length at once against the same one by one."""
+    answers = {}
+
+    def answer_with(name: str, prompts: list[Spliced]) -> None:
+        answers[name] = torch.cat([generate(lm, prompt, config).ids for prompt in prompts])
+
+    works = {
+        "at once": functools.partial(answer_with, "at once", [batch]),
+        "one by one": functools.partial(answer_with, "one by one", one_by_one(batch)),
+    }
+    seconds = time_in_turns(works, batch.mask.device, rounds=3)
+    equal = "equal" if torch.equal(*answers.values()) else "NOT equal"
+    n = len(batch.mask)
+    speeds = [f"{name} {n / taken:.2f} answers/s" for name, taken in seconds.items()]
+    return f"{n} of unequal length, {name_of(config)}: {', '.join(speeds)}; ids {equal}"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=NAME, description="How fast is each way of sampling?")
     parser.add_argument("--size", default="150m", choices=["toy", *RANDOM])
     parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="toy: from `make demo`")
     parser.add_argument("--length", type=int, help="of answers (default 128; toy: as trained)")
     parser.add_argument("--block-length", type=int, help="default 32; toy: half of the answer")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(arguments)
+    usual = "default bfloat16 on a GPU, else float32; toy: float32"
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help=usual)
+    every = "compile every setting, not only the fastest"
+    parser.add_argument("--compile-all", action="store_true", help=every)
+    timed = "steps of the published procedure that are timed (default 8; toy: all)"
+    parser.add_argument("--reference-steps", type=count, default=8, help=timed)
+    return parser.parse_args(arguments)
 
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
     toy = args.size == "toy"
     length = args.length or (ANSWER_LENGTH if toy else 128)
-    block_length = args.block_length or (length // 2 if toy else 32)
-    with one_line_errors(name):
+    block_length = args.block_length or ((length + 1) // 2 if toy else 32)
+    dtype = DTYPES.get(args.dtype)
+    with one_line_errors(NAME):
         base = SamplerConfig(length=length, block_length=block_length, stop_at_end=False)
         if toy:
-            model, prompts, transcripts = load_toy(args.run, args.device)
+            model, batch, transcripts = load_toy(args.run, args.device, dtype)
             lm = model.lm
         else:
-            lm, prompts = random_lm(RANDOM[args.size], args.device)
+            lm, batch = random_lm(RANDOM[args.size], args.device, dtype)
+    prompts = one_by_one(batch) if toy else one_by_one(batch)[:1]
 
     weight = lm.embedding.weight
     rates = measure_rates(weight.device, weight.dtype)
     floor_of = functools.partial(floor_of_answer, lm, rates)
     print(
         f"{args.size}, {weight.dtype}, {args.device}, {torch.get_num_threads()} threads; "
-        f"{len(prompts)} prompts, answers of {length} in blocks of {block_length}; "
+        f"{len(prompts)} prompts, answers of {length} in blocks of {base.block_length}; "
         f"{rates.bandwidth / 1e9:.1f} GB/s, {rates.flops / 1e9:.0f} GFLOP/s\n"
     )
     heads = HEADS.split()
     print(f"| {' | '.join(heads)} |\n{'| --- ' * len(heads)}|")
 
     # The yardstick comes first. Ids are compared with those of the same rule without a cache.
-    plain = functools.partial(generate_plain, max_steps=None if toy else PLAIN_STEPS)
+    plain = functools.partial(generate_plain, max_steps=None if toy else args.reference_steps)
     row = time_setting(lm, prompts, base, floor_of, plain)
     row.name = f"generate_plain, {length} steps"
     yardstick = row.seconds
-    print(row.line(yardstick), flush=True)
 
+    def show(row: Row) -> None:
+        if toy:
+            texts = [decode_answer(model.tokenizer, ids) for ids in row.ids]
+            row.wer = f"{word_error_rate(texts, transcripts):.1f} %"
+        print(row.line(yardstick), flush=True)
+
+    show(row)
     exact = {("count", length): row.ids} if toy else {}
-    for config in settings_of(base, toy):
+    settings = settings_of(base, toy, args.compile_all)
+    for config in settings:
         row = time_setting(lm, prompts, config, floor_of)
         key = (config.rule, config.steps)
         if key in exact:
@@ -235,10 +327,15 @@ def main(arguments: list[str] | None = None) -> None:
             row.same = f"{agreement(row.ids, exact[key], end_id):.1f} %"
         if config.cache == "none":
             exact.setdefault(key, row.ids)
-        if toy:
-            texts = [decode_answer(model.tokenizer, ids) for ids in row.ids]
-            row.wer = f"{word_error_rate(texts, transcripts):.1f} %"
-        print(row.line(yardstick), flush=True)
+        show(row)
+
+    print(f"\n{time_calls(lm, prompts[0], base, rates)}\n")
+
+    # Random weights would take minutes in a batch on a CPU.
+    for config in settings:
+        fast = toy or (config.compile and weight.is_cuda)
+        if fast and config.cache != "prefix":
+            print(compare_batch(lm, take(batch, slice(BATCH)), config), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ ARMS = {
     "self": "own targets",
     "baseline": "autoregressive",
 }
-KINDS = [k for k in (*CONTENT_KINDS, *VOICE_KINDS) if k != "repeat"]  # those scored by accuracy
+# Questions that are scored by accuracy. The others, repeat and caption, have a WER.
+SCORED_KINDS = [kind for kind in (*CONTENT_KINDS, *VOICE_KINDS) if kind != "repeat"]
 
 # DIFFA (arXiv 2507.18452): percent of the lesser model, then of the full one.
 PAPER = {
@@ -42,10 +43,11 @@ PAPER = {
 
 
 # ---- numbers
-def spread(values: list[float], digits: int = 1, sign: str = "") -> str:
+def spread(numbers: list[float], digits: int = 1, sign: str = "") -> str:
     """Mean and range over seeds, "91.2 (90.1 to 92.3)"; sign="+" also marks positive numbers."""
-    numbers = (mean(values), min(values), max(values))
-    return "{} ({} to {})".format(*(f"{number:{sign}.{digits}f}" for number in numbers))
+    three = (mean(numbers), min(numbers), max(numbers))
+    middle, low, high = (f"{number:{sign}.{digits}f}" for number in three)
+    return f"{middle} ({low} to {high})"
 
 
 def values(tables: list[dict], *path: str) -> list[float]:
@@ -59,8 +61,8 @@ def values(tables: list[dict], *path: str) -> list[float]:
 
 
 def mean_accuracy(tables: list[dict]) -> list[float]:
-    """Mean accuracy over KINDS in percent, of each table."""
-    return [mean(table[kind]["accuracy"] for kind in KINDS) for table in tables]
+    """Mean accuracy over SCORED_KINDS in percent, of each table."""
+    return [mean(table[kind]["accuracy"] for kind in SCORED_KINDS) for table in tables]
 
 
 def minus(a: list[float], b: list[float]) -> list[float]:
@@ -90,6 +92,7 @@ def model_findings(tables: dict[str, list[dict]], targets: dict) -> list[str]:
     backbone = minus(mean_accuracy(both), mean_accuracy(tables["baseline"]))
     own = minus(mean_accuracy(tables["self"]), mean_accuracy(both))
 
+    kinds = ", ".join(f"{kind} {n}" for kind, n in targets["differ_by_kind"].items() if n)
     return [
         "The acoustic adapter carries how something is said. Both adapters minus semantic alone: "
         f"{spread(voice, sign='+')} points on voice, {spread(content, sign='+')} on content. "
@@ -101,7 +104,7 @@ def model_findings(tables: dict[str, list[dict]], targets: dict) -> list[str]:
         f"{verdict([d > 0 for d in backbone])}",
         "Targets that the LM writes itself serve as well as given ones. Own minus templates: "
         f"{spread(own, sign='+')} points over all questions; {targets['differ']} of "
-        f"{targets['items']} targets differ. {paper('table 6')} "
+        f"{targets['items']} targets differ ({kinds}). {paper('table 6')} "
         f"{verdict([d > -TOLERANCE for d in own])}",
     ]
 
@@ -157,7 +160,7 @@ def markdown(heads: list[str], rows: list[list[str]]) -> str:
 
 def question_table(tables: dict[str, list[dict]]) -> str:
     """Accuracy or WER by kind of question and arm, and means over kinds."""
-    paths = {kind: (kind, "accuracy") for kind in KINDS}
+    paths = {kind: (kind, "accuracy") for kind in SCORED_KINDS}
     paths |= {f"{kind}, WER": (kind, "word_error_rate") for kind in ("repeat", "caption")}
     paths |= {"mean of content": ("content_mean",), "mean of voice": ("voice_mean",)}
     rows = [
@@ -184,10 +187,15 @@ def plot_arms(tables: dict[str, list[dict]], path: Path) -> None:
     """Accuracy by kind of question and arm: means over seeds."""
     with figure(path, size=(10, 3.4)) as axis:
         for shift, (arm, label) in enumerate(ARMS.items()):
-            x = [i + 0.2 * shift for i in range(len(KINDS))]
-            means = [mean(values(tables[arm], kind, "accuracy")) for kind in KINDS]
+            x = [i + 0.2 * shift for i in range(len(SCORED_KINDS))]
+            means = [mean(values(tables[arm], kind, "accuracy")) for kind in SCORED_KINDS]
             axis.bar(x, means, 0.2, label=label)
-        axis.set(xticks=range(len(KINDS)), xticklabels=KINDS, ylabel="accuracy (%)", ylim=(0, 100))
+        axis.set(
+            xticks=range(len(SCORED_KINDS)),
+            xticklabels=SCORED_KINDS,
+            ylabel="accuracy (%)",
+            ylim=(0, 100),
+        )
         axis.legend(loc="lower center", fontsize=7, ncols=len(ARMS))
 
 
@@ -234,5 +242,5 @@ def write_report(out: Path, results: dict, command: str) -> Path:
         setting_table(results["race"], speed),
     ]
     path = out / "report.md"
-    path.write_text("\n\n".join(sections) + "\n")
+    path.write_text("\n\n".join(sections) + "\n", "utf-8")
     return path

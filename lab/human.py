@@ -39,8 +39,8 @@ from toy.evaluate import answers_to
 from toy.pretrain_lm import ANSWER_LENGTH, THRESHOLD
 from training.states import StateCache
 
-RATES = (140, 230)  # words a minute
-PITCHES = (20, 80)  # of eSpeak's 0 to 99
+HUMAN_RATES = (140, 230)  # words a minute
+HUMAN_PITCHES = (20, 80)  # of eSpeak's 0 to 99
 
 
 # ---- the corpus
@@ -54,8 +54,8 @@ def spoken_clip(index: int, text: Text, seconds: float, seed: int, out: Path, da
         gender = rng.choice(("female", "male"))
         sentence = draw_sentence(text, rng)
         voice = rng.choice(speech.VOICES["train", gender])
-        rate = rng.randint(*RATES)
-        pitch = rng.randint(*PITCHES)
+        rate = rng.randint(*HUMAN_RATES)
+        pitch = rng.randint(*HUMAN_PITCHES)
         samples, _ = speech.speak(sentence, f"en-us+{voice}", rate, pitch, data)
         samples = speech.without_silence(samples)
         if len(samples) <= (seconds - 0.01) * speech.ESPEAK_RATE:
@@ -123,7 +123,7 @@ def make_corpus(
     if record.exists():
         if not settings.items() <= read_json(record).items():
             raise FileExistsError(
-                f"{out} holds another corpus, {record.read_text().strip()}. Choose another --out."
+                f"{out} holds another corpus, {read_json(record)}. Choose another --out."
             )
         print(f"{out} holds this corpus already.")
         return
@@ -179,7 +179,7 @@ def transcribe_prompts(run: Path, whisper: Path, device: str) -> dict:
 
 
 # ---- the command
-def make_parser() -> argparse.ArgumentParser:
+def human_parser() -> argparse.ArgumentParser:
     """The command line; see the top of this file."""
     parser = argparse.ArgumentParser(prog="python -m lab.human", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True, dest="command")
@@ -201,7 +201,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = vars(make_parser().parse_args(arguments))
+    options = vars(human_parser().parse_args(arguments))
     command = options.pop("command")
     started = time.perf_counter()
 

@@ -28,7 +28,7 @@ WHOLE = 0.15  # fraction of sentences that are a training prompt
 RUNS = 0.35  # probability that another continues with a run of words; single words teach rare ones
 LONGER = 3  # times the toy's steps: with six times its words and no grammar, copying comes late
 BLUR = 0.3  # less than the toy's, since no grammar says which word may stand here
-N_CHECK = 200  # sentences that measure the LM's copy error
+N_COPIED = 200  # sentences that measure the LM's copy error
 
 
 # ---- sentences
@@ -71,7 +71,7 @@ def draw_sentence(text: Text, rng: random.Random) -> str:
 
 
 # ---- the language model
-def train_tokenizer(path: Path, text: Text) -> Tokenizer:
+def train_word_tokenizer(path: Path, text: Text) -> Tokenizer:
     """A tokenizer with a piece for every word, so that an answer has as many tokens as words."""
     lines = [TRANSCRIBE] * 4000 + [" ".join(text.vocabulary)] * 50
     return tokenizer_of_lines(path, lines, size=1000 + 6 * len(text.vocabulary))
@@ -109,7 +109,7 @@ class ClosedText:
     def examine(self, lm: DiffusionLM, decode: Decode = generate) -> dict:
         """WER in percent of copying drawn sentences, and of copying those of the test."""
         rng = random.Random(f"check {self.seed}")
-        drawn = [draw_sentence(self.text, rng) for _ in range(N_CHECK)]
+        drawn = [draw_sentence(self.text, rng) for _ in range(N_COPIED)]
         result = {}
         for name, sentences in (("copy_error", drawn), ("copy_error_test", self.text.held_out)):
             items = [self.item(sentence, rng, stretched=True) for sentence in sentences]
@@ -121,7 +121,7 @@ class ClosedText:
 def train_lm(run: Path, seed: int, device: str) -> dict:
     """Train RUN/llada on RUN/corpus/text.json; returns what toy.pretrain_lm.pretrain_lm does."""
     text = Text(**read_json(run / "corpus/text.json"))
-    tokenizer = train_tokenizer(run / "llada/tokenizer.model", text)
+    tokenizer = train_word_tokenizer(run / "llada/tokenizer.model", text)
     source = ClosedText(tokenizer, text, seed)
 
     # A run may only resume with the same text.

@@ -20,7 +20,7 @@ from encoder import WhisperEncoder, encoder_frames, log_mel
 from lab.findings import markdown
 
 WINDOWS = (4.0, 6.0, 10.0, 20.0)  # seconds
-N_CLIPS = 10
+MOST_CLIPS = 10
 
 
 @torch.inference_mode()
@@ -48,7 +48,7 @@ def main() -> None:
     whisper, manifest = sys.argv[1:]
     items = load_manifest(manifest)
     clips = [item["audio_filepath"] for item in items if item["duration"] <= min(WINDOWS)]
-    clips = clips[:: max(len(clips) // N_CLIPS, 1)][:N_CLIPS]
+    clips = clips[:: max(len(clips) // MOST_CLIPS, 1)][:MOST_CLIPS]
 
     rows = []
     whole, seconds = states_of_clips(load_whisper(whisper), clips)

@@ -123,7 +123,7 @@ def measure_run(run: Path, path: Path, device: str) -> dict:
             files = degrade_clips(asr, degrade, Path(folder), longest)
             if not files:
                 raise AudioError(f"{name}: no clip fits the encoder's window; choose shorter clips")
-            clips, asked = (
+            clips, answered = (
                 [
                     i | {"audio_filepath": files[i["audio_filepath"]]}
                     for i in items
@@ -131,7 +131,7 @@ def measure_run(run: Path, path: Path, device: str) -> dict:
                 ]
                 for items in (asr, instruct)
             )
-            row = measure_condition(stage1, stage2, clips, asked)
+            row = measure_condition(stage1, stage2, clips, answered)
 
         # Written after each condition, so that a run that is stopped can resume.
         rows[name] = row | {"too_long": len(asr) - len(clips)}

@@ -8,11 +8,14 @@ Shapes: P prompt positions, G answer tokens, L = P + G, M positions that pass th
 that are scored.
 """
 
+import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from diffusion_lm import DiffusionLM
 from sampler import SamplerConfig
@@ -36,6 +39,20 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def time_in_turns(
+    works: dict[str, Callable[[], object]], device: torch.device, rounds: int
+) -> dict[str, float]:
+    """Median seconds of each work over some rounds, by name: a slow minute affects all of them."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            work()  # warms up: it may compile, and it brings its weights near
+            started = clock(device)
+            work()
+            times[name].append(clock(device) - started)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     """Both rates, the best of several tries, since a busy machine would flatter the sampler."""
     n_bytes = BYTES_READ[device.type]
@@ -52,9 +69,7 @@ def floor_of_call(lm: DiffusionLM, rates: Rates, M: int, L: int, N: float) -> fl
     """Least seconds of one call for one item: M of L positions pass through, N are scored."""
     c = lm.config
     weights = c.n_layers * sum(block_weights(c)) + c.vocab * c.width
-    cached = (
-        2 * c.n_layers * (L + M) * c.n_kv_heads * c.head_dim
-    )  # keys and values: L read, M written
+    cached = 2 * c.n_layers * (L + M) * c.n_kv_heads * c.head_dim  # L read, M written
     n_bytes = (weights + cached) * lm.embedding.weight.dtype.itemsize
     return max(n_bytes / rates.bandwidth, lm_flops(c, 1, M, L, N) / rates.flops)
 
@@ -65,16 +80,50 @@ def floor_of_answer(
     """Least seconds of an answer of `calls` calls; blocks are taken to need equally many."""
     G = config.length
     N = config.block_length
-    opening = min(G // N / calls, 1)  # fraction of the calls that open a block
+    opening = min(config.n_blocks / calls, 1)  # fraction of the calls that open a block
 
     # The i-th of a block's k calls scores the 1 - i / k of it that is still masked. Compiled calls
     # score the whole block.
-    scored = N if config.compile else N * (1 + opening) / 2
+    scored = G / config.n_blocks * (1 if config.compile else (1 + opening) / 2)
     full = floor_of_call(lm, rates, P + G, P + G, scored)
     if config.cache == "none":
         return calls * full
 
     # With a cache, the other calls pass only the block, or all from the block on.
-    widths = [G - start if config.cache == "prefix" else N for start in range(0, G, N)]
+    rest = range(G, 0, -N)
+    widths = rest if config.cache == "prefix" else [min(N, width) for width in rest]
     cached = statistics.mean(floor_of_call(lm, rates, M, P + G, scored) for M in widths)
     return calls * (opening * full + (1 - opening) * cached)
+
+
+def matrix_products(lm: DiffusionLM, M: int, L: int, N: int) -> Callable[[], None]:
+    """The matrix products of one call for one item, and nothing else; arguments as above."""
+    c = lm.config
+    widest = max(c.width, c.ffn, c.n_heads * max(c.head_dim, M))
+    memory = lm.embedding.weight.new_ones(L * widest)
+
+    def ones(*shape: int) -> Tensor:
+        return memory[: math.prod(shape)].view(shape)
+
+    products: list[tuple[Callable, Tensor]] = []
+    for block in lm.blocks:
+        attn = block.attn
+        mlp = block.mlp
+
+        # The last block computes only keys and values for rows that are not scored.
+        rows = N if block is lm.blocks[-1] else M
+        layers = [(attn.key, M), (attn.value, M), (attn.query, rows), (attn.out, rows)]
+        layers += [(mlp.gate, rows), (mlp.up, rows), (mlp.down, rows)]
+        products += [(layer, ones(n, layer.in_features)) for layer, n in layers]
+
+        # Queries by keys, and attention weights by values.
+        products.append((ones(c.n_heads, rows, c.head_dim).matmul, ones(c.n_heads, c.head_dim, L)))
+        products.append((ones(c.n_heads, rows, L).matmul, ones(c.n_heads, L, c.head_dim)))
+    products.append((lm.head, ones(N, c.width)))
+
+    @torch.no_grad()
+    def multiply() -> None:
+        for product, x in products:
+            product(x)
+
+    return multiply

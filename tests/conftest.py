@@ -17,13 +17,13 @@ import pytest
 import sentencepiece
 import soundfile
 import torch
-from checkpoints.lm import save_lm
-from checkpoints.model import save_trained
-from checkpoints.whisper import save_whisper
 from safetensors.torch import load_file, save_file
 
 from checkpoints.files import write_json
+from checkpoints.lm import save_lm
+from checkpoints.model import save_trained
 from checkpoints.tokenizer import HEADER, HEADER_END, MASK, START, TURN_END
+from checkpoints.whisper import save_whisper
 from corpora.manifests import write_manifest
 from data import SYSTEM, TEXT_END, TRANSCRIBE
 from diffa import DIFFA
@@ -32,10 +32,32 @@ from encoder import SAMPLE_RATE, EncoderConfig, WhisperEncoder
 from toy import grammar
 from toy.imitation import train_tokenizer
 
-ENCODER = EncoderConfig(n_mels=80, width=16, n_layers=3, n_heads=2, ffn=32, context=40)  # hears 0.8 s
+ENCODER = EncoderConfig(
+    n_mels=80, width=16, n_layers=3, n_heads=2, ffn=32, context=40
+)  # hears 0.8 s
 SHAPES = {"n_queries": 4, "qformer_layers": 1, "ffn": 24, "n_prompts": 3}  # of the adapters
-QWEN3 = LMConfig(width=24, n_layers=2, n_heads=4, ffn=20, vocab=30, mask_id=28, end_id=29, n_kv_heads=2, head_dim=10, qk_norm=True, tied=True, family="qwen3")
-SENTENCES = [SYSTEM, "system user assistant", "This is the audio:", " <audio>. What is said?", "Repeat what is said.", "two red birds sing"]
+QWEN3 = LMConfig(
+    width=24,
+    n_layers=2,
+    n_heads=4,
+    ffn=20,
+    vocab=30,
+    mask_id=28,
+    end_id=29,
+    n_kv_heads=2,
+    head_dim=10,
+    qk_norm=True,
+    tied=True,
+    family="qwen3",
+)
+SENTENCES = [
+    SYSTEM,
+    "system user assistant",
+    "This is the audio:",
+    " <audio>. What is said?",
+    "Repeat what is said.",
+    "two red birds sing",
+]
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +82,17 @@ def toy_dirs(tmp_path_factory):
     torch.manual_seed(0)
     save_whisper(WhisperEncoder(ENCODER), dirs["whisper"])
     special = {"mask_id": pieces.piece_to_id(MASK), "end_id": pieces.piece_to_id(TEXT_END)}
-    lm = DiffusionLM(LMConfig(width=32, n_layers=2, n_heads=4, ffn=48, vocab=pieces.get_piece_size(), max_length=256, **special))
+    lm = DiffusionLM(
+        LMConfig(
+            width=32,
+            n_layers=2,
+            n_heads=4,
+            ffn=48,
+            vocab=pieces.get_piece_size(),
+            max_length=256,
+            **special,
+        )
+    )
     with torch.no_grad():
         lm.unembedding.weight.mul_(4)  # some guesses sure, some not
         lm.embedding.weight[lm.config.mask_id].mul_(0.1)  # so that what surrounds a mask decides
@@ -73,17 +105,39 @@ def toy_dirs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_run(toy_dirs, tmp_path_factory):
-    """A run directory as `make demo` and lab.baseline leave it, of tiny untrained models and six noises for clips. Copy it."""
+    """A run directory as of `make demo` and lab.baseline, of tiny models and six clips of noise.
+
+    Copy it before changing it.
+    """
     run = tmp_path_factory.mktemp("tiny_run")
     shutil.copytree(toy_dirs["whisper"], run / "whisper")
     tokenizer = train_tokenizer(run / "llada/tokenizer.model", 0)
-    config = LMConfig(width=32, n_layers=2, n_heads=4, ffn=48, vocab=tokenizer.size, max_length=256, mask_id=tokenizer.id(MASK), end_id=tokenizer.id(TEXT_END))
+    config = LMConfig(
+        width=32,
+        n_layers=2,
+        n_heads=4,
+        ffn=48,
+        vocab=tokenizer.size,
+        max_length=256,
+        mask_id=tokenizer.id(MASK),
+        end_id=tokenizer.id(TEXT_END),
+    )
     torch.manual_seed(0)
     for name, result in (("llada", "lm"), ("baseline", "baseline")):
         lm = DiffusionLM(config)
-        lm.unembedding.weight.data.mul_(100)  # sure of what it says: the threshold rule is done in few calls
+        lm.unembedding.weight.data.mul_(
+            100
+        )  # sure of what it says: the threshold rule is done in few calls
         save_lm(lm, run / name, **({"causal": True} if name == "baseline" else {}))
-        write_json(run / f"{result}.json", {"steps": 2, "asked": [], "copy_error": 100.0, "oracle": {"gender": 50.0, "name": 12.5}})
+        write_json(
+            run / f"{result}.json",
+            {
+                "steps": 2,
+                "asked": [],
+                "copy_error": 100.0,
+                "oracle": {"gender": 50.0, "name": 12.5},
+            },
+        )
     shutil.copy(run / "llada/tokenizer.model", run / "baseline")
     for stage in ("stage1", "stage2"):
         model = DIFFA.from_pretrained(run / "whisper", run / "llada", stage=stage, **SHAPES)
@@ -94,13 +148,31 @@ def tiny_run(toy_dirs, tmp_path_factory):
     for split in ("train", "test"):
         asr, instruct = [], []
         for i in range(6):
-            sentence, attributes = grammar.random_sentence(rng, length=7 + i % 3), grammar.random_attributes(rng)
-            soundfile.write(run / f"corpus/{split}{i}.wav", 0.05 * noises.standard_normal(SAMPLE_RATE // 2), SAMPLE_RATE)
-            item = {"audio_id": f"{split}{i}", "audio_filepath": f"{split}{i}.wav", "input": TRANSCRIBE, "transcription": sentence.text,
-                    "target": sentence.text, "dataset": "noise", "duration": 0.5, "seed_transcript": ""}  # fmt: skip
+            sentence, attributes = (
+                grammar.random_sentence(rng, length=7 + i % 3),
+                grammar.random_attributes(rng),
+            )
+            soundfile.write(
+                run / f"corpus/{split}{i}.wav",
+                0.05 * noises.standard_normal(SAMPLE_RATE // 2),
+                SAMPLE_RATE,
+            )
+            item = {
+                "audio_id": f"{split}{i}",
+                "audio_filepath": f"{split}{i}.wav",
+                "input": TRANSCRIBE,
+                "transcription": sentence.text,
+                "target": sentence.text,
+                "dataset": "noise",
+                "duration": 0.5,
+                "seed_transcript": "",
+            }
             asr.append(item | {"attributes": vars(attributes)})
             pairs = grammar.instructions(sentence, attributes, rng)
-            instruct += [item | {"input": question, "target": answer, "kind": kind} for kind, (question, answer) in pairs.items()]
+            instruct += [
+                item | {"input": question, "target": answer, "kind": kind}
+                for kind, (question, answer) in pairs.items()
+            ]
         write_manifest(run / f"corpus/asr_{split}.json", asr)
         write_manifest(run / f"corpus/instruct_{split}.json", instruct)
     return run
@@ -142,3 +214,14 @@ def edit_tensors(directory, change):
 def edit_config(directory, **fields):
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | fields))
+
+
+def damage_norms(directory):
+    """Make NaN of the norms of an LM in a directory, as a damaged download may."""
+
+    def spoil(tensors):
+        for name, tensor in tensors.items():
+            if "norm" in name or "ln_f" in name:
+                tensor.fill_(float("nan"))
+
+    edit_tensors(directory, spoil)

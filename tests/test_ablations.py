@@ -11,7 +11,7 @@ import train_instruct
 from data import load_manifest
 from lab import ablations, findings
 from lab.baseline import existing
-from lab.findings import KINDS, mean_accuracy, spread, verdict
+from lab.findings import SCORED_KINDS, mean_accuracy, spread, verdict
 from toy.grammar import SLOTS, VOICE_KINDS
 from toy.pretrain_lm import answer_text
 from training import flops, loop
@@ -90,6 +90,8 @@ def test_own_targets_are_the_lm_s_answers_to_the_same_questions(ablated):
     assert [[a[f] for f in fields] for a in own] == [[b[f] for f in fields] for b in given]
     result = read(ablated / "ablations/self_targets.json")
     assert result["differ"] == sum(a["target"] != b["target"] for a, b in zip(own, given)) > 0
+    kinds = [b["kind"] for a, b in zip(own, given) if a["target"] != b["target"]]
+    assert result["differ_by_kind"] == {kind: kinds.count(kind) for kind in kinds}
 
 
 def test_what_is_done_is_not_done_again(ablated, no_training, monkeypatch):
@@ -180,7 +182,9 @@ def test_mean_and_range():
 
 def table(content, voice):
     """What toy.evaluate.questions returns; one accuracy for content and another for voice."""
-    return {kind: {"accuracy": voice if kind in VOICE_KINDS else content} for kind in KINDS} | {
+    return {
+        kind: {"accuracy": voice if kind in VOICE_KINDS else content} for kind in SCORED_KINDS
+    } | {
         "content_mean": content,
         "voice_mean": voice,
     }
@@ -217,7 +221,7 @@ def synthetic(**changes):
         "race": {
             arm: [row | changes.get("race", {}).get(arm, {})] * 3 for arm, row in seconds.items()
         },
-        "self_targets": {"items": 10, "differ": 1},
+        "self_targets": {"items": 10, "differ": 1, "differ_by_kind": {"caption": 1, "name": 0}},
     }
 
 
@@ -228,7 +232,7 @@ def test_every_finding_reproduces_where_the_numbers_say_so():
     )
     assert (
         "+40.0 (+40.0 to +40.0) points on voice, +1.0" in sentences[0]
-        and "1 of 10 targets" in sentences[2]
+        and "1 of 10 targets differ (caption 1)." in sentences[2]
     )
 
 
@@ -262,5 +266,5 @@ def test_one_seed_against_it_is_enough():
 
 
 def test_accuracy_counts_each_kind_with_one_right_answer_once():
-    assert len(KINDS) == len(SLOTS) + len(VOICE_KINDS) + 1  # and count
+    assert len(SCORED_KINDS) == len(SLOTS) + len(VOICE_KINDS) + 1  # and count
     assert mean_accuracy([table(100.0, 0.0)]) == [pytest.approx(60.0)]

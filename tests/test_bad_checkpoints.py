@@ -1,5 +1,7 @@
 """A checkpoint that cannot be used is refused, with words that help; nothing in it is ever run."""
 
+import os
+
 import pytest
 import torch
 from conftest import QWEN3, SHAPES, edit_config, edit_tensors
@@ -7,7 +9,14 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import files, fill
 from checkpoints.command_line import one_line_errors
-from checkpoints.files import WeightsError, read_tensors, save_tensors, whole_file, write_json
+from checkpoints.files import (
+    WeightsError,
+    check_writable,
+    read_tensors,
+    save_tensors,
+    whole_file,
+    write_json,
+)
 from checkpoints.fill import check_device
 from checkpoints.lm import load_lm, save_lm
 from checkpoints.model import save_trained
@@ -367,7 +376,6 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path):
         (AudioError("a.wav: empty"), "ask.py: a.wav: empty"),
         (ManifestError("m.json: empty"), "ask.py: m.json: empty"),
         (OSError("disk full"), "ask.py: disk full"),
-        (KeyboardInterrupt(), "ask.py: stopped; run the same command to resume"),
     ],
 )
 def test_an_error_that_a_user_can_cause_is_one_line(error, line):
@@ -376,6 +384,27 @@ def test_an_error_that_a_user_can_cause_is_one_line(error, line):
     assert raised.value.code == line
 
 
+def test_what_cannot_be_saved_is_known_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "new.html")
+    check_writable(tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    device = tmp_path / "device"  # such as /dev/null, which root could replace
+    os.mkfifo(device)
+    for path in (tmp_path, tmp_path / "gone" / "x", tmp_path / "file" / "x", device):
+        with pytest.raises(OSError, match="cannot be saved"):
+            check_writable(path)
+    with pytest.raises(OSError, match="a folder or a device"):
+        write_json(device, {})
+
+
 def test_an_error_of_the_code_keeps_its_trace():
     with pytest.raises(KeyError), one_line_errors("ask.py"):
         raise KeyError("bug")
+
+
+def test_ctrl_c_ends_in_one_line_and_130(capsys):
+    with pytest.raises(SystemExit) as raised, one_line_errors("ask.py"):
+        raise KeyboardInterrupt
+    assert raised.value.code == 130
+    assert capsys.readouterr().err == "ask.py: stopped; run the same command to resume\n"

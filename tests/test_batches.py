@@ -1,4 +1,4 @@
-"""Clips of a step: which they are, where their states come from, and what becomes of unreadable ones."""
+"""Clips of a step: which they are, where their states come from, and what if one is unreadable."""
 
 import functools
 from pathlib import Path

@@ -26,6 +26,13 @@ def fast_measurements(monkeypatch):
     monkeypatch.setattr(flops, "MATRIX_SIZE", {"cpu": 64})
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """A small LM in the place of the 150 M parameters, and nothing compiled: fast."""
+    monkeypatch.setitem(benchmark.RANDOM, "150m", SMALL)
+    monkeypatch.setattr(compiled, "compiled_refine", lambda device: refine)
+
+
 @pytest.mark.parametrize("M, N", [(12, 3), (40, 12), (4, 4)])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_floor_counts_the_flops_of_the_call_itself(M, N, groups):
@@ -33,10 +40,13 @@ def test_the_floor_counts_the_flops_of_the_call_itself(M, N, groups):
     cache = lm.new_cache(1, 40)
     indices = torch.arange(40)
     x = torch.randn(1, M, SMALL.width)
+    with FlopCounterMode(display=False) as products:
+        roofline.matrix_products(lm, M, 40, N)()
     # Fused attention is not counted by the counter.
     with FlopCounterMode(display=False) as call, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         lm.head(lm(x, None, cache, indices[:M], indices[:N]))
-    assert call.get_total_flops() == flops.lm_flops(lm.config, 1, M, 40, N)
+    expected = flops.lm_flops(lm.config, 1, M, 40, N)
+    assert products.get_total_flops() == call.get_total_flops() == expected
 
 
 def test_the_floor_is_the_slower_of_memory_and_arithmetic():
@@ -61,6 +71,15 @@ def test_a_cache_lowers_the_floor_of_an_answer_but_not_of_its_first_call(cache):
     assert floors[0] == pytest.approx(floors[1])
 
 
+@pytest.mark.parametrize("cache, widths", [("prefix", [10, 6, 2]), ("dual", [4, 4, 2])])
+def test_the_floor_knows_a_short_last_block(monkeypatch, cache, widths):
+    passed = []
+    monkeypatch.setattr(roofline, "floor_of_call", lambda lm, rates, M, L, N: passed.append(M) or 1)
+    config = SamplerConfig(length=10, block_length=4, cache=cache)
+    assert roofline.floor_of_answer(DiffusionLM(SMALL), RATES, config, 100, 6) == 6
+    assert passed == [110, *widths]
+
+
 def test_agreement_counts_the_text_and_its_end():
     a, b = [[1, 2, 9, 5]], [[1, 3, 9, 6]]
     assert benchmark.agreement(a, b, end_id=9) == pytest.approx(200 / 3)
@@ -75,9 +94,7 @@ def test_prompts_one_by_one_have_no_padding():
     assert second.embeddings.flatten().tolist() == [3.0, 4.0, 5.0]
 
 
-def test_the_benchmark_prints_a_row_for_every_setting(monkeypatch, fast_measurements, capsys):
-    monkeypatch.setattr(compiled, "compiled_refine", lambda device: refine)  # not compiled: fast
-    monkeypatch.setitem(benchmark.RANDOM, "150m", SMALL)
+def test_the_benchmark_prints_a_row_for_every_setting(small, fast_measurements, capsys):
     benchmark.main(["--device", "cpu", "--length", "8", "--block-length", "4"])
     printed = capsys.readouterr().out
     rows = ("generate_plain, 8 steps", "count 2 steps, none", "count 8 steps, prefix")
@@ -85,6 +102,66 @@ def test_the_benchmark_prints_a_row_for_every_setting(monkeypatch, fast_measurem
         assert f"| {name} |" in printed
     assert "| count 8 steps, none |" not in printed  # a full pass for each token takes minutes
     assert "GFLOP/s" in printed and "nan" not in printed
+    assert "torch.float32, cpu" in printed and "at once" not in printed
+
+    # One call of each kind: eager, compiled, its products alone, and the floor.
+    for name in ("full pass", "block step"):
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"| {name} |")]
+        assert line.count(" ms, ") == 3 and line.endswith(" ms |")
+
+
+def test_dtype_reference_steps_and_compile_all(small, monkeypatch, fast_measurements, capsys):
+    steps = []
+    plain = benchmark.generate_plain
+
+    def counted(*given, max_steps):
+        out = plain(*given, max_steps=max_steps)
+        steps.append((max_steps, out.calls.item()))
+        return out
+
+    monkeypatch.setattr(benchmark, "generate_plain", counted)
+    options = ["--dtype", "bfloat16", "--reference-steps", "3", "--compile-all"]
+    benchmark.main(["--device", "cpu", "--length", "8", "--block-length", "4", *options])
+    printed = capsys.readouterr().out
+    assert "torch.bfloat16" in printed and steps == [(3, 3)]
+    assert "| generate_plain, 8 steps | 8.0 |" in printed  # scaled up
+    assert printed.count(", compiled |") == 5
+
+    with pytest.raises(SystemExit):
+        benchmark.main(["--reference-steps", "0"])
+    assert "--reference-steps" in capsys.readouterr().err
+
+
+def test_a_batch_of_unequal_prompts_has_the_ids_of_one_at_a_time(small, monkeypatch):
+    lm, batch = benchmark.random_lm(benchmark.RANDOM["150m"], "cpu", None)
+    lengths = batch.mask.sum(dim=1).tolist()
+    assert lengths == [499 - 20 * i for i in range(8)]
+    assert not batch.is_text[batch.mask].all() and not (batch.is_text & ~batch.mask).any()
+
+    config = SamplerConfig(length=4, steps=2, stop_at_end=False)
+    line = benchmark.compare_batch(lm, batch, config)
+    assert line.startswith("8 of unequal length, count 2 steps, none: at once ")
+    assert "one by one" in line and line.endswith("; ids equal")
+
+    # A batch that answers with other ids is found out.
+    generate = benchmark.generate
+
+    def wrong_in_a_batch(lm, prompt, config):
+        out = generate(lm, prompt, config)
+        out.ids[7:] += 1
+        return out
+
+    monkeypatch.setattr(benchmark, "generate", wrong_in_a_batch)
+    assert benchmark.compare_batch(lm, batch, config).endswith("; ids NOT equal")
+
+
+def test_times_are_medians_taken_in_turns(monkeypatch):
+    calls = []
+    ticks = iter([0, 5, 10, 11, 20, 21, 30, 31, 40, 43, 50, 51])
+    monkeypatch.setattr(roofline, "clock", lambda device: next(ticks))
+    works = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    assert roofline.time_in_turns(works, torch.device("cpu"), rounds=3) == {"a": 3, "b": 1}
+    assert calls == ["a", "a", "b", "b"] * 3  # each once to warm up
 
 
 @pytest.mark.parametrize("trained, n", [(False, 5), (True, 12)])
@@ -93,16 +170,26 @@ def test_each_rule_has_each_cache_and_one_setting_is_compiled(trained, n):
     assert len(set(settings)) == n + 1 and [config.compile for config in settings].count(True) == 1
     assert benchmark.name_of(settings[-1]) == "count 2 steps, dual, compiled"
     assert all(config.stop_at_end == trained for config in settings)
+    base = SamplerConfig(length=8, block_length=4)
+    every = benchmark.settings_of(base, trained, compile_all=True)
+    assert len(every) == 2 * n and [config.compile for config in every].count(True) == n
 
 
 def test_the_toy_is_timed_with_its_wer(tiny_run, monkeypatch, fast_measurements, capsys):
+    monkeypatch.setattr(compiled, "compiled_refine", lambda device: refine)
     few = [SamplerConfig(length=6, block_length=6), SamplerConfig(length=6, rule="threshold")]
+    few += [SamplerConfig(length=6, cache=cache) for cache in ("prefix", "dual")]
     monkeypatch.setattr(benchmark, "settings_of", lambda *given: few)
     options = ["--run", str(tiny_run), "--length", "6", "--device", "cpu"]
     benchmark.main(["--size", "toy", *options, "--block-length", "6"])
-    *_, count, threshold = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
+    count, threshold, *_ = [line for line in printed if line.startswith(("| count", "| threshold"))]
     assert count.startswith("| count 6 steps, none |") and "| 100.0 % |" in count
     assert threshold.startswith("| threshold 0.9, none |") and threshold.endswith(" % |")
+
+    # In a batch, without a cache and with the dual one.
+    in_batch = [line for line in printed if " of unequal length, " in line]
+    assert len(in_batch) == 3 and all(line.endswith("ids equal") for line in in_batch)
 
 
 def test_the_benchmark_says_what_is_missing(tmp_path):

@@ -1,5 +1,7 @@
 """A reply is read as a fair examiner would read it."""
 
+import time
+
 import pytest
 
 from evaluation.choices import REFUSALS, answer_letter, choice_letter, is_refusal, words_match
@@ -49,6 +51,24 @@ def test_letters_are_read_where_the_choices_are_in_the_audio_alone(reply, letter
     assert choice_letter(reply) == letter
 
 
+@pytest.mark.parametrize(
+    "part", ["A", "A.\n", "A is ", "(a", "A nor ", "answer to a ", "n't a", ". "]
+)
+def test_a_reply_of_a_million_letters_is_read_in_a_second(part):
+    started = time.monotonic()
+    for reply in (part * (10**6 // len(part)), "not " + part * 40 + "x B"):
+        choice_letter(reply, ANIMALS)
+        words_match(reply, "dog", ANIMALS)
+        is_refusal(reply)
+    assert time.monotonic() - started < 3  # of a machine that others use too
+
+
+def test_a_long_reply_is_read_where_it_begins_and_ends():
+    padding = " It barks." * 2000
+    assert choice_letter(f"B.{padding}", ANIMALS) == "B"
+    assert choice_letter(f"{padding} The answer is C", ANIMALS) == "C"
+
+
 def test_the_correct_answer_is_given_by_letter_or_by_text():
     for answer in ("c", "(C)", " Wild horse"):
         assert answer_letter(answer, ANIMALS) == "C"
@@ -56,8 +76,10 @@ def test_the_correct_answer_is_given_by_letter_or_by_text():
     # In a spelling task the choices are letters: the text comes first.
     assert answer_letter("A", ("B", "A", "D", "C")) == "B"
 
-    with pytest.raises(ValueError, match="'bird' is neither a letter of ABCD nor a choice"):
-        answer_letter("bird", ANIMALS)
+    for answer, choices in (("bird", ANIMALS), ("", ("dog", "cat", "", ""))):
+        problem = f"'{answer}' is neither a letter of ABCD nor a choice"
+        with pytest.raises(ValueError, match=problem):
+            answer_letter(answer, choices)
 
 
 # ---- MMAU
@@ -69,6 +91,12 @@ def test_the_correct_answer_is_given_by_letter_or_by_text():
 def test_mmau_wants_every_word_of_the_answer_and_none_of_another_choice(reply, correct):
     choices = ["Dog barking", "Cat", "Dog crying", "barking"]
     assert words_match(reply, "Dog barking", choices) == correct
+
+
+@pytest.mark.parametrize("answer", ["", " ", "..."])
+def test_an_empty_answer_of_mmau_makes_no_reply_correct(answer):
+    for reply in ("", "anything", "..."):
+        assert not words_match(reply, answer, ["dog", "cat"])
 
 
 # ---- VoiceBench

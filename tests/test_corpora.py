@@ -1,7 +1,11 @@
 """Public corpora: small trees laid out as the real ones become manifests that training reads."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,9 +39,12 @@ def buzz(hertz, seconds=1.0, loudness=0.1, rate=SAMPLE_RATE):
 
 
 def text(tmp_path, name, content):
-    path = tmp_path / name
+    write(tmp_path / name, content.encode())
+
+
+def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
+    path.write_bytes(content)
 
 
 def items_of(monkeypatch, tmp_path, *arguments):
@@ -212,7 +219,7 @@ def test_what_cannot_be_read_is_skipped_and_named(tmp_path, voice, monkeypatch, 
     voice("data/welsh/s1/1.wav")
     voice("data/welsh/s1/2.wav").write_bytes(b"RIFF")
     (items,) = items_of(monkeypatch, tmp_path, "accentdb").values()
-    printed = capsys.readouterr().out
+    printed = "".join(capsys.readouterr())
     assert len(items) == 1 and "2.wav: cannot be read" in printed and "1 clips skipped" in printed
 
 
@@ -266,3 +273,161 @@ def test_a_long_clip_s_time_span():
         measure.seed_transcript("a b", {"Gender": "male"}, 3725.2)
         == "[00:00:00 - 01:02:06] a b (Gender: male, Duration: 3725.2 s)"
     )
+
+
+# ---- damaged and odd files
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "cp1252"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_texts_are_read_in_their_encoding(tmp_path, voice, monkeypatch, encoding):
+    voice("wav48/p1/p1_001.wav")
+    voice("wav48/p2/p2_001.wav")  # p2 is in no table
+    table = "\n\nID AGE GENDER ACCENTS\n\n1 23 F Qu\u00e9b\u00e9cois x\n"
+    write(tmp_path / "speaker-info.txt", table.encode(encoding))
+    for speaker in ("p1", "p2"):
+        words = "Un caf\u00e9\u2026\r\n" if encoding == "cp1252" else "Un caf\u00e9\u2026\u2028\n"
+        write(tmp_path / f"txt/{speaker}/{speaker}_001.txt", words.encode(encoding))
+    (items,) = items_of(monkeypatch, tmp_path, "vctk").values()
+    assert [item["transcription"] for item in items] == ["Un caf\u00e9\u2026"] * 2
+    assert items[0]["attributes"]["Accent"] == "Qu\u00e9b\u00e9cois"
+    assert "Accent" not in items[1]["attributes"]
+
+
+def test_the_locale_does_not_matter(tmp_path, voice):
+    voice("wav48/p1/p1_001.wav")
+    write(tmp_path / "speaker-info.txt", "1 23 F Qu\u00e9b\u00e9cois x\n".encode())
+    write(tmp_path / "txt/p1/p1_001.txt", "Un caf\u00e9".encode())
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "corpora.manifests", "vctk", tmp_path, "--out", tmp_path]
+    root = Path(manifests.__file__).parents[1]
+    subprocess.run(command, env=environment, cwd=root, check=True, capture_output=True)
+    assert load_manifest(tmp_path / "vctk.json")[0]["transcription"] == "Un caf\u00e9"
+
+
+def test_librispeech_with_blank_lines_and_unlisted_speakers(tmp_path, voice, monkeypatch):
+    text(tmp_path, "LibriSpeech/SPEAKERS.TXT", "\n1 | ? | x\n\n2\n|\n")
+    folder = "LibriSpeech/s/1/2"
+    text(tmp_path, f"{folder}/1-2.trans.txt", "\n1-2-0000 ONE\u2028TWO\n  \n1-2-0001\n\n")
+    text(tmp_path, "LibriSpeech/s/3/4/3-4.trans.txt", "3-4-0000 WORDS\n")
+    for name in ("1/2/1-2-0000", "1/2/1-2-0001", "3/4/3-4-0000"):
+        voice(f"LibriSpeech/s/{name}.flac")
+    (items,) = items_of(monkeypatch, tmp_path, "librispeech", "--subset", "s").values()
+    assert [item["transcription"] for item in items] == ["one two", "", "words"]
+    assert all("Gender" not in item["attributes"] for item in items)
+
+
+def test_voxceleb1_and_dailytalk_with_fields_missing(tmp_path, voice, monkeypatch, capsys):
+    table = "VoxCeleb1 ID\tGender\tNationality\n\nid1\tm\nid2\tx\tPeru\nid3\n"
+    text(tmp_path, "vox1_meta.csv", table)
+    for i in range(1, 5):
+        voice(f"wav/id{i}/video/1.wav")
+    (items,) = items_of(monkeypatch, tmp_path, "voxceleb1").values()
+    known = [{k: a[k] for k in ("Gender", "Nationality") if k in a} for a in attributes_of(items)]
+    assert known == [{"Gender": "male"}, {"Nationality": "Peru"}, {}, {}]
+
+    turns = {"0": {"speaker": 0, "text": None, "emotion": 3}, "1": None, "2": {"text": "Hi"}}
+    text(tmp_path, "metadata.json", json.dumps({"1": turns}))
+    voice("data/1/0_0_d1.wav")
+    items = items_of(monkeypatch, tmp_path, "dailytalk")["dailytalk"]
+    assert [item["transcription"] for item in items] == [""]
+    assert "1_None_d1.wav: no such audio file" in capsys.readouterr().err
+
+
+def attributes_of(items):
+    return [item["attributes"] for item in items]
+
+
+@pytest.mark.parametrize("corpus, file, content, problem", [
+    ("dailytalk", "metadata.json", "{", "does not hold numbered turns"),
+    ("dailytalk", "metadata.json", "[" * 10**5, "does not hold numbered turns"),
+    ("dailytalk", "metadata.json", "[]", "no clip found"),
+    ("dailytalk", "metadata.json", "3", "does not hold numbered turns"),
+    ("dailytalk", "metadata.json", '{"a": {}}', "does not hold numbered turns"),
+    ("dailytalk", "metadata.json", '{"1": null}', "does not hold numbered turns"),
+    ("voxceleb1", "vox1_meta.csv", "", "lacks VoxCeleb1 ID"),
+    ("voxceleb1", "vox1_meta.csv", "VoxCeleb1 ID,Gender,Nationality\n", "lacks VoxCeleb1 ID"),
+    ("voxceleb1", "vox1_meta.csv", "\0\0", "lacks VoxCeleb1 ID"),
+])  # fmt: skip
+def test_a_damaged_table_is_named(tmp_path, monkeypatch, corpus, file, content, problem):
+    text(tmp_path, file, content)
+    with pytest.raises(SystemExit, match=f"({file}|{corpus}).*{problem}"):
+        items_of(monkeypatch, tmp_path, corpus)
+
+
+def test_a_folder_or_pipe_in_place_of_a_table_is_named(tmp_path, monkeypatch):
+    (tmp_path / "metadata.json").mkdir()
+    os.mkfifo(tmp_path / "vox1_meta.csv")
+    for corpus in ("dailytalk", "voxceleb1"):
+        with pytest.raises(SystemExit, match="(metadata.json|vox1_meta.csv) is not a file"):
+            items_of(monkeypatch, tmp_path, corpus)
+
+
+def test_what_cannot_work_is_known_before_clips_are_read(tmp_path, voice, monkeypatch, capsys):
+    for i in range(2):
+        voice(f"data/welsh/s{i}/1.wav", seconds=0.1)
+    text(tmp_path, "LibriSpeech/dev-clean/README", "")
+    (tmp_path / "file").write_text("")
+
+    def read(*arguments):
+        raise AssertionError("clips are read")
+
+    monkeypatch.setattr(manifests, "map_in_processes", read)
+    unknown = "--subset dev-cleen is not in .*, which holds dev-clean"
+    with pytest.raises(SystemExit, match=unknown):
+        items_of(monkeypatch, tmp_path, "librispeech", "--subset", "dev-cleen")
+    with pytest.raises(SystemExit, match="--held-out 0.1 takes all speakers to accentdb_train"):
+        items_of(monkeypatch, tmp_path, "accentdb", "--held-out", "0.1")
+    with pytest.raises(SystemExit, match="File exists|Not a directory"):
+        items_of(monkeypatch, tmp_path, "accentdb", "--out", str(tmp_path / "file"))
+    (tmp_path / "taken/accentdb.json").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="accentdb.json: cannot be saved"):
+        items_of(monkeypatch, tmp_path, "accentdb", "--out", str(tmp_path / "taken"))
+    for percent in ("-1", "101", "nan", "five"):
+        with pytest.raises(SystemExit, match="2"):
+            items_of(monkeypatch, tmp_path, "accentdb", "--held-out", percent)
+        assert f"must be 0 to 100, not '{percent}'" in capsys.readouterr().err
+
+
+SLOW = """
+import sys, time
+from checkpoints.command_line import one_line_errors
+from corpora.workers import map_in_processes
+
+def work(i):
+    print(i, flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    with one_line_errors("slow"):
+        map_in_processes(work, range(99), "working")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_processes_end_with_the_one_that_made_them(number):
+    """Nothing is left that holds the output open, and Ctrl-C gives one line."""
+    root = Path(manifests.__file__).parents[1]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    restored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    made = subprocess.Popen(
+        [sys.executable, "-c", SLOW], cwd=root, start_new_session=True, **pipes, **restored
+    )
+    made.stdout.readline()  # a process works
+    send = os.killpg if number == signal.SIGINT else os.kill  # Ctrl-C reaches all of them
+    send(made.pid, number)
+    _, errors = made.communicate(timeout=20)  # ends when no process holds the output
+    if number == signal.SIGINT:
+        assert made.returncode == 130
+        assert b"Traceback" not in errors and b"slow: stopped" in errors
+
+
+def test_a_clip_whose_name_is_not_utf_8_is_skipped_or_read_but_ends_nothing(
+    tmp_path, voice, monkeypatch
+):
+    voice("data/welsh/s1/1.wav")
+    voice("data/welsh/s1/2.wav").rename(
+        os.fsdecode(os.fsencode(tmp_path) + b"/data/welsh/s1/\xe9.wav")
+    )
+    (items,) = items_of(monkeypatch, tmp_path, "accentdb").values()
+    assert items[0]["audio_id"] == "accentdb-welsh-s1-1"

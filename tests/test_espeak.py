@@ -4,6 +4,7 @@ import json
 import os
 import random
 import sys
+import tempfile
 from collections import Counter
 
 import pytest
@@ -182,6 +183,63 @@ def test_unfinished_corpus_is_made_again(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_corpus_of_another_version_or_a_damaged_record_is_named(tmp_path, monkeypatch):
+    make_toy(tmp_path, seed=5, train=1, test=1)
+    record = tmp_path / "corpus.json"
+    whole = json.loads(record.read_text())
+
+    # An older record holds the arguments alone.
+    record.write_text(json.dumps({"corpus": "toy", "seed": 5, "train": 1, "test": 1}))
+    make_toy(tmp_path, seed=5, train=1, test=1)
+    for change in ({"tables": 1}, {"espeak": "0"}, {"seed": 6}):
+        record.write_text(json.dumps(whole | change))
+        with pytest.raises(
+            FileExistsError, match="another corpus.*Choose another --out, or remove"
+        ):
+            make_toy(tmp_path, seed=5, train=1, test=1)
+    for damage in ("", "{", "[]"):
+        record.write_text(damage)
+        with pytest.raises(ValueError, match="corpus.json: not .*; remove it, and the"):
+            make_toy(tmp_path, seed=5, train=1, test=1)
+
+    # A manifest that is gone is made again.
+    record.write_text(json.dumps(whole))
+    (tmp_path / "asr_test.json").unlink()
+    make_toy(tmp_path, seed=5, train=1, test=1)
+    assert (tmp_path / "asr_test.json").is_file()
+
+
+def test_a_killed_run_of_another_seed_leaves_no_manifest_of_the_clips_before(tmp_path, monkeypatch):
+    make_toy(tmp_path, seed=5, train=1, test=1)
+    (tmp_path / "corpus.json").unlink()
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(toy.corpus, "map_in_processes", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_toy(tmp_path, seed=6, train=1, test=1)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_long_temporary_folder_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / ("x" * 120) / ("y" * 120)
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(OSError, match="set TMPDIR to a shorter folder, such as /tmp"):
+        make_toy(tmp_path / "out", seed=5, train=1, test=1)
+
+
+def test_speech_in_the_longest_path_is_the_same(tmp_path):
+    short = tmp_path / "short"
+    long = tmp_path / ("x" * (speech.LONGEST_PATH - len(str(tmp_path)) - 1))
+    for folder in (short, long):
+        folder.mkdir()
+        speech.prepare_espeak(folder)
+    spoken = [speech.speak("oscar heard", "en-us+f2", 200, 50, folder) for folder in (short, long)]
+    assert (spoken[0][0] == spoken[1][0]).all()
+
+
 def test_answers_agree_with_the_sentence():
     rng = random.Random(1)
     for sentence in sentences(500):
@@ -285,6 +343,14 @@ def test_the_command_says_in_one_line_what_stops_it(corpus, monkeypatch):
     with pytest.raises(
         SystemExit, match="python -m toy.corpus: .* holds another corpus.*Choose another --out"
     ):
+        toy.corpus.main()
+    for option, value in (("--train", "0"), ("--test", "-1"), ("--train", str(10**18))):
+        monkeypatch.setattr(sys, "argv", ["corpus", "--out", str(out), option, value])
+        with pytest.raises(SystemExit, match="2"):
+            toy.corpus.main()
+    (out / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["corpus", "--out", str(out / "file")])
+    with pytest.raises(SystemExit, match="python -m toy.corpus: .*(Not a directory|File exists)"):
         toy.corpus.main()
 
 

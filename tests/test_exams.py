@@ -1,12 +1,13 @@
 """Small exams in the three published formats, from questions to predictions to correct scores."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import edit_config
+from conftest import damage_norms, edit_config, edit_tensors
 
 from checkpoints.model import load_diffa, save_trained
 from data import build_prompt, decode_answer, pad_waveforms, read_audio
@@ -17,6 +18,7 @@ from sampler import SamplerConfig, answer, generate
 
 N = 7
 BATCH = 3
+NULL = object()  # stands for JSON's null
 ANIMALS = ["dog", "cat", "wild horse", "bird"]
 REPLIES = {
     "mmsu": ["B", "(c)", "A dog.", "hm"],
@@ -69,9 +71,10 @@ def published(tone, tmp_path):
         ]
         items = published_items(name, clips)
         change(items)
+        half = any("\ud83d" in str(item.get("question")) for item in items)  # only in escapes
         path = tmp_path / f"{name}.published"
-        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-        path.write_text(json.dumps(items) if name == "mmau" else lines)
+        lines = "".join(json.dumps(item, ensure_ascii=half) + "\n" for item in items)
+        path.write_text(json.dumps(items) if name == "mmau" else lines, "utf-8")
         return path
 
     return write
@@ -137,11 +140,12 @@ def take(monkeypatch, model_options, batches, tmp_path):
     return run
 
 
-def forbid_models(monkeypatch):
-    def load(*arguments, **options):
-        raise AssertionError("a model was loaded")
+def forbidden(*arguments, **options):
+    raise AssertionError("long work has begun")
 
-    monkeypatch.setattr(exams, "load_diffa", load)
+
+def forbid_models(monkeypatch):
+    monkeypatch.setattr(exams, "load_diffa", forbidden)
 
 
 # ---- predictions
@@ -291,8 +295,9 @@ def test_an_interrupted_exam_resumes_and_gives_the_same_file(
     # Stopped after the batch in which the last kept item lies.
     n_done = -(-kept // BATCH)
     batches.stop_at = n_batches + n_done + 1
-    with pytest.raises(SystemExit, match="run the same command to resume"):
+    with pytest.raises(SystemExit) as stopped:
         take(name, path)
+    assert stopped.value.code == 130
 
     # Killed while it wrote.
     lines = path.parent / ("out.lines" if name == "mmau" else "out")
@@ -324,6 +329,35 @@ def test_the_predictions_of_another_model_are_not_resumed(take, published):
     problem = "begun with dtype None, now bfloat16; give another --out, or delete it"
     with pytest.raises(SystemExit, match=problem):
         take("mmsu", path, "out", "--dtype", "bfloat16")
+
+
+def test_replies_of_adapters_before_more_training_are_not_resumed(take, published, tmp_path):
+    path = published("mmsu")
+    out = take("mmsu", path)
+    rows = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(rows[:3]))
+    edit_tensors(tmp_path / "adapters", lambda tensors: [t.mul_(2) for t in tensors.values()])
+    with pytest.raises(SystemExit, match="begun with adapters_digest .*; give another --out"):
+        take("mmsu", path)
+
+    # A record of before there were digests counts as the same.
+    record = json.loads((tmp_path / "out.made_by").read_text())
+    del record["adapters_digest"]
+    (tmp_path / "out.made_by").write_text(json.dumps(record))
+    assert len(read(take("mmsu", path), "mmsu")) == N
+
+
+def test_replies_of_an_unknown_model_are_not_resumed(take, published, tmp_path):
+    path = published("mmsu")
+    out = take("mmsu", path)
+    (tmp_path / "out.made_by").unlink()
+    with pytest.raises(SystemExit, match="out.made_by is missing, which says by which model"):
+        take("mmsu", path)
+    out.unlink()
+    take("mmsu", path)
+    (tmp_path / "out.made_by").write_text("{")
+    with pytest.raises(SystemExit, match="out.made_by: not valid JSON"):
+        take("mmsu", path)
 
 
 # ---- what cannot be used
@@ -365,6 +399,15 @@ def test_all_missing_and_silent_clips_are_named_before_the_model_loads(
     ("advbench", "audio_path", None, r"item 2 \(no audio_path\): lacks audio_path"),
     ("advbench", "audio_path", 2, "audio_path is not text"),
     ("alpacaeval", "prompt", None, "lacks prompt"),
+    ("mmsu", "question", NULL, "question is not text"),
+    ("mmsu", "id", NULL, "id is not text"),
+    ("mmau", "difficulty", NULL, "difficulty is not text"),
+    ("mmau", "choices", NULL, "choices is not a list of texts"),
+    ("mmau", "answer", "", "the correct answer '' holds no word"),
+    ("mmau", "answer", " ?!", "the correct answer ' .!' holds no word"),
+    ("mmsu", "answer_gt", "", "the correct answer '' is neither"),
+    ("openbookqa", "reference", "", "the correct answer '' is neither"),
+    ("mmsu", "question", "\ud83d", "holds half a character"),
 ])  # fmt: skip
 def test_bad_items_are_named(name, field, value, problem, published, take):
     def spoil(items):
@@ -372,7 +415,7 @@ def test_bad_items_are_named(name, field, value, problem, published, take):
             if value is None:
                 del item[field]
             else:
-                item[field] = value
+                item[field] = None if value is NULL else value
 
     path = published(name, spoil)
     with pytest.raises(SystemExit, match=problem) as error:
@@ -388,7 +431,10 @@ def test_bad_items_are_named(name, field, value, problem, published, take):
     (b'{"id": 1}\n{"id', "line 2 is not valid JSON"),
     (b"[{]", "not valid JSON"),
     (b"3\n[]", "item 0 .no object.: not an object"),
-    (b"\xff\xfe", "not a text file"),
+    (b"\xff\xfe", "not a text file in UTF-8"),
+    (b"[" * 10**5, "not valid JSON"),
+    (b'{"id": ' * 10**5, "line 1 is not valid JSON"),
+    (b'{"id": ' + b"1" * 5000 + b"}", "line 1 is not valid JSON"),
 ])  # fmt: skip
 def test_a_file_that_is_no_exam_is_refused_by_name(content, problem, published, take, monkeypatch):
     path = published("mmsu")
@@ -403,6 +449,48 @@ def test_a_file_that_is_no_exam_is_refused_by_name(content, problem, published, 
 def test_a_file_that_is_not_there_is_named(take, tmp_path):
     with pytest.raises(SystemExit, match="nowhere.jsonl: no such file"):
         take("mmsu", tmp_path / "nowhere.jsonl")
+
+
+def test_a_folder_or_a_pipe_is_no_file(take, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(SystemExit, match=f"{path}: not a file"):
+            take("mmsu", path)
+        with pytest.raises(SystemExit, match=f"{path}: not a file"):
+            command(monkeypatch, "score", "mmsu", path)
+
+
+@pytest.mark.parametrize("out", ["folder", "pipe", "file/out", "lines"])
+def test_an_out_that_cannot_be_written_is_refused_before_the_model_loads(
+    out, take, published, tmp_path, monkeypatch
+):
+    path = published("mmau")
+    forbid_models(monkeypatch)
+    monkeypatch.setattr(exams, "read_audio", forbidden)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "lines.lines").mkdir()
+    with pytest.raises(SystemExit, match="cannot be saved|is a folder|File exists|Not a directory"):
+        take("mmau", path, out)
+
+
+def test_texts_keep_every_character_after_a_byte_order_mark(take, published):
+    text = "caf\u00e9 \u2028 \u2029 \x85 \u65e5\u672c?"
+    path = published("mmsu", lambda items: items[1].update(question=text))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    rows = take("mmsu", path).read_text().split("\n")
+    assert json.loads(rows[1])["question"] == text
+
+
+def test_each_clip_is_read_once(take, published, monkeypatch):
+    path = published("mmsu", lambda items: items[6].update(audio_path=items[5]["audio_path"]))
+    read = []
+    monkeypatch.setattr(
+        exams, "read_audio", lambda file, seconds: read.append(file) or read_audio(file)
+    )
+    take("mmsu", path)
+    assert len(read) == len(set(read)) == N - 1
 
 
 def test_another_exam_s_file_is_recognised(take, published, monkeypatch):
@@ -448,18 +536,27 @@ def test_a_list_without_the_lines_it_was_made_of_is_not_overwritten(published, t
     assert (tmp_path / "out").read_text() == "[]"
 
 
-def test_impossible_options_say_what_would_work(published, take, tmp_path, monkeypatch):
+def test_impossible_options_say_what_would_work(published, take, tmp_path, monkeypatch, capsys):
     path = published("advbench")
     folders = ["--audio", tmp_path, "--out", tmp_path / "out"]
     unknown = "--subset trivia is none of VoiceBench's; use one of .*advbench"
     with pytest.raises(SystemExit, match=unknown):
         command(monkeypatch, "voicebench", path, "--subset", "trivia", *folders)
-    with pytest.raises(SystemExit, match="--subset None is none of VoiceBench's"):
+    with pytest.raises(SystemExit, match="--subset is missing; use one of alpacaeval"):
         command(monkeypatch, "score", "voicebench", path)
     with pytest.raises(SystemExit, match="mmsu has no subsets"):
         command(monkeypatch, "score", "mmsu", path, "--subset", "advbench")
-    with pytest.raises(SystemExit, match="--batch 0: must be 1 or more"):
-        take("advbench", path, "out", "--batch", 0)
+    for batch in ("0", "-3", "many"):
+        with pytest.raises(SystemExit, match="2"):
+            take("advbench", path, "out", "--batch", batch)
+        assert f"must be a whole number of 1 or more, not '{batch}'" in capsys.readouterr().err
+
+
+def test_an_lm_with_damaged_weights_gives_no_reply(take, published, dirs, tmp_path):
+    damage_norms(dirs["llm"])
+    with pytest.raises(SystemExit, match="logits are NaN or infinite"):
+        take("mmsu", published("mmsu"))
+    assert (tmp_path / "out").read_text() == ""
 
 
 def test_a_question_too_long_for_the_lm_names_its_batch(published, take):

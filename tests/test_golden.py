@@ -1,4 +1,7 @@
-"""What the published system computed on small made-up weights (tests/golden/README.md), reproduced through our loaders."""
+"""Our loaders and modules reproduce what the published system computed on small random weights.
+
+The data are described in tests/golden/README.md.
+"""
 
 import re
 from pathlib import Path
@@ -6,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from checkpoints.adapters import load_adapters
 from checkpoints.lm import load_lm
 from checkpoints.whisper import load_whisper
-
 from data import Prompt
 from diffa import AUDIO_PARTS, DIFFA, Spliced, splice
 from diffusion_lm import diffusion_loss
@@ -54,7 +57,9 @@ def heard(model):
 
 def spliced(model, heard, ids, insert_at):
     audio, mask = model.hear(*heard[1:])
-    return splice(model.lm, [Prompt(ids[:insert_at].tolist(), ids[insert_at:].tolist())], audio, mask)
+    return splice(
+        model.lm, [Prompt(ids[:insert_at].tolist(), ids[insert_at:].tolist())], audio, mask
+    )
 
 
 def test_log_mel(heard):
@@ -90,18 +95,29 @@ def test_logits_and_loss(models, heard, stage):
     x = torch.cat([prompt.embeddings, model.lm.embed(noisy[:, n:])], dim=1)
     close(model.lm.head(model.lm(x))[0, -40:], f"logits_stage{stage}_last40")
     t = torch.tensor([float(Z["t"])])
-    loss = diffusion_loss(model.lm, prompt.embeddings, prompt.mask, target[:, n:], noisy[:, n:], t, 40 - n)
+    loss = diffusion_loss(
+        model.lm, prompt.embeddings, prompt.mask, target[:, n:], noisy[:, n:], t, 40 - n
+    )
     assert loss.item() == pytest.approx(float(Z[f"loss_stage{stage}"]), rel=1e-5)
 
 
 def test_text_only_logits(model):
-    close(model.lm.head(model.lm(model.lm.embed(torch.from_numpy(Z["noisy_ids"])[None])))[0], "logits_text_only")
+    close(
+        model.lm.head(model.lm(model.lm.embed(torch.from_numpy(Z["noisy_ids"])[None])))[0],
+        "logits_text_only",
+    )
 
 
 @pytest.mark.parametrize("case", [name for name in Z.files if name.startswith("gen_steps")])
 def test_generated_ids_with_audio(model, heard, case):
     steps, length, block = (int(n) for n in re.findall(r"\d+", case)[:3])
-    config = SamplerConfig(length=length, block_length=block, steps=steps, cfg_scale=float(case.split("cfg")[1]), stop_at_end=False)
+    config = SamplerConfig(
+        length=length,
+        block_length=block,
+        steps=steps,
+        cfg_scale=float(case.split("cfg")[1]),
+        stop_at_end=False,
+    )
     prompt = spliced(model, heard, torch.from_numpy(Z["gen_prompt"]), int(Z["gen_insert_at"]))
     assert generate(model.lm, prompt, config).ids[0].tolist() == Z[case].tolist()
     if not config.cfg_scale:
@@ -111,14 +127,28 @@ def test_generated_ids_with_audio(model, heard, case):
 CACHES = {"full": "none", "prefix": "prefix", "dual": "dual"}
 
 
-@pytest.mark.parametrize("case", [name for name in Z.files if name.startswith("text_") and not name.endswith("nfe")])
+@pytest.mark.parametrize(
+    "case", [name for name in Z.files if name.startswith("text_") and not name.endswith("nfe")]
+)
 def test_generated_ids_and_calls_from_text(model, case):
     steps, length, block = (int(n) for n in re.findall(r"\d+", case)[:3])
     tau = case.split("thr")[1]
     rule = {"rule": "count"} if tau == "None" else {"rule": "threshold", "threshold": float(tau)}
-    config = SamplerConfig(length=length, block_length=block, steps=steps, cache=CACHES[case.split("_")[1]], stop_at_end=False, **rule)
+    config = SamplerConfig(
+        length=length,
+        block_length=block,
+        steps=steps,
+        cache=CACHES[case.split("_")[1]],
+        second_call=True,
+        stop_at_end=False,
+        **rule,
+    )
     ids = torch.from_numpy(Z["gen_prompt"])[None]
     everywhere = torch.ones_like(ids, dtype=torch.bool)
-    out = generate(model.lm, Spliced(embeddings=model.lm.embed(ids), mask=everywhere, is_text=everywhere), config)
+    out = generate(
+        model.lm,
+        Spliced(embeddings=model.lm.embed(ids), mask=everywhere, is_text=everywhere),
+        config,
+    )
     assert out.ids[0].tolist() == Z[case].tolist()
     assert out.calls.item() == Z[f"{case}_nfe"]

@@ -137,7 +137,7 @@ def test_the_commands_fit_together_and_the_lm_reads_no_test_sentence(folder, toy
         small = replace(getattr(pretrain_lm, name), steps=steps, batch=8)
         monkeypatch.setattr(pretrain_lm, name, small)
     monkeypatch.setattr(pretrain_lm, "ROUNDS", 1)
-    monkeypatch.setattr(human_text, "N_CHECK", 4)
+    monkeypatch.setattr(human_text, "N_COPIED", 4)
     monkeypatch.setattr(human_text, "LONGER", 1)
     taught = []
     encode = pretrain_lm.encode_answers
@@ -168,6 +168,6 @@ def test_each_word_of_the_vocabulary_is_one_piece(tmp_path):
     text = Text(
         ["a", "i'm", "unconditional", "weasels", "o'clock", "mgcp", "we", "wednesday"], ["we"], []
     )
-    tokenizer = human_text.train_tokenizer(tmp_path / "tokenizer.model", text)
+    tokenizer = human_text.train_word_tokenizer(tmp_path / "tokenizer.model", text)
     assert [len(tokenizer.encode(word)) for word in text.vocabulary] == [1] * 8
     assert tokenizer.decode(tokenizer.encode("weasels i'm a mgcp")) == "weasels i'm a mgcp"

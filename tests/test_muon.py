@@ -1,4 +1,4 @@
-"""Muon moves matrices by orthogonal steps and leaves everything else to AdamW; a run with it resumes like any other."""
+"""Muon moves matrices by orthogonal steps; AdamW moves the rest; a run resumes with both."""
 
 from dataclasses import replace
 
@@ -66,7 +66,7 @@ def task():
     return dict(model.named_parameters()), loss_of_step
 
 
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
+def test_a_run_that_was_stopped_resumes_bit_for_bit(tmp_path):
     parameters, loss_of_step = task()
     losses = fit(parameters, loss_of_step, MUON, tmp_path / "whole.pt", "test")
     again, loss_of_step = task()

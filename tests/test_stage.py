@@ -1,6 +1,7 @@
 """The two stages' command: one recipe on any machine, and nothing usable is lost to what is not."""
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -41,9 +42,17 @@ def manifest(tone, tmp_path):
         items = []
         for i, words in enumerate(WORDS):
             file = tone(f"{i}.wav", 0.3 + 0.05 * i, 200 + 50 * i)
-            items.append(change(i, {
-                "audio_id": f"clip{i}", "audio_filepath": file.name, "input": "What is said?", "transcription": words, "target": words,
-                "dataset": "tones", "duration": 0.3 + 0.05 * i, "seed_transcript": words}))  # fmt: skip
+            item = {
+                "audio_id": f"clip{i}",
+                "audio_filepath": file.name,
+                "input": "What is said?",
+                "transcription": words,
+                "target": words,
+                "dataset": "tones",
+                "duration": 0.3 + 0.05 * i,
+                "seed_transcript": words,
+            }
+            items.append(change(i, item))
         (tmp_path / name).write_text(json.dumps(items))
         return tmp_path / name
 
@@ -82,23 +91,24 @@ def whole(toy_dirs, manifest, tmp_path):
 
 
 def two_processes(*commands):
-    """Run commands of train_asr one after the other in two processes that know each other, as torchrun starts them."""
-    sockets = [
-        socket.create_server(("127.0.0.1", 0)) for _ in commands
-    ]  # a port for each: none meets the leavings of another
+    """Run commands of train_asr one by one, in two processes that torchrun would start."""
+    # A port for each command: none meets the leavings of another.
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in commands]
     commands = [(str(free.getsockname()[1]), *command) for free, command in zip(sockets, commands)]
     for free in sockets:
         free.close()
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    shared["PYTHONPATH"] = str(Path(__file__).parents[1])
-    jobs = [
-        subprocess.Popen([sys.executable, __file__, json.dumps(commands)], env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [job.communicate(timeout=240)[0].decode() for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], "\n".join(said)
-    return said
+
+    jobs = []
+    for rank in range(2):
+        variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        variables["PYTHONPATH"] = str(Path(__file__).parents[1])
+        command = [sys.executable, __file__, json.dumps(commands)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        jobs.append(subprocess.Popen(command, env={**os.environ, **variables}, **pipes))
+    printed = [job.communicate(timeout=240)[0].decode() for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], "\n".join(printed)
+    return printed
 
 
 def begun(whole_out, out):
@@ -108,7 +118,7 @@ def begun(whole_out, out):
     return out
 
 
-def test_two_processes_are_one_and_each_goes_on_where_the_other_stopped(
+def test_two_processes_are_one_and_each_resumes_where_the_other_stopped(
     toy_dirs, manifest, tmp_path, whole
 ):
     path = manifest()
@@ -131,13 +141,13 @@ def test_two_processes_are_one_and_each_goes_on_where_the_other_stopped(
         "two_after_one": FEW,
     }
     begun(tmp_path / "whole", tmp_path / "two_after_one")
-    said = two_processes(
+    printed = two_processes(
         *([*common, str(tmp_path / name), *map(str, options)] for name, options in runs.items())
     )
     for name in runs:
         alike(result(tmp_path / name), whole)
     assert (
-        "Recipe(train=TrainConfig(steps=4," in said[0] and "Recipe" not in said[1]
+        "Recipe(train=TrainConfig(steps=4," in printed[0] and "Recipe" not in printed[1]
     )  # the first process alone prints
     one_after_two = train(
         train_asr,
@@ -179,7 +189,9 @@ def test_stage_2_resumes_bit_for_bit_with_dropout_and_workers(
 ):
     recipe = train_asr.RECIPES["toy"]
     with_dropout = replace(recipe, shapes={**recipe.shapes, "dropout": 0.2})
-    monkeypatch.setitem(train_asr.RECIPES, "toy", with_dropout)
+    for module in (train_asr, train_instruct):
+        with_own = replace(module.RECIPES["toy"], shapes=with_dropout.shapes)
+        monkeypatch.setitem(module.RECIPES, "toy", with_own)
     path = manifest()
     train(train_asr, toy_dirs, tmp_path / "stage1", path, "--steps", 1, "--batch", 4)
     options = [
@@ -394,11 +406,12 @@ def test_items_that_are_too_long_are_left_out_and_counted(toy_dirs, manifest, tm
         )
     )
     train(train_asr, toy_dirs, tmp_path / "out", path, *FEW)
-    said = capsys.readouterr()
-    assert (
-        "of 8 items, 1 last longer than the encoder's 0.8 s, 2 have answers of 18 tokens or more and 1 have none; they are left out"
-        in said.out + said.err
+    printed = capsys.readouterr()
+    counts = (
+        "of 8 items, 1 last longer than the encoder's 0.80 s, 2 have answers of 18 tokens or more "
+        "and 1 have none; they are left out"
     )
+    assert counts in printed.out + printed.err
 
 
 @pytest.mark.parametrize(
@@ -424,11 +437,11 @@ def test_a_corrupt_clip_costs_its_own_loss_and_no_more(toy_dirs, manifest, tmp_p
     path = manifest()
     (tmp_path / "5.wav").write_bytes(b"RIFF")
     _, losses = train(train_asr, toy_dirs, tmp_path / "out", path, *options)
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     assert (
-        (said.out + said.err).count("skipped (") == 1
-        and "5.wav" in said.out + said.err
-        and "skipped (1 so far)" in said.out + said.err
+        (printed.out + printed.err).count("skipped (") == 1
+        and "5.wav" in printed.out + printed.err
+        and "skipped (1 so far)" in printed.out + printed.err
     )
     assert all(0 < loss < 100 for loss in losses)
     with pytest.raises(
@@ -443,7 +456,7 @@ def test_a_loss_that_is_not_finite_names_the_clips(toy_dirs, manifest, tmp_path,
     monkeypatch.setattr(
         train_asr,
         "diffusion_loss",
-        lambda *a: (seen.append(1), real(*a))[1] * (float("nan") if len(seen) == 3 else 1),
+        lambda *a, **k: (seen.append(1), real(*a, **k))[1] * (math.nan if len(seen) == 3 else 1),
     )
     with pytest.raises(
         SystemExit, match="loss is nan at step 2; .*its items: clip., clip., clip., clip.$"
@@ -454,7 +467,7 @@ def test_a_loss_that_is_not_finite_names_the_clips(toy_dirs, manifest, tmp_path,
     ]
 
 
-def test_a_run_does_not_go_on_with_other_words_or_another_lm(toy_dirs, manifest, tmp_path, whole):
+def test_a_run_does_not_resume_with_other_words_or_another_lm(toy_dirs, manifest, tmp_path, whole):
     other = manifest(
         "other.json", lambda i, item: item | {"transcription": "birds birds"} if i == 3 else item
     )
@@ -486,9 +499,10 @@ def test_made_up_weights_train_without_a_file_and_say_so(manifest, tmp_path, cap
         "--batch",
         2,
     )
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        said.count("from random weights (toy+toy)") == 2 and said.count("new, random weights") == 2
+        printed.count("from random weights (toy+toy)") == 2
+        and printed.count("new, random weights") == 2
     )
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["llm"] == "random weights (toy+toy)" and config["adapters"]["n_queries"] == 8

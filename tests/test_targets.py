@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 
 import pytest
@@ -188,3 +189,64 @@ def test_an_answer_does_not_depend_on_its_neighbours(toy):
     together = targets.lm_answers(toy.lm, toy.tokenizer, texts, config, batch=3)
     alone = targets.lm_answers(toy.lm, toy.tokenizer, texts, config, batch=1)
     assert together == alone
+
+
+def test_a_text_that_is_too_long_for_the_lm_is_left_out_and_counted(toy, capsys):
+    config = SamplerConfig(length=6)
+    texts = {"a": "two birds", "b": "sing " * 300}
+    assert targets.lm_answers(toy.lm, toy.tokenizer, texts, config, batch=2).keys() == {"a"}
+    assert "1 of 2 prompts are longer than the 250 tokens" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="exceed the LM's context of 256"):
+        targets.lm_answers(toy.lm, toy.tokenizer, {"b": texts["b"]}, config, batch=2)
+
+
+# ---- damaged and odd files
+def test_answers_keep_every_character_after_a_byte_order_mark(manifest, tmp_path, monkeypatch):
+    answer = "A caf\u00e9 \u2028 opens \u2029 at \x85 six."
+    row = json.dumps({"id": "clip1", "answer": answer}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{row}\r\n\r\n".encode())
+    files = ["--answers", tmp_path / "a.jsonl", "--out", tmp_path / "t.json"]
+    command(monkeypatch, "external", manifest, *files)
+    assert [item["target"] for item in load_manifest(tmp_path / "t.json")] == [answer]
+
+
+@pytest.mark.parametrize("content, problem", [
+    (b'{"id": "a", "answer": "Yes."}\n{"id": "a", "answer": "No."}', "line 2 is a second"),
+    (b"[" * 10**5, "line 1 is not"),
+    (b'{"id": ' + b"1" * 5000 + b"}", "line 1 is not"),
+    (b'{"id": [], "answer": "Yes."}', "line 1 is not"),
+    (b'{"id": "a", "answer": null}', "line 1 is not"),
+    (b'{"id": "a", "answer": "\\ud83d."}', "line 1 is not"),
+    (b"\xff\xfe\x00", "not UTF-8 text"),
+    (None, "not a file"),
+])  # fmt: skip
+def test_answers_that_cannot_be_used_are_named(manifest, tmp_path, monkeypatch, content, problem):
+    path = tmp_path / "a.jsonl"
+    os.mkfifo(path) if content is None else path.write_bytes(content)
+    with pytest.raises(SystemExit, match=f"a.jsonl: {problem}"):
+        command(monkeypatch, "external", manifest, "--answers", path, "--out", tmp_path / "t.json")
+
+
+def test_what_cannot_work_is_known_before_the_lm_loads(manifest, tmp_path, monkeypatch, capsys):
+    def load(*arguments):
+        raise AssertionError("an LM is loaded")
+
+    monkeypatch.setattr(targets, "load_lm", load)
+    before = manifest.read_bytes()
+    empty = answers_file(tmp_path, {0: ""})
+    options = ["--llm", tmp_path, "--answers", empty]
+    (tmp_path / "folder").mkdir()
+    for out, problem in (
+        (manifest, "is read by this command; give another file"),
+        (empty, "is read by this command; give another file"),
+        (tmp_path / "folder", "cannot be saved"),
+        (manifest / "t.json", "File exists|Not a directory"),
+        (tmp_path / "t.json", "no item has a usable answer; dropped: 1 empty"),
+    ):
+        with pytest.raises(SystemExit, match=problem):
+            command(monkeypatch, "rewrite", manifest, *options, "--out", out)
+    assert manifest.read_bytes() == before
+    for option in ("--length", "--batch"):
+        with pytest.raises(SystemExit, match="2"):
+            command(monkeypatch, "rewrite", manifest, *options, "--out", out, option, "0")
+        assert "must be a whole number of 1 or more" in capsys.readouterr().err

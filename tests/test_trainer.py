@@ -70,7 +70,7 @@ def whole(tmp_path):
     return run(tmp_path / "whole.pt")
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path, whole):
+def test_a_killed_run_resumes_bit_for_bit(tmp_path, whole):
     checkpoint = tmp_path / "run.pt"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     died = subprocess.run(
@@ -82,7 +82,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, whole):
 
 
 @pytest.mark.parametrize("step", [0, 5, 11])
-def test_ctrl_c_saves_the_very_step_and_the_run_goes_on_bit_for_bit(tmp_path, whole, step):
+def test_ctrl_c_saves_the_very_step_and_the_run_resumes_bit_for_bit(tmp_path, whole, step):
     checkpoint = tmp_path / "run.pt"
     with pytest.raises(SystemExit, match="stopped at step") as stop:
         run(checkpoint, at(step, interrupt))
@@ -243,10 +243,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
         run(checkpoint, at(9, interrupt))
     damage(checkpoints(checkpoint)[0])
     same(run(checkpoint), whole)
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     assert (
-        "run-00000010.pt is damaged" in said.out + said.err
-        and "resumes from step 8" in said.out + said.err
+        "run-00000010.pt is damaged" in printed.out + printed.err
+        and "resumes from step 8" in printed.out + printed.err
     )
 
 
@@ -403,5 +403,5 @@ def test_cosine_lies_above_the_line_at_first_and_below_at_last():
     assert learning_rate(20, cosine) < learning_rate(20, linear)
 
 
-if __name__ == "__main__":  # the run that test_a_killed_run_goes_on_bit_for_bit kills
+if __name__ == "__main__":  # the run that test_a_killed_run_resumes_bit_for_bit kills
     run(Path(sys.argv[1]), at(6, kill))

@@ -1,4 +1,4 @@
-"""Whitening: what a new acoustic adapter's keys and values start on, and that it stays an option."""
+"""Whitening: what a new acoustic adapter's keys and values start on; it stays an option."""
 
 import numpy as np
 import pytest

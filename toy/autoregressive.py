@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffa import DIFFA, Spliced, splice
 from diffusion_lm import DiffusionLM, token_losses
-from sampler import Generation, SamplerConfig, check_prompt, tokens_before_end
+from sampler import Generation, SamplerConfig, check_finite, check_prompt, tokens_before_end
 
 
 class CausalLM(DiffusionLM):
@@ -165,6 +165,7 @@ def greedy(
 
         # 2. The most likely next token.
         logits = lm.head(hidden[:, 0])  # (R, V)
+        check_finite(lm, logits.amax(dim=-1))
         token = logits.argmax(dim=-1)  # (R,)
         ids[rows, n] = token
         calls[rows] += 1

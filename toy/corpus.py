@@ -14,21 +14,34 @@ import functools
 import json
 import random
 import tempfile
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from checkpoints.command_line import one_line_errors
-from checkpoints.files import read_json, whole_file
+from checkpoints.command_line import count, one_line_errors
+from checkpoints.files import WeightsError, check_writable, read_json, whole_file
 from corpora.manifests import transcription_item, write_manifest
 from corpora.measure import describe_clip
 from corpora.workers import map_in_processes
 from toy import grammar
-from toy.speech import ESPEAK_RATE, VOICES, prepare_espeak, speak, without_silence, write_clip
+from toy.speech import (
+    ESPEAK_RATE,
+    VOICE_RANGES,
+    VOICES,
+    espeak_release,
+    prepare_espeak,
+    speak,
+    without_silence,
+    write_clip,
+)
 
 # The longest clip; the toy encoder's window is 3.2 s.
 MAX_SECONDS = 3.15
+MAX_CLIPS = 1_000_000  # their names have six digits
+SPLITS = ("train", "test")
+MANIFESTS = ("asr", "instruct")
 
 
 def spoken_sentence(
@@ -37,7 +50,7 @@ def spoken_sentence(
     """Draw a sentence and a voice with these attributes until the clip is short enough.
 
     data: the folder of `prepare_espeak`. Returns the sentence, all that was drawn for the voice,
-    and what `speak` returned. Raises RuntimeError: no clip is short enough, or eSpeak counts other
+    and what `speak` returned. Raises OSError: no clip is short enough, or eSpeak counts other
     words.
     """
     voices = VOICES[split, attributes.gender]
@@ -56,13 +69,13 @@ def spoken_sentence(
         name = f"{grammar.ACCENTS[attributes.accent]}+{voice}"
         samples, marks = speak(sentence.text, name, rate, pitch, data)
         if len(marks) != length + 1:
-            raise RuntimeError(f"eSpeak NG marked {len(marks) - 1} words in: {sentence.text}")
+            raise OSError(f"eSpeak NG marked {len(marks) - 1} words in: {sentence.text}")
 
         samples = without_silence(samples)
         if len(samples) <= MAX_SECONDS * ESPEAK_RATE:
             drawn = {"voice": voice, "rate": rate, "pitch_parameter": pitch}
             return sentence, asdict(attributes) | drawn, samples, marks
-    raise RuntimeError(f"no {attributes.gender} voice can say {length} words in {MAX_SECONDS} s")
+    raise OSError(f"no {attributes.gender} voice can say {length} words in {MAX_SECONDS} s")
 
 
 def toy_clip(index: int, split: str, out: Path, seed: int, data: Path) -> tuple[dict, list[dict]]:
@@ -107,35 +120,57 @@ def toy_clip(index: int, split: str, out: Path, seed: int, data: Path) -> tuple[
     return asr, instruct
 
 
+def made_by() -> dict:
+    """What the clips depend on beside the arguments: tables of words and voices, and eSpeak."""
+    words = (grammar.CATEGORIES, grammar.TEMPLATES, grammar.ACCENTS, grammar.WEIGHTS)
+    tables = (VOICES, VOICE_RANGES, *words, grammar.SPEEDS, grammar.PITCHES, grammar.QUESTIONS)
+    return {"tables": zlib.crc32(repr(tables).encode()), "espeak": espeak_release()}
+
+
 def make_toy(out: Path, seed: int, train: int, test: int) -> None:
     """Make the toy corpus in the folder `out`, unless it is there already.
 
     The same seed gives the same files, bit for bit. train, test: numbers of clips. Raises
     FileExistsError: the folder holds another corpus, which is left alone.
     """
-    arguments = {"corpus": "toy", "seed": seed, "train": train, "test": test}
+    wanted = {"corpus": "toy", "seed": seed, "train": train, "test": test} | made_by()
     record = out / "corpus.json"
+    manifests = [out / f"{name}_{split}.json" for name in MANIFESTS for split in SPLITS]
     if record.exists():
-        found = read_json(record)
-        if found != arguments:
-            raise FileExistsError(f"{out} holds another corpus, {found}. Choose another --out.")
-        print(f"{out} holds this corpus already.")
-        return
+        # Older records hold the arguments alone.
+        try:
+            found = read_json(record)
+        except WeightsError as error:
+            raise ValueError(f"{error}; remove it, and the corpus is made again") from None
+        if made_by() | found != wanted:
+            raise FileExistsError(
+                f"{out} holds another corpus, {found} and not {wanted}. Choose another --out, "
+                "or remove it."
+            )
+        if all(path.is_file() for path in manifests):
+            print(f"{out} holds this corpus already.")
+            return
+
+    # What an unfinished corpus left may be of another seed: no manifest before its clips.
+    for path in (record, *manifests):
+        path.unlink(missing_ok=True)
+    for split in SPLITS:
+        (out / "audio" / split).mkdir(parents=True, exist_ok=True)
+    check_writable(record)
 
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary)
         prepare_espeak(data)
-        for split, count in (("train", train), ("test", test)):
-            (out / "audio" / split).mkdir(parents=True, exist_ok=True)
+        for split in SPLITS:
             clip = functools.partial(toy_clip, split=split, out=out, seed=seed, data=data)
-            clips = map_in_processes(clip, range(count), f"speaking {split}")
+            clips = map_in_processes(clip, range(wanted[split]), f"speaking {split}")
             instruct = [item for _, items in clips for item in items]
             write_manifest(out / f"asr_{split}.json", [item for item, _ in clips])
             write_manifest(out / f"instruct_{split}.json", instruct)
 
     # Last comes the record, which says that all the rest is complete.
     with whole_file(record) as temporary:
-        temporary.write_text(json.dumps(arguments) + "\n")
+        temporary.write_text(json.dumps(wanted) + "\n", "utf-8")
 
 
 def main() -> None:
@@ -145,9 +180,11 @@ def main() -> None:
     option = parser.add_argument
     option("--out", type=Path, required=True, help="folder of the corpus")
     option("--seed", type=int, default=0, help="same seed, same files (default 0)")
-    option("--train", type=int, default=6000, help="training clips (default 6000)")
-    option("--test", type=int, default=400, help="test clips (default 400)")
+    option("--train", type=count, default=6000, help="training clips (default 6000)")
+    option("--test", type=count, default=400, help="test clips (default 400)")
     args = parser.parse_args()
+    if max(args.train, args.test) > MAX_CLIPS:
+        parser.error(f"--train and --test: at most {MAX_CLIPS:,} clips")
 
     with one_line_errors("python -m toy.corpus"):
         make_toy(args.out, args.seed, args.train, args.test)

@@ -12,6 +12,7 @@ LM and test clips (whisper, llada, corpus). Options name others; the report reco
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from statistics import mean
@@ -20,15 +21,15 @@ import torch
 from tqdm import tqdm
 
 from checkpoints.command_line import DTYPES, one_line_errors
-from checkpoints.files import read_json, write_json
+from checkpoints.files import check_writable, read_json, write_json
 from checkpoints.model import load_diffa
-from data import build_prompt, load_manifest
+from data import ManifestError, build_prompt, load_manifest
 from diffa import AUDIO_PARTS, DIFFA
 from encoder import FRAMES_PER_SECOND
 from evaluation.wer import word_error_rate
 from sampler import Answer, SamplerConfig, answer, generate
 from toy.autoregressive import CausalLM, greedy
-from toy.grammar import CONTENT_KINDS, SLOTS, VOICE_KINDS
+from toy.grammar import CONTENT_KINDS, KINDS, SLOTS, VOICE_KINDS
 from toy.pretrain_lm import ANSWER_LENGTH as G
 from toy.pretrain_lm import THRESHOLD, accuracy
 from toy.report import broken_promises, plot, summary
@@ -94,14 +95,16 @@ def questions(
     """Results of a stage-2 model by kind of question, in percent.
 
     Returns:
-        for each kind its accuracy (exact answers; word error rate for `repeat` and `caption`), its
-        items, and calls and tokens (end of text included) of a mean answer; and the mean accuracies
-        `content_mean` of the slots and `voice_mean` of the attributes.
+        for each kind that is asked its accuracy (exact answers; word error rate for `repeat` and
+        `caption`), its items, and calls and tokens (end of text included) of a mean answer; and
+        the mean accuracies `content_mean` of the slots and `voice_mean` of the attributes.
     """
     table = {}
     for kind in tqdm((*CONTENT_KINDS, *VOICE_KINDS, "caption"), "questions", leave=False):
         # Each question of this kind, once.
         chosen = [item for item in items if item["kind"] == kind]
+        if not chosen:
+            continue
         answers = answers_to(model, states, chosen, config)
         predictions = [a.text for a in answers]
         targets = [item["target"] for item in chosen]
@@ -120,8 +123,23 @@ def questions(
 
     # Every kind counts alike, however many questions it has.
     for name, kinds in (("content_mean", SLOTS), ("voice_mean", VOICE_KINDS)):
+        if not table.keys() >= set(kinds):
+            continue  # a mean of some would look like the mean of all
         table[name] = mean(table[kind]["accuracy"] for kind in kinds)
     return table
+
+
+def asked_items(items: list[dict], corpus: Path) -> list[dict]:
+    """The items of a known kind of question. Raises ManifestError: there is none."""
+    asked = [item for item in items if item.get("kind") in KINDS]
+    file = corpus / "instruct_test.json"
+    if not asked:
+        kinds = ", ".join(KINDS)
+        raise ManifestError(f"{file}: no item has a `kind` of question that is known ({kinds})")
+    if len(asked) < len(items):
+        rest = f"{len(items) - len(asked)} of {len(items)} items"
+        print(f"{file}: {rest} have no known `kind` of question and are left out", file=sys.stderr)
+    return asked
 
 
 def evaluate(
@@ -140,15 +158,19 @@ def evaluate(
     started = time.perf_counter()
     if not adapters:
         raise ValueError(f"{run}: holds no trained adapters; train them first, or pass --adapters")
+    run.mkdir(parents=True, exist_ok=True)
+    check_writable(run / "report.json")
     asr = load_manifest(corpus / "asr_test.json")
-    instruct = load_manifest(corpus / "instruct_test.json")
+    if not any(item["transcription"].split() for item in asr):
+        raise ManifestError(f"{corpus / 'asr_test.json'}: no item has a word to compare with")
+    instruct = asked_items(load_manifest(corpus / "instruct_test.json"), corpus)
     report = {}
 
     # 1. What toy.pretrain measured of the frozen parts; those made elsewhere have no such file.
     for file in (whisper.parent / "encoder.json", llm.parent / "lm.json"):
         if file.is_file():
             report[file.stem] = {k: v for k, v in read_json(file).items() if k != "losses"}
-    minutes = {name: result["minutes"] for name, result in report.items()}
+    minutes = {name: result.get("minutes") for name, result in report.items()}
 
     # 2. The models. One pass of the encoder serves all of them, if their windows are the same.
     models = [load_diffa(whisper, llm, folder, **options).eval() for folder in adapters]
@@ -159,7 +181,7 @@ def evaluate(
             f"{names}: trained with different windows of {sorted(windows)} s; train them with the "
             "same --audio-context"
         )
-    states = StateCache(models[0], asr)
+    states = StateCache(models[0], asr + instruct)
 
     # 3. Each of them on its stage's test; minutes come from its training, if that was here.
     for model, folder in zip(models, adapters, strict=True):
@@ -168,7 +190,7 @@ def evaluate(
         else:
             report[model.stage] = questions(model, states, instruct)
         if model.stage != "semantic" and (folder / "training.json").is_file():
-            minutes[model.stage] = read_json(folder / "training.json")["minutes"]
+            minutes[model.stage] = read_json(folder / "training.json").get("minutes")
 
     # 4. Sources and minutes; `make demo` writes RUN/started when it begins.
     parts = {"whisper": str(whisper), "llm": str(llm), "corpus": str(corpus)}
@@ -215,11 +237,11 @@ def main() -> None:
             device=args.device,
         )
 
-    # `make demo` must fail when a promise is broken.
-    print(json.dumps(report, indent=1))
-    broken = broken_promises(report) if args.check else []
-    if broken:
-        raise SystemExit("\n".join(f"missed: {line}" for line in broken))
+        # `make demo` must fail when a promise is broken.
+        print(json.dumps(report, indent=1))
+        broken = broken_promises(report) if args.check else []
+        if broken:
+            raise SystemExit("\n".join(f"missed: {line}" for line in broken))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ import argparse
 import json
 import math
 import multiprocessing
+import os
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from checkpoints.files import write_json
 from toy.imitation import train_tokenizer
 from toy.pretrain_encoder import pretrain_encoder
 from toy.pretrain_lm import GATE, GrammarText, phases, pretrain_lm, short_of
+from training.recipe import seed
 
 NAME = "python -m toy.pretrain"
 
@@ -58,6 +62,13 @@ def make(which: str, corpus: Path, out: Path, seed: int, device: str, threads: i
 
 def make_below(*arguments) -> None:
     """`make` in a process of its own, its progress bar below that of the first process."""
+
+    # A parent that was killed says nothing: this process then stops as by Ctrl-C, and saves.
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     above = tqdm(delay=math.inf, leave=False)  # never shown, but it takes the first line
     make(*arguments)
     above.close()
@@ -87,7 +98,7 @@ def main() -> None:
     parser.add_argument("which", nargs="?", choices=["encoder", "lm", "both"], default="both")
     parser.add_argument("--corpus", type=Path, default=Path("runs/toy/corpus"))
     parser.add_argument("--out", type=Path, default=Path("runs/toy"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
 

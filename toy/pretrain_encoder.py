@@ -7,6 +7,7 @@ heads are then thrown away.
 Shapes: N clips, B batch, T encoder frames, M mels, F mel frames, W words, D encoder width.
 """
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,7 +172,9 @@ def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str) -> dict:
 
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     checkpoint = out / "checkpoints" / "encoder.pt"
-    losses = fit(parameters, loss_of_step, training, checkpoint, "1/4 encoder")
+    manifest = (corpus / "asr_train.json").read_bytes()
+    identity = {"corpus": hashlib.sha256(manifest).hexdigest()[:16]}
+    losses = fit(parameters, loss_of_step, training, checkpoint, "1/4 encoder", identity=identity)
 
     result = examine_encoder(model.eval(), test, device)
     save_whisper(model.encoder, out / "whisper")

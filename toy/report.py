@@ -36,13 +36,25 @@ LOSSES = {
 }
 
 
-def look_up(report: dict, path: str) -> tuple[float, int | None]:
-    """The figure at a path such as "lm/copy_error", and the number of items it was measured on."""
+def look_up(report: dict, path: str) -> tuple[float | None, int | None]:
+    """The figure at a path such as "lm/copy_error", and the number of items it was measured on.
+
+    None: the report does not have it.
+    """
     items = None
     for key in path.split("/"):
-        items = report.get("items", items)
+        if not isinstance(report, dict) or key not in report:
+            return None, None
+        n = report.get("items")
+        items = n if isinstance(n, int) else items
         report = report[key]
-    return report, items
+    return (report if isinstance(report, int | float) else None), items
+
+
+def table_in(report: dict, name: str) -> dict:
+    """The table of this name in a report, {} if it has none."""
+    found = report.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def broken_promises(report: dict) -> list[str]:
@@ -50,24 +62,22 @@ def broken_promises(report: dict) -> list[str]:
     lines = []
     for path, kind, bound in PROMISES:
         # Adapters of one stage only leave the other out.
-        if path.split("/")[0] not in report:
-            lines.append(f"{path} was not measured")
-            continue
-
         value, _ = look_up(report, path)
-        if kind == "min" and value < bound:
+        if value is None:
+            lines.append(f"{path} was not measured")
+        elif kind == "min" and not value >= bound:
             lines.append(f"{path} is {value:.2f}, promised at least {bound}")
-        if kind == "max" and value > bound:
+        elif kind == "max" and not value <= bound:
             lines.append(f"{path} is {value:.2f}, promised at most {bound}")
     return lines
 
 
 # ---- the table
-def summary_rows(report: dict) -> dict[str, str]:
+def summary_rows(reports: list[dict]) -> dict[str, str]:
     """The table's rows: their names, and the paths of their figures in a report."""
     # Encoder, LM, and stage 1 by two sampler settings.
     fast = "stage1/by_sampler/threshold 0.9"
-    n_kinds = len(report["lm"]["oracle"])
+    n_kinds = max(report["lm"]["kinds"] for report in reports)
     rows = {
         "encoder, WER (%)": "encoder/word_error_rate",
         "LM quoting a sentence of its prompt, WER (%)": "lm/copy_error",
@@ -85,28 +95,45 @@ def summary_rows(report: dict) -> dict[str, str]:
     for kind in ("repeat", "caption"):
         rows[f"stage 2: {kind}, WER (%)"] = f"stage2/{kind}/word_error_rate"
 
-    return rows | {f"minutes: {name}": f"minutes/{name}" for name in report["minutes"]}
+    names = {name: None for report in reports for name in table_in(report, "minutes")}
+    return rows | {f"minutes: {name}": f"minutes/{name}" for name in names}
 
 
 def summary(reports: list[dict]) -> list[str]:
-    """Lines of a Markdown table over the reports of runs that differ in their seed."""
-    # The kind of question that the LM knows least is another one in each run.
-    for report in reports:
-        report["lm"]["worst"] = min(report["lm"]["oracle"].values())
+    """Lines of a Markdown table over the reports of runs that differ in their seed.
 
-    lines = ["| held-out sentences and voices | mean | range | items a run |"]
-    lines += ["| --- | --- | --- | --- |"]
-    for name, path in summary_rows(reports[0]).items():
+    A figure that only some runs have says how many. Raises ValueError: no run has any.
+    """
+    # The kind of question that the LM knows least is another one in each run.
+    ready = []
+    for report in reports:
+        lm = table_in(report, "lm")
+        known = [v for v in table_in(lm, "oracle").values() if isinstance(v, int | float)]
+        ready.append(report | {"lm": lm | {"kinds": len(known), "worst": min(known, default=None)}})
+
+    lines = []
+    for name, path in summary_rows(ready).items():
         # One figure a run.
-        found = [look_up(report, path) for report in reports]
-        values = [value for value, _ in found]
+        found = [look_up(report, path) for report in ready]
+        values = [value for value, _ in found if value is not None]
+        if not values:
+            continue
         span = f"{min(values):.1f} to {max(values):.1f}"
+        runs = f" ({len(values)} of {len(ready)} runs)" if len(values) < len(ready) else ""
 
         # Runs may differ in their items: the least and the most of them.
         counts = sorted({n for _, n in found if n})
         n_items = " to ".join(str(n) for n in sorted({*counts[:1], *counts[-1:]}))
-        lines.append(f"| {name} | {mean(values):.1f} | {span} | {n_items} |")
-    return lines
+        lines.append(f"| {name}{runs} | {mean(values):.1f} | {span} | {n_items} |")
+    if not lines:
+        raise ValueError(
+            "these reports hold no figure of a toy run; python -m toy.evaluate makes them"
+        )
+    return [
+        "| held-out sentences and voices | mean | range | items a run |",
+        "| --- | --- | --- | --- |",
+        *lines,
+    ]
 
 
 # ---- figures
@@ -125,7 +152,7 @@ def plot_losses(run: Path) -> None:
     with figure(run / "losses.png", columns=len(LOSSES), size=(13, 2.8)) as axes:
         for axis, (title, file) in zip(axes, LOSSES.items(), strict=True):
             if (run / file).is_file():
-                losses = torch.tensor(read_json(run / file)["losses"])
+                losses = torch.tensor(read_json(run / file).get("losses") or [torch.nan])
                 axis.plot(losses.unfold(0, min(20, len(losses)), 1).mean(dim=1), lw=1)
             axis.set(title=title, xlabel="step", yscale="log")
         axes[0].set_ylabel("loss")
@@ -145,7 +172,11 @@ def plot_steps(by_sampler: dict, path: Path) -> None:
 
 def plot_questions(tables: dict[str, dict], path: Path) -> None:
     """Accuracy by kind of question; tables: of each choice of adapters, by name."""
-    kinds = [kind for kind in (*CONTENT_KINDS, *VOICE_KINDS) if kind != "repeat"]
+    kinds = [
+        kind
+        for kind in (*CONTENT_KINDS, *VOICE_KINDS)
+        if all("accuracy" in table.get(kind, {}) for table in tables.values())
+    ]
     with figure(path, size=(9, 3.2)) as axis:
         # Two bars a kind, on both sides of its tick.
         for n, (name, table) in enumerate(tables.items()):

@@ -9,6 +9,7 @@ import _ctypes
 import ctypes
 import random
 import shutil
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -119,13 +120,27 @@ CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes
 LIST_END = 0
 WORD = 1
 END = 5
+LONGEST_PATH = 159  # bytes; eSpeak cuts a longer one, then ends the process
+
+
+def espeak_release() -> str:
+    """The installed release of espeakng-loader, "" if there is none."""
+    try:
+        return version("espeakng-loader")
+    except PackageNotFoundError:
+        return ""
 
 
 def prepare_espeak(folder: Path) -> None:
     """Copy what English needs of eSpeak's data to `folder`, and add the synthetic voices.
 
-    Raises OSError: eSpeak NG is not installed, or does not load.
+    Raises OSError: eSpeak NG is not installed, or does not load, or `folder` is too long for it.
     """
+    if len(bytes(folder)) > LONGEST_PATH:
+        raise OSError(
+            f"{folder}: eSpeak NG finds nothing in paths of more than {LONGEST_PATH} bytes; "
+            "set TMPDIR to a shorter folder, such as /tmp"
+        )
     try:
         import espeakng_loader
 
@@ -148,7 +163,7 @@ def prepare_espeak(folder: Path) -> None:
         for name in names:
             shutil.copy(installed / "voices" / "!v" / name, variants)
         for name in SYNTHETIC_VOICES[group]:
-            (variants / name).write_text(synthetic_voice(name, group[1]))
+            (variants / name).write_text(synthetic_voice(name, group[1]), "utf-8")
 
 
 def speak(text: str, voice: str, rate: int, pitch: int, data: Path) -> tuple[np.ndarray, list[int]]:
@@ -162,7 +177,7 @@ def speak(text: str, voice: str, rate: int, pitch: int, data: Path) -> tuple[np.
         int16 samples (S,) at ESPEAK_RATE, and the samples at which each word begins and the last
         one ends. eSpeak takes some pairs of words ("has been") for one.
     Raises:
-        RuntimeError: eSpeak does not start, or has no such voice.
+        OSError: eSpeak does not start, has no such voice, or says nothing.
     """
     import espeakng_loader
 
@@ -189,7 +204,7 @@ def speak(text: str, voice: str, rate: int, pitch: int, data: Path) -> tuple[np.
         sample_rate = engine.espeak_Initialize(2, 0, bytes(data), 0)
         engine.espeak_SetSynthCallback(receive)
         if sample_rate != ESPEAK_RATE or engine.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise RuntimeError(f"eSpeak NG cannot start with voice {voice} and the data in {data}")
+            raise OSError(f"eSpeak NG cannot start with voice {voice} and the data in {data}")
 
         # Parameters 1, 2 and 3: rate, volume, pitch. At a quarter of the usual volume no voice is
         # clipped.
@@ -203,6 +218,8 @@ def speak(text: str, voice: str, rate: int, pitch: int, data: Path) -> tuple[np.
     finally:
         engine.espeak_Terminate()
         _ctypes.dlclose(engine._handle)
+    if not chunks:
+        raise OSError(f"eSpeak NG made no sound with voice {voice} of: {text}")
     return np.concatenate(chunks), marks
 
 
@@ -215,12 +232,18 @@ def without_silence(samples: np.ndarray) -> np.ndarray:
 
 
 def write_clip(path: Path, samples: np.ndarray, rng: random.Random) -> float:
-    """Write samples (S,) of `speak` as a WAV file of SAMPLE_RATE; returns its length in seconds."""
+    """Write samples (S,) of `speak` as a WAV file of SAMPLE_RATE; returns its length in seconds.
+
+    Raises OSError: it cannot be written.
+    """
     waveform = RESAMPLE(torch.from_numpy(samples.astype(np.float32))).numpy()
 
     # A random level, so that it says nothing about the voice; low enough not to clip.
     gain = rng.uniform(0.03, 0.06) / np.sqrt(np.mean(waveform**2))
     waveform *= min(gain, 0.99 / np.abs(waveform).max())
 
-    soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
+    try:
+        soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
+    except soundfile.SoundFileError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
     return round(len(waveform) / SAMPLE_RATE, 3)

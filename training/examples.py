@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
-from data import ManifestError, Prompt, build_prompt, encode_answers
-from encoder import FRAMES_PER_SECOND
+from data import ManifestError, Prompt, build_prompt, encode_answers, encode_text, is_too_long
+from encoder import SAMPLE_RATE
 from training import processes
-
-MARGIN = 0.01  # seconds by which a clip may exceed the encoder's window: rounding in manifests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,30 +36,33 @@ class Examples:
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
-def usable(items: list[dict], source, target: str, model, length: int) -> Examples:
+def usable(
+    items: list[dict], source, target: str, model, length: int, cut: bool = False
+) -> Examples:
     """The items whose clip fits the encoder's window, and whose answer fits `length` tokens.
 
     Args:
         items: of the manifest `source`; their field `target` holds the answer. model: a DIFFA.
+        cut: longer clips are usable.
     Raises:
         ManifestError: no item is left; the message counts why.
         ValueError: a prompt and an answer exceed the LM's context.
     """
     # Every reason is counted, so that the user knows what to change.
-    seconds = model.encoder.config.context / FRAMES_PER_SECOND
-    too_long = [item["duration"] > seconds + MARGIN for item in items]
-    too_wordy = [len(model.tokenizer.encode(item[target])) >= length for item in items]
+    context = model.encoder.config.n_samples
+    too_long = [not cut and is_too_long(item["duration"] * SAMPLE_RATE, context) for item in items]
+    too_wordy = [len(encode_text(model.tokenizer, item[target])) >= length for item in items]
     empty = [not item[target].strip() for item in items]
 
     bad = [any(reasons) for reasons in zip(too_long, too_wordy, empty)]
     if any(bad):
         counts = (
             f"{source}: of {len(items)} items, {sum(too_long)} last longer than the encoder's "
-            f"{seconds:.1f} s, {sum(too_wordy)} have answers of {length} tokens or more and "
-            f"{sum(empty)} have none"
+            f"{context / SAMPLE_RATE:.2f} s, {sum(too_wordy)} have answers of {length} tokens or "
+            f"more and {sum(empty)} have none"
         )
         if all(bad):
-            advice = "cut the clips, or choose another manifest, encoder or answer length"
+            advice = "pass --cut or another --answer-length, or choose another manifest or encoder"
             raise ManifestError(f"{counts}: no item is left; {advice}")
         if processes.rank() == 0:
             tqdm.write(f"{counts}; they are left out")
@@ -71,10 +72,10 @@ def usable(items: list[dict], source, target: str, model, length: int) -> Exampl
     instructions = {item["input"] for item in items}
     prompts = {text: build_prompt(model.tokenizer, text) for text in instructions}
     longest = max(len(p.before) + len(p.after) for p in prompts.values()) + length
-    context = model.lm.config.max_length
-    if longest > context:
+    most = model.lm.config.max_length
+    if longest > most:
         raise ValueError(
-            f"a prompt and answer of {longest} tokens exceed the LM's context of {context}"
+            f"a prompt and answer of {longest} tokens exceed the LM's context of {most}"
         )
     return Examples(
         items=items,

@@ -84,6 +84,23 @@ class Trainer:
     work: Work | None = None
     lr_scale_parts: tuple[str, ...] = ()
 
+    def begin(self) -> None:
+        """Load the newest checkpoint, if there is one; `losses` are then those of its steps.
+
+        Raises ValueError: the checkpoints are of another run, or all damaged.
+        """
+        self.is_main = processes.rank() == 0
+        self.device = next(iter(self.parameters.values())).device
+        self.optimizers = make_optimizers(self.parameters, self.config, self.lr_scale_parts)
+        self.began = time.perf_counter()
+        self.earlier_minutes = 0.0
+        self.losses: list[float] = []
+        self.resume()
+
+    def minutes(self) -> float:
+        """Minutes of this process since `begin`, and of those whose checkpoint it resumed."""
+        return self.earlier_minutes + (time.perf_counter() - self.began) / 60
+
     def run(self) -> list[float]:
         """Train from the newest checkpoint, if there is one.
 
@@ -97,11 +114,11 @@ class Trainer:
                 message says what is saved.
             ValueError: the checkpoints are of another run, or all damaged.
         """
-        self.is_main = processes.rank() == 0
-        self.device = next(iter(self.parameters.values())).device
-        self.optimizers = make_optimizers(self.parameters, self.config, self.lr_scale_parts)
-        self.losses: list[float] = []
-        self.resume()
+        self.begin()
+        return self.go_on()
+
+    def go_on(self) -> list[float]:
+        """The steps that are left after `begin`; as `run`."""
         self.records = Metrics(self.metrics, len(self.losses))
 
         # The steps that are left.
@@ -250,6 +267,7 @@ class Trainer:
         for optimizer, state in zip(self.optimizers, saved["optimizers"]):
             optimizer.load_state_dict(state)
         self.losses = saved["losses"]
+        self.earlier_minutes = saved.get("minutes", 0.0)
 
         if self.is_main and len(self.losses) < self.config.steps:
             tqdm.write(f"{self.title}: resumes from step {len(self.losses)} of {self.checkpoint}")
@@ -263,6 +281,7 @@ class Trainer:
             "parameters": {name_on_disk(n): p.detach() for n, p in self.parameters.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "losses": self.losses,
+            "minutes": self.minutes(),
         }
         try:
             save_checkpoint(state, self.checkpoint, len(self.losses), self.config.keep)

@@ -20,6 +20,7 @@ MAY_CHANGE_ON_RESUME = ("save_every", "validate_every", "keep")
 class TrainConfig:
     """How a run optimises.
 
+    steps, epochs: how long; one of them is None. A stage derives the steps from the epochs.
     batch: items of a step, over all processes.
     lr, warmup, schedule: the learning rate rises linearly to lr in `warmup` steps, then falls to 0
         by a "cosine" or "linear".
@@ -30,7 +31,7 @@ class TrainConfig:
         end. keep: newest checkpoints that stay on disk.
     """
 
-    steps: int
+    steps: int | None = None
     batch: int
     lr: float
     warmup: int
@@ -43,6 +44,7 @@ class TrainConfig:
     save_every: int = 200
     validate_every: int = 0
     keep: int = 2
+    epochs: int | None = None
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

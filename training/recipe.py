@@ -1,6 +1,9 @@
 """What a recipe holds, how a run is executed, and the options of both stages' commands."""
 
 import argparse
+import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -19,6 +22,7 @@ class Execution:
     compile: the LM's blocks, with torch.compile.
     shard: the LM over the processes (FSDP2).
     max_unreadable: clips that may be skipped.
+    cut: keep the start of clips that are longer than the encoder's window; else leave them out.
     """
 
     accumulate: int = 1
@@ -28,6 +32,7 @@ class Execution:
     compile: bool = False
     shard: bool = False
     max_unreadable: int = 10
+    cut: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +60,49 @@ class Recipe:
     execution: Execution = field(default_factory=Execution)
 
 
+# Types of options: a wrong value is refused before anything is loaded
+
+
+def number(text: str, kind: Callable, least: float, most: float = math.inf) -> float:
+    """A finite number from `least` to `most`. Raises ArgumentTypeError: the text is none."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and least <= value <= most):
+        name = "a whole number" if kind is int else "a number"
+        limits = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {name} {limits}")
+    return value
+
+
+positive_int = functools.partial(number, kind=int, least=1)
+natural_int = functools.partial(number, kind=int, least=0)
+seed = functools.partial(number, kind=int, least=0, most=2**32 - 1)  # that all generators take
+rate = functools.partial(number, kind=float, least=0.0)
+below_one = functools.partial(number, kind=float, least=0.0, most=0.999)
+
 # Options of both stages: type and help.
 OPTIONS = {
     "train": (Path, "manifest"),
     "out": (Path, "folder"),
     "validation": (Path, "manifest of clips that do not train"),
-    "validation-items": (int, "of it, at most (default 100)"),
-    "seed": (int, None),
-    "steps": (int, None),
-    "batch": (int, "clips of a step, over all processes"),
-    "lr": (float, "peak learning rate"),
-    "pretrained-lr-scale": (float, "of --lr, for the parts that --adapters brings (default 1)"),
-    "validate-every": (int, "steps"),
-    "save-every": (int, "steps"),
-    "keep": (int, "newest checkpoints to keep"),
-    "accumulate": (int, "parts that a process computes its rows of a batch in"),
-    "workers": (int, "processes that read audio ahead"),
-    "max-unreadable": (int, "clips that may be skipped"),
+    "validation-items": (positive_int, "of it, at most (default 100)"),
+    "seed": (seed, None),
+    "steps": (positive_int, "in place of --epochs"),
+    "epochs": (positive_int, "over the items that can be used, in place of --steps"),
+    "answer-length": (positive_int, "tokens; the window in which answers are noised"),
+    "t-min": (below_one, "least noise level"),
+    "queries": (positive_int, "of a new acoustic adapter"),
+    "batch": (positive_int, "clips of a step, over all processes"),
+    "lr": (rate, "peak learning rate"),
+    "pretrained-lr-scale": (rate, "of --lr, for the parts that --adapters brings (default 1)"),
+    "validate-every": (natural_int, "steps"),
+    "save-every": (positive_int, "steps"),
+    "keep": (positive_int, "newest checkpoints to keep"),
+    "accumulate": (positive_int, "parts that a process computes its rows of a batch in"),
+    "workers": (natural_int, "processes that read audio ahead"),
+    "max-unreadable": (natural_int, "clips that may be skipped"),
 }
 
 
@@ -86,6 +117,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, **defaults: str) -> 
     # Options that are not a plain value.
     add("--cache-encoder", dest="cache", metavar="DIR", help="encoder states; or memory, none")
     add("--optimizer", choices=OPTIMIZERS, help="muon (with adamw for the rest), or adamw for all")
+    cut = "clips longer than the encoder's window: keep their start (default: leave them out)"
+    add("--cut", action="store_true", default=None, help=cut)
     add("--whiten", action="store_true", help="new acoustic adapter: start on whitened states")
     recompute = "the LM's blocks in the backward pass: slower, less memory"
     add("--recompute", action=argparse.BooleanOptionalAction, help=recompute)
@@ -103,12 +136,30 @@ def given(config_class: type, options: dict) -> dict:
 
 
 def chosen_recipe(recipes: dict[str, Recipe], options: dict) -> Recipe:
-    """The recipe that `preset` names, with what other options override."""
+    """The recipe that `preset` names, with what other options override.
+
+    Raises ValueError: options that exclude each other, or that cannot take effect.
+    """
     recipe = recipes[options["preset"]]
-    return replace(
-        recipe,
-        train=replace(recipe.train, **given(TrainConfig, options)),
-        execution=replace(recipe.execution, **given(Execution, options)),
-        dtype=options["dtype"] or recipe.dtype,
-        whiten=options["whiten"] or recipe.whiten,
-    )
+
+    # Either the steps or the epochs.
+    train = given(TrainConfig, options)
+    if "steps" in train and "epochs" in train:
+        raise ValueError("--steps and --epochs exclude each other; give one of them")
+    if "steps" in train or "epochs" in train:
+        train = {"steps": None, "epochs": None} | train
+
+    execution = replace(recipe.execution, **given(Execution, options))
+    if options["workers"] and execution.cache == "memory":
+        advice = "leave it out, or add --cache-encoder none or a folder"
+        raise ValueError(f"--workers: states in memory are not read ahead; {advice}")
+    for name in ("validation_items", "validate_every"):
+        if options[name] and not options["validation"]:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} has no effect without --validation MANIFEST")
+
+    # The fields of the recipe itself.
+    own = given(Recipe, {name: options[name] for name in ("answer_length", "t_min", "dtype")})
+    whiten = options["whiten"] or recipe.whiten
+    train = replace(recipe.train, **train)
+    return replace(recipe, **own, train=train, execution=execution, whiten=whiten)

@@ -103,7 +103,7 @@ def refuse_another_run(saved: dict, current: dict, path: Path) -> None:
 def read_metrics(path: Path) -> list[dict]:
     """Records of a run; [] without a file. A line that a kill cut short is left out."""
     records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -124,13 +124,14 @@ class Metrics:
         processes.wait()
         if self.path:
             with whole_file(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+                lines = "".join(json.dumps(r) + "\n" for r in self.records)
+                temporary.write_text(lines, "utf-8")
 
     def add(self, **values) -> None:
         """Append a record; `step` is one of its values."""
         self.records.append(values)
         if self.path:
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
 
     def validations(self) -> dict[int, dict]:

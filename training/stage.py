@@ -1,22 +1,24 @@
 """A stage of training, from manifests to saved adapters. The stage brings its own loss."""
 
 import functools
-import time
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
 
+from adapters import TAPS, AdapterConfig
 from checkpoints.command_line import one_line_errors
 from checkpoints.digests import digest
 from checkpoints.files import write_json
 from checkpoints.model import Loaded, load_for_training, save_trained
 from data import load_manifest
-from diffa import DIFFA, match_embedding_scale
+from diffa import DIFFA, match_embedding_scale, new_parts
 from diffusion_lm import DiffusionLM
 from training import processes
 from training.batches import Batch, Batches
@@ -26,6 +28,9 @@ from training.recipe import Execution, Recipe, chosen_recipe, given
 from training.run_files import name_on_disk
 from training.validation import Validation
 from training.whitening import whiten
+
+# Fields of AdapterConfig that shape the acoustic adapter alone.
+ACOUSTIC = ("n_heads", "taps", "n_queries", "qformer_layers", "ffn", "dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +55,8 @@ class Run:
     whisper, llm: None: those that the adapters record, else the toy run's. adapters: None: new
     ones. train, validation: manifests. validation_items: at most. audio_context: seconds of the
     encoder's window. random_weights: named sizes, in place of whisper, llm and adapters.
-    allow_other_parts: see load_for_training.
+    allow_other_parts: see load_for_training. queries: of a new acoustic adapter; None: the
+    recipe's.
     """
 
     whisper: str | Path | None = None
@@ -64,6 +70,7 @@ class Run:
     audio_context: float | None = None
     random_weights: str | None = None
     allow_other_parts: bool = False
+    queries: int | None = None
     lm_class: type[DiffusionLM] = DiffusionLM
 
 
@@ -80,8 +87,13 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         ManifestError, AudioError: data that cannot be used. WeightsError, ValueError: models that
         cannot, or settings that do not fit. SystemExit: see Trainer.run.
     """
-    started = time.perf_counter()
+    # A mistake shows before anything large is read.
+    if recipe.dtype == "float16":
+        problem = "small gradients become 0 in it, for training has no loss scale"
+        raise ValueError(f"--dtype float16: {problem}; use bfloat16 or float32")
+    require_writable(run.out)
     items = load_manifest(run.train)
+    other_items = load_manifest(run.validation) if run.validation else []
     run = replace(run, device=processes.start(run.device))
     if run.random_weights:
         name = f"random weights ({run.random_weights})"
@@ -96,17 +108,17 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     if run.adapters:
         made_of["adapters"] = digest(model.semantic.named_parameters())
     trained = prepare(model, recipe.execution, run.device)
-    describe(recipe, run, loaded, made_of)
 
     # The data.
     options = {"target": stage.target, "model": model, "length": recipe.answer_length}
+    options["cut"] = recipe.execution.cut
     examples = usable(items, run.train, **options)
-    if recipe.whiten and "acoustic" in loaded.new:
-        whiten(model, examples.items, recipe.train.seed)
     held_out = None
     if run.validation:
-        others = usable(load_manifest(run.validation), run.validation, **options)
+        others = usable(other_items, run.validation, **options)
         held_out = others.first(run.validation_items)
+    recipe = with_steps(recipe, len(examples.items))
+    describe(recipe, run, loaded, made_of)
     batches = Batches(model, examples, recipe, f"{made_of['encoder']} {recipe.dtype}")
 
     # A run resumes only with the same recipe, but for how it is executed.
@@ -114,8 +126,11 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     for name in ("train", "execution", "shapes"):
         del identity[name]
 
+    def save(path: Path) -> None:
+        length = recipe.answer_length
+        save_trained(model, path, run.whisper, run.llm, answer_length=length)
+
     # The loop.
-    origin = {"whisper": run.whisper, "llm": run.llm, "answer_length": recipe.answer_length}
     trainer = Trainer(
         trained,
         lambda step, generator: stage.loss(model, batches(step), generator, recipe),
@@ -125,23 +140,109 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         identity=identity,
         names_of_step=batches.names,
         validate=Validation(model, held_out, batches) if held_out else None,
-        keep_best=lambda: save_trained(model, run.out / "best", **origin),
+        keep_best=lambda: save(run.out / "best"),
         metrics=run.out / "metrics.jsonl",
         work=batches.work,
         lr_scale_parts=tuple(n for n in model.trained_parts() if n not in loaded.new),
     )
-    losses = trainer.run()
+    trainer.begin()
+    if len(trainer.losses) == recipe.train.steps and (run.out / "training.json").is_file():
+        if processes.rank() == 0:
+            print(f"{run.out}: this run is finished; nothing is trained or written")
+        processes.finish()
+        return
+
+    # What has to be encoded is encoded only for a run that goes on.
+    if recipe.whiten and not trainer.losses:
+        whiten(model, examples.items, recipe.train.seed)
+    batches.stream.open()
+    losses = trainer.go_on()
 
     if processes.rank() == 0:
-        save_trained(model, run.out, **origin)
+        save(run.out)
         result = {
             "losses": losses,
-            "minutes": (time.perf_counter() - started) / 60,
+            "minutes": trainer.minutes(),
             "trained_parameters": sum(p.numel() for p in trained.values()),
             "parts": list(model.trained_parts()),
         }
         write_json(run.out / "training.json", result)
     processes.finish()  # after the files are written
+
+
+def require_writable(folder: Path) -> None:
+    """Raise ValueError if a folder neither exists nor can be made, or cannot be written to."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {folder}: {there} is not a folder that can be written to")
+
+
+def with_steps(recipe: Recipe, n_items: int) -> Recipe:
+    """The recipe with its steps; they follow from the epochs, if the recipe has these.
+
+    Says which, and if a run is shorter than its warm-up.
+    """
+    train = recipe.train
+    is_main = processes.rank() == 0
+    if train.epochs:
+        steps = train.epochs * max(n_items // train.batch, 1)
+        if is_main:
+            print(f"{train.epochs} epochs of {n_items:,} items are {steps:,} steps")
+        train = replace(train, steps=steps, epochs=None)
+
+    if train.steps < train.warmup and is_main:
+        peak = train.lr * train.steps / train.warmup
+        shorter = f"{train.steps:,} steps are fewer than the {train.warmup:,} of the warm-up"
+        tqdm.write(f"warning: {shorter}; the learning rate ends at {peak:.1e}, not {train.lr:.1e}")
+    return replace(recipe, train=train)
+
+
+def with_own_shapes(loaded: Loaded, recipe: Recipe, run: Run) -> Loaded:
+    """The model, whose new acoustic adapter has the recipe's shapes, not those of stage 1's file.
+
+    Raises ValueError: an option for parts that are not new.
+    """
+    model = loaded.model
+    if "acoustic" not in loaded.new:
+        no_effect = "the acoustic adapter of this run is not new"
+        if model.acoustic is None:
+            no_effect = f"{model.stage} has no acoustic adapter"
+        if run.queries and (model.acoustic is None or run.queries != model.config.n_queries):
+            raise ValueError(f"--queries {run.queries} has no effect: {no_effect}")
+        if recipe.whiten:
+            raise ValueError(f"--whiten has no effect: {no_effect}")
+    if recipe.train.pretrained_lr_scale != 1 and set(loaded.new) == set(model.trained_parts()):
+        raise ValueError(
+            "--pretrained-lr-scale has no effect: no trained part comes from --adapters"
+        )
+    if "acoustic" not in loaded.new or not run.adapters:
+        return loaded
+
+    # The paper's shapes for this encoder, but for the recipe's.
+    encoder = model.encoder.config
+    defaults = {field.name: field.default for field in fields(AdapterConfig)}
+    shapes = {name: defaults[name] for name in ACOUSTIC} | {"n_heads": encoder.n_heads}
+    shapes["taps"] = TAPS.get(encoder.n_layers, model.config.taps)
+    shapes |= own_shapes(recipe, run)
+    for name in set(shapes) - set(ACOUSTIC):
+        if shapes[name] != getattr(model.config, name):
+            was = getattr(model.config, name)
+            raise ValueError(f"{run.adapters}: its {name} is {was}, the recipe's {shapes[name]}")
+    config = replace(model.config, **shapes)
+    if config == model.config:
+        return loaded
+
+    # Drawn again from the same seed.
+    torch.manual_seed(recipe.train.seed)
+    kept = {n: part for n, part in model.trained_parts().items() if n not in loaded.new}
+    parts = new_parts(config, loaded.new) | kept
+    pieces = (model.encoder, model.lm, model.tokenizer, config, parts)
+    return replace(loaded, model=DIFFA(*pieces, made_of=model.made_of).to(model.device))
+
+
+def own_shapes(recipe: Recipe, run: Run) -> dict:
+    """The shapes of new parts that the recipe and the options give."""
+    return recipe.shapes | ({"n_queries": run.queries} if run.queries else {})
 
 
 def load_model(stage: Stage, recipe: Recipe, run: Run) -> Loaded:
@@ -165,8 +266,10 @@ def load_model(stage: Stage, recipe: Recipe, run: Run) -> Loaded:
         random_weights=run.random_weights,
         lm_class=run.lm_class,
         allow_other_parts=run.allow_other_parts,
-        **({} if run.adapters else recipe.shapes),
+        **({} if run.adapters else own_shapes(recipe, run)),
     )
+
+    loaded = with_own_shapes(loaded, recipe, run)
 
     # Ours: parts that an earlier run trained stay as they are.
     if recipe.match_embedding_scale:
@@ -208,7 +311,10 @@ def describe(recipe: Recipe, run: Run, loaded: Loaded, made_of: dict[str, str]) 
     """Print the recipe, and of each part of the model its number of parameters and its source."""
     if processes.rank() > 0:
         return
-    print(recipe)
+    shapes = asdict(loaded.model.config)  # of the model, whatever was asked for
+    if loaded.model.acoustic is None:
+        shapes = {name: value for name, value in shapes.items() if name not in ACOUSTIC}
+    print(replace(recipe, shapes=shapes))
     print(f"device {run.device}, {processes.world()} processes")
 
     # Where the weights come from, then how many there are.

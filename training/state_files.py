@@ -67,13 +67,19 @@ def read_state_files(paths: list[str], file_of: FileOf, used: tuple[int, ...], w
 
 
 def fill_folder(
-    model, items: list[dict], file_of: FileOf, workers: int, unreadable: Unreadable
+    model,
+    items: list[dict],
+    file_of: FileOf,
+    workers: int,
+    unreadable: Unreadable,
+    cut: bool = False,
 ) -> None:
     """Encode each clip that has no file yet; the processes share the work.
 
     Args:
         model: a DIFFA, whose encoder is used; the states that its parts read are kept.
-        items: of a manifest. workers: processes that decode audio ahead.
+        items: of a manifest. workers: processes that decode audio ahead. cut: see
+            read_padded.
     Raises:
         AudioError: too many clips cannot be read.
     """
@@ -81,7 +87,8 @@ def fill_folder(
     local_paths = all_paths[processes.rank() :: processes.world()]
     paths = [p for p in local_paths if Path(p).is_file() and not is_whole(file_of(p))]
 
-    for rows, states, frames, errors in encode_clips(model, paths, BATCH, unreadable, workers):
+    encoded = encode_clips(model, paths, BATCH, unreadable, workers, cut)
+    for rows, states, frames, errors in encoded:
         for i, row in enumerate(rows):
             if errors[i]:
                 continue

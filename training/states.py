@@ -48,21 +48,36 @@ class Unreadable:
             tqdm.write(f"skipped ({n} so far): {error}")
 
 
-def read_padded(paths: list[str], n_samples: int) -> Read:
-    """Clips as waveforms (B, n_samples); one that cannot be read becomes a second of silence."""
+def refuse_overflow(paths: list[str], states: list[Tensor], errors: list[str]) -> list[str]:
+    """The errors, and those of clips whose states float16 cannot hold; these become zeros."""
+    errors = list(errors)
+    for state in states:
+        if not len(state):
+            continue
+        bad = ~state.half().isfinite().flatten(1).all(dim=1)  # (B,)
+        for i in bad.nonzero()[:, 0].tolist():
+            state[i] = 0
+            errors[i] = errors[i] or f"{paths[i]}: the encoder's states of it are not finite"
+    return errors
+
+
+def read_padded(paths: list[str], n_samples: int, cut: bool = False) -> Read:
+    """Clips as waveforms (B, n_samples); one that cannot be read becomes a second of silence.
+
+    cut: keep the start of clips that are longer (data.is_too_long) instead of refusing them.
+    """
     waveforms = []
     errors = []
     for path in paths:
         try:
             waveform = read_audio(path)
-            # Refuses a clip that is too long.
-            pad_waveforms([waveform], n_samples, [path])
+            pad_waveforms([waveform], n_samples, [path], cut)
             errors.append("")
         except AudioError as error:
             waveform = torch.zeros(min(SAMPLE_RATE, n_samples))
             errors.append(str(error))
         waveforms.append(waveform)
-    return *pad_waveforms(waveforms, n_samples, paths), errors
+    return *pad_waveforms(waveforms, n_samples, paths, cut=True), errors
 
 
 class Clips(Dataset):
@@ -92,24 +107,28 @@ def encode_clips(
     batch: int,
     unreadable: Unreadable,
     workers: int = 0,
+    cut: bool = False,
 ) -> Iterator[tuple[range, list[Tensor], Tensor, list[str]]]:
     """What a DIFFA's encoder hears in clips, batch after batch.
 
     Args:
         unreadable: collects the clips that cannot be read. workers: processes that read ahead.
+        cut: see read_padded.
     Yields:
         rows (B) of paths, all hidden states (B, T, D_w), real frames (B,), errors (B).
     """
     # Decoded ahead by the workers.
     batches = [range(i, min(i + batch, len(paths))) for i in range(0, len(paths), batch)]
-    read = functools.partial(read_padded, n_samples=model.encoder.config.n_samples)
+    read = functools.partial(read_padded, n_samples=model.encoder.config.n_samples, cut=cut)
     loader = Clips(paths, read).ahead(batches, workers)
 
     # Encoded here.
     bar = tqdm(batches, desc="encoding", leave=False, disable=processes.rank() > 0)
     for rows, (waveforms, n_samples, errors) in zip(bar, loader):
-        unreadable.add((paths[row] for row in rows), errors)
         states, frames = model.encode(waveforms.to(model.device), n_samples.to(model.device))
+        local_paths = [paths[row] for row in rows]
+        errors = refuse_overflow(local_paths, states, errors)
+        unreadable.add(local_paths, errors)
         yield rows, states, frames, errors
 
 
@@ -131,6 +150,7 @@ class StateCache:
         batch: int = 64,
         unreadable: Unreadable | None = None,
         used: tuple[int, ...] | None = None,
+        cut: bool = False,
     ):
         """
         Args:
@@ -138,6 +158,7 @@ class StateCache:
             unreadable: collects clips that cannot be read; by default none may be.
             used: indices of the states to keep; by default all that any adapter of this encoder
                 reads, so that one cache serves the models of every stage.
+            cut: see read_padded.
         Raises:
             AudioError: too many clips cannot be read.
         """
@@ -153,7 +174,7 @@ class StateCache:
         self.states = {k: torch.empty(shape, dtype=torch.float16) for k in used}  # (N, T, D_w)
 
         # One pass over all clips.
-        encoded = encode_clips(model, paths, batch, unreadable or Unreadable())
+        encoded = encode_clips(model, paths, batch, unreadable or Unreadable(), cut=cut)
         for rows, states, frames, errors in encoded:
             self.frames[rows] = frames.cpu()
             self.errors += errors

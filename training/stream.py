@@ -19,7 +19,14 @@ from torch import Tensor
 from training.flops import Work
 from training.recipe import Execution
 from training.state_files import fill_folder, read_state_files, state_file
-from training.states import Clips, StateCache, Unreadable, on_device, read_padded
+from training.states import (
+    Clips,
+    StateCache,
+    Unreadable,
+    on_device,
+    read_padded,
+    refuse_overflow,
+)
 
 Heard = tuple[list[Tensor], Tensor, Tensor]  # states, real frames (B,), readable (B,)
 
@@ -42,28 +49,36 @@ class Stream:
             model: a DIFFA. items: of a manifest. parts_of: step -> rows of items of its parts.
             steps: of the whole run. encoder_name: tells encoders and dtypes apart in a folder.
             work: its `waited` grows by the seconds that the caller waits for clips.
-        Raises:
-            AudioError: too many clips cannot be read.
         """
         self.model = model
         self.parts_of = parts_of
         self.steps = steps
         self.work = work
         self.workers = 0 if execution.cache == "memory" else execution.workers
-        self.unreadable = Unreadable(execution.max_unreadable)
         self.next_step: int | None = None
 
-        # From paths to clips: their states, or their waveforms.
+        # At least one clip must be readable.
+        n_clips = len({item["audio_filepath"] for item in items})
+        self.unreadable = Unreadable(min(execution.max_unreadable, n_clips - 1))
+
+        # Called at the first step, when a run is known to go on.
+        self.open = functools.partial(self.make_clips, items, execution, encoder_name)
+        self.clips: Clips | None = None
+
+    def make_clips(self, items: list[dict], execution: Execution, encoder_name: str) -> None:
+        """Encode what is kept of all clips. Raises AudioError: too many are unreadable."""
+        model = self.model
         config = model.encoder.config
         used = model.read_states
         if execution.cache == "memory":
-            read = StateCache(model, items, unreadable=self.unreadable, used=used).read
+            options = {"unreadable": self.unreadable, "used": used, "cut": execution.cut}
+            read = StateCache(model, items, **options).read
         elif execution.cache == "none":
-            read = functools.partial(read_padded, n_samples=config.n_samples)
+            read = functools.partial(read_padded, n_samples=config.n_samples, cut=execution.cut)
         else:
             folder = Path(execution.cache)
             file_of = functools.partial(state_file, folder, encoder_name, used=used)
-            fill_folder(model, items, file_of, self.workers, self.unreadable)
+            fill_folder(model, items, file_of, self.workers, self.unreadable, execution.cut)
             read = functools.partial(
                 read_state_files, file_of=file_of, used=used, width=config.width
             )
@@ -72,6 +87,8 @@ class Stream:
     def __call__(self, step: int) -> Iterator[Heard]:
         """The local parts of a step, one by one. Raises AudioError: too many are unreadable."""
         device = self.model.device
+        if self.clips is None:
+            self.open()
         if step != self.next_step:  # the first step of this run
             later = range(step, self.steps)
             batches = (part.tolist() for s in later for part in self.parts_of(s))
@@ -85,11 +102,13 @@ class Stream:
             self.work.waited += time.perf_counter() - started
 
             # Waveforms still have to pass the encoder.
-            self.unreadable.add((self.clips.paths[row] for row in rows), errors)
+            paths = [self.clips.paths[row] for row in rows]
             lengths = lengths.to(device, non_blocking=True)
             if isinstance(found, dict):
                 states, frames = on_device(self.model, found), lengths
             else:
                 waveforms = found.to(device, non_blocking=True)
                 states, frames = self.model.encode(waveforms, lengths)
+                errors = refuse_overflow(paths, states, errors)
+            self.unreadable.add(paths, errors)
             yield states, frames, torch.tensor([not error for error in errors])

@@ -6,6 +6,8 @@ is answered in words, because a loss does not say what goes wrong.
 Shapes: B batch, N examples, G answer tokens.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -28,12 +30,12 @@ class Validation:
     """
 
     def __init__(self, model, examples: Examples, batches: Batches):
-        """examples: N, whose clips are encoded now. batches: of the training."""
+        """examples: N, whose clips are encoded at the first call. batches: of the training."""
         self.model = model
         self.examples = examples
         self.batch = batches.rows.shape[1]  # as many clips at a time as in training
         self.autocast = batches.autocast
-        self.cache = StateCache(model, examples.items, used=model.read_states)
+        self.cut = batches.recipe.execution.cut
 
         # Drawn once for all items: the same noise at every validation, in every run, and on any
         # number of processes.
@@ -43,6 +45,12 @@ class Validation:
         for level in LEVELS:
             t = torch.full((len(ids),), level)
             self.noisy_ids[level] = noise(ids, t, model.lm.config.mask_id, generator)
+
+    @functools.cached_property
+    def cache(self) -> StateCache:
+        """The states of the examples."""
+        options = {"used": self.model.read_states, "cut": self.cut}
+        return StateCache(self.model, self.examples.items, **options)
 
     def hear(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Audio embeddings (B, A, D) and mask (B, A) of some of the examples."""
