@@ -32,15 +32,17 @@ def missing_sound(sound, file, n: int) -> str:
         if sound.format == "MP3":
             return missing_in_mp3(data, sound.frames, n)
         if sound.format == "OGG":
-            problem = missing_in_ogg(data)
+            rate = 48_000 if sound.subtype == "OPUS" else sound.samplerate
+            problem = missing_in_ogg(data, rate, n / sound.samplerate)
             if problem:
                 return problem
         if sound.format == "FLAC" and len(re.findall(rb"fLaC\0\0\0\x22", data)) > 1:
             return JOINED
 
     # libsndfile's log says where a header promises more bytes than the file holds.
-    promised = re.search(r"^data\s*: (\d+) \(should be", sound.extra_info, re.MULTILINE)
-    is_short = promised and int(promised[1]) < STREAMED
+    log = sound.extra_info
+    promised = re.search(r"^ *(?:data|riff|SSND|Data Size) *: (\d+) \(should be", log, re.MULTILINE)
+    is_short = (promised and int(promised[1]) < STREAMED) or "truncated file" in log
     return INCOMPLETE if is_short or n < sound.frames < UNKNOWN else ""
 
 
@@ -107,17 +109,24 @@ def count_mp3_frames(data) -> tuple[int, int, int]:
     return n_frames, n_indices, samples
 
 
-def missing_in_ogg(data) -> str:
-    """Walk the pages: one stream begins at the start, and its last page ends the file."""
+def missing_in_ogg(data, rate: int, seconds: float) -> str:
+    """Walk the pages: one stream begins at the start, and its last page ends the file.
+
+    rate: of the time that pages carry. seconds: decoded.
+    """
     at = 0
     flags = 2
+    end = 0  # time at the end of a page, in samples
     while data[at : at + 4] == b"OggS" and at + 27 <= len(data):
         is_first = data[at + 5] & 2
         if is_first and not flags & 2:
             return JOINED
         flags = data[at + 5]
+        end = int.from_bytes(data[at + 6 : at + 14], "little", signed=True)
         n_segments = data[at + 26]
         at += 27 + n_segments + sum(data[at + 27 : at + 27 + n_segments])
 
     is_whole = flags & 4 and at <= len(data)
+    if is_whole and end / rate > seconds + 0.1:
+        return "damaged: a part cannot be decoded; fetch or record it again"
     return "" if is_whole else INCOMPLETE

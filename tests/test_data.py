@@ -149,6 +149,11 @@ def test_channels_that_cancel_are_refused(tmp_path, rest):
     assert read_audio(tmp_path / "x.wav").any()
 
 
+def with_a_hole(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes(9000) + data[middle + 9000 :]
+
+
 def without_index(mp3: bytes) -> bytes:
     """An MP3 without its first frame, which holds the Xing header."""
     return mp3[mp3.index(b"\xff\xf3", 40) :]
@@ -166,18 +171,18 @@ def without_index(mp3: bytes) -> bytes:
         ("x.ogg", lambda data: data + data),
         ("x.ogg", lambda data: data[: len(data) * 2 // 3]),
         ("x.ogg", lambda data: data[: data.rindex(b"OggS")]),
+        ("x.ogg", with_a_hole),
+        ("x.opus", with_a_hole),
         ("x.flac", lambda data: data + data),
         ("x.wav", lambda data: data + data),
         ("x.wav", lambda data: data[: len(data) // 2]),
+        ("x.aiff", lambda data: data[: len(data) // 2]),
+        ("x.au", lambda data: data[: len(data) // 2]),
     ],
 )
 def test_sound_is_read_whole_or_refused_by_name(tmp_path, name, change):
-    soundfile.write(
-        tmp_path / name,
-        noise(),
-        SAMPLE_RATE,
-        **({"bitrate_mode": "VARIABLE"} if name == "x.mp3" else {}),
-    )
+    options = {"format": "OGG", "subtype": "OPUS"} if name == "x.opus" else {}
+    soundfile.write(tmp_path / name, noise(), SAMPLE_RATE, **options)  # MP3 of variable rate
     whole = (tmp_path / name).read_bytes()
     assert len(read_audio(tmp_path / name)) / SAMPLE_RATE == pytest.approx(20, abs=0.1)
     (tmp_path / name).write_bytes(change(whole))
