@@ -84,10 +84,13 @@ class DIFFA(nn.Module):
         tokenizer,
         config: AdapterConfig,
         parts: dict[str, Part],
+        *,
         answer_length: int | None = None,
+        made_of: dict[str, str] | None = None,
     ):
         """tokenizer: of the LM (checkpoints/tokenizer.py). parts: those of one stage, by name.
-        answer_length: tokens of the answers that the parts were trained with, if known.
+        answer_length: tokens of the answers that the parts were trained on; None: unknown.
+        made_of: digests of what the parts read, kept with them when they are saved.
 
         Raises ValueError: the parts are those of no stage in AUDIO_PARTS.
         """
@@ -100,6 +103,7 @@ class DIFFA(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         self.answer_length = answer_length
+        self.made_of = made_of or {}
 
         # Frozen: their weights get no gradient. Gradients flow through the LM to the adapters.
         self.encoder = encoder.requires_grad_(False)
@@ -111,7 +115,7 @@ class DIFFA(nn.Module):
         self.semantic = parts["semantic"]
 
     @classmethod
-    def from_pretrained(cls, whisper, llm, adapters=None, **options) -> "DIFFA":
+    def from_pretrained(cls, whisper=None, llm=None, adapters=None, **options) -> "DIFFA":
         """A DIFFA from directories in the hub's formats; see checkpoints.model.load_diffa."""
         from checkpoints.model import load_diffa
 

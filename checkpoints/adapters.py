@@ -19,9 +19,9 @@ from checkpoints.files import (
     save_tensors,
     write_json,
 )
-from checkpoints.fill import Unfilled, fill, named
+from checkpoints.fill import build, fill, named
 from checkpoints.key_tables import ADAPTER_KEYS, ADAPTERS_DROPPED
-from diffa import Part, new_parts
+from diffa import AUDIO_PARTS, Part, new_parts
 
 # Names of an adapters' file, ours first, and of the first tensors of each part in it.
 ADAPTER_FILES = (
@@ -37,6 +37,9 @@ LINEAR = "semantic_connector.linear_connector.2.weight"
 LAYER_WEIGHTS = "acoustic_connector.layer_weights"
 QFORMER = "acoustic_connector.qformer.layer."
 FFN = "acoustic_connector.qformer.layer.0.intermediate.dense.weight"
+# Beyond are sizes of damaged configs.
+LARGEST = {"": 1 << 16, "qformer_layers": 100}
+MOST_PARAMETERS = 1_000_000_000
 
 
 def find_adapters(path: Path) -> Path:
@@ -61,6 +64,35 @@ def find_adapters(path: Path) -> Path:
     return found[0]
 
 
+def read_info(path: str | Path) -> dict:
+    """The config.json beside adapters of ours; {} for the release, which has none.
+
+    Raises WeightsError: it is damaged, or has values that save_trained does not write.
+    """
+    file = find_adapters(Path(path))
+    if file.name != "adapters.safetensors":
+        return {}
+
+    source = file.parent / "config.json"
+    info = read_json(source)
+    window = info.get("audio_context")
+    length = info.get("answer_length")
+    made_of = info.get("trained_with") or {}
+    right = {
+        "stage": info.get("stage") in (None, *AUDIO_PARTS),
+        "audio_context": window is None or (type(window) in (int, float) and 0 < window < 1e6),
+        "answer_length": length is None or (type(length) is int and 0 < length < 1e6),
+        "whisper": isinstance(info.get("whisper", ""), str),
+        "llm": isinstance(info.get("llm", ""), str),
+        "trained_with": isinstance(made_of, dict)
+        and all(isinstance(value, str) for value in made_of.values()),
+    }
+    wrong = [f"{name} is {repr(info[name])[:60]}" for name, fits in right.items() if not fits]
+    if wrong:
+        raise WeightsError(f"{source}: {', '.join(wrong)}, which no training writes")
+    return info
+
+
 def shapes_in(tensors: Checkpoint) -> dict[str, int]:
     """Fields of AdapterConfig that the tensors show, and n_taps, the number of tapped layers."""
     shapes = {"encoder_width": tensors[CONV].shape[0], "lm_width": tensors[LINEAR].shape[0]}
@@ -78,16 +110,29 @@ def shapes_in(tensors: Checkpoint) -> dict[str, int]:
 
 
 def make_config(recorded: dict, found: dict[str, int], n_layers: int) -> AdapterConfig:
-    """The config of trained adapters: what the tensors show (shapes_in) over what is recorded.
+    """The config of trained adapters, from what is recorded and what the tensors show (shapes_in).
 
-    Raises ValueError and the like: shapes that no adapter has, or another number of tapped layers.
+    Raises ValueError and the like: the two differ, shapes that no adapter has, or another number of
+    tapped layers.
     """
+    for name, value in recorded.items():
+        if value != found.get(name, value):
+            raise ValueError(f"{name} is {value} by config.json, {found[name]} in the file")
     shapes = recorded | found
     taps = tuple(recorded.get("taps") or TAPS.get(n_layers, ()))
     n_taps = shapes.pop("n_taps", len(taps))
     if n_taps != len(taps):
         ours = f"of {n_layers} encoder layers {len(taps)} are tapped"
         raise ValueError(f"taps {n_taps} hidden states, and {ours}; pass taps=, or another Whisper")
+
+    # A part that the file lacks will be made of these sizes.
+    sizes = {name: v for name, v in shapes.items() if name not in ("taps", "dropout")}
+    sizes |= {f"taps[{i}]": tap + 1 for i, tap in enumerate(taps)}
+    for name, size in sizes.items():
+        if type(size) is not int or not 0 < size <= LARGEST.get(name, LARGEST[""]):
+            raise ValueError(f"{name} is {repr(size)[:60]}")
+    if not 0 <= shapes.get("dropout", 0) < 1:
+        raise ValueError(f"dropout is {shapes['dropout']}")
     return AdapterConfig(**shapes | ({"taps": taps} if taps else {}))
 
 
@@ -115,7 +160,7 @@ def load_adapters(
         WeightsError: the file is missing, damaged, or not that of adapters.
     """
     file = find_adapters(Path(path))
-    info = read_json(file.parent / "config.json") if file.name == "adapters.safetensors" else {}
+    info = read_info(file)
     tensors = read_shards(file) if file.suffix == ".json" else Checkpoint(file)
     for needed in (CONV, LINEAR):
         if needed not in tensors:
@@ -130,14 +175,22 @@ def load_adapters(
     except (ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise WeightsError(f"{file}: not the shapes of adapters ({error})") from error
 
-    # A part of which the file has any tensor must be complete.
+    # A part of which the file has any tensor must be complete, and so must the recorded stage.
     prefixes = {"prompts": "trainable", "semantic": "semantic", "acoustic": "acoustic"}
     present = [
         part for part, prefix in prefixes.items() if any(n.startswith(prefix) for n in tensors)
     ]
-    with torch.device("meta"), Unfilled():
-        module = one_module(new_parts(config, present))
-    fill(module, tensors, ADAPTER_KEYS, ADAPTERS_DROPPED, file, tensors.files, torch.float32)
+    stage = info.get("stage") or "semantic"
+    if missing := [part for part in AUDIO_PARTS[stage] if part not in present]:
+        problem = f"config.json beside it is of {stage}, and it lacks the {missing[0]} part"
+        raise WeightsError(f"{file}: {problem}; they belong to different runs")
+
+    # All parts, for the file's config also determines those that will be drawn.
+    module = build(lambda: one_module(new_parts(config, tuple(prefixes))), 0, 0, file)
+    if (n := sum(p.numel() for p in module.parameters())) > MOST_PARAMETERS:
+        raise WeightsError(f"{file}: not the shapes of adapters ({n:,} parameters)")
+    module = one_module({name: getattr(module, name) for name in present})
+    fill(module, tensors, ADAPTER_KEYS, ADAPTERS_DROPPED, file, torch.float32)
     return config, {name: getattr(module, name) for name in present}, info
 
 

@@ -1,6 +1,7 @@
 """What all commands share: the options by which they find a model, and errors in one line."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,17 @@ from contextlib import contextmanager
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def seconds(text: str) -> float:
+    """An option's number of seconds. Raises ArgumentTypeError: not above 0, or not finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be seconds above 0, not {text!r}")
+    return value
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) -> None:
@@ -21,10 +33,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
 
     # The model's files.
     default = "(default: %(default)s)"
-    whisper = f"directory (hub format), or OpenAI's .pt {default}"
-    add("--whisper", default="runs/toy/whisper", help=whisper)
-    llm = f"LLaDA or Qwen3-diffusion directory (hub format) {default}"
-    add("--llm", default="runs/toy/llada", help=llm)
+    trained = "(default: the one that the adapters were trained with; else the toy run's)"
+    add("--whisper", help=f"directory (hub format), or OpenAI's .pt {trained}")
+    add("--llm", help=f"LLaDA or Qwen3-diffusion directory (hub format) {trained}")
     add("--adapters", default=adapters_default, help=f"directory, or the release's file {default}")
 
     # Where and how it runs.
@@ -35,7 +46,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
 
     # What deviates from the published model.
     window = "the encoder's window, up to 30 (default: the one that the adapters were trained with)"
-    add("--audio-context", type=float, metavar="SECONDS", help=window)
+    add("--audio-context", type=seconds, metavar="SECONDS", help=window)
+    other = "take another encoder, LM, tokenizer or window than the adapters were trained with"
+    add("--force-parts", dest="allow_other_parts", action="store_true", help=other)
     random = "random frozen parts, such as small+llada-8b: to measure speed and memory"
     add("--random-weights", metavar="SIZE", help=random)
 
@@ -47,6 +60,7 @@ def model_options(args: argparse.Namespace) -> dict:
         "dtype": DTYPES.get(args.dtype),
         "audio_context": args.audio_context,
         "random_weights": args.random_weights,
+        "allow_other_parts": args.allow_other_parts,
     }
 
 

@@ -43,6 +43,11 @@ class WeightsError(ValueError):
     """A checkpoint that cannot be used; the message names files and tensors."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 # Files that are missing
 
 
@@ -81,7 +86,7 @@ def require(**pieces: str | Path | None) -> None:
 
         # A directory without its config.json was downloaded in part.
         path = Path(given)
-        problem = "" if path.exists() else "no such directory or file"
+        problem = "" if path.exists() and str(given) else "no such directory or file"
         if piece != "adapters" and path.is_dir() and not (path / "config.json").is_file():
             problem = "holds no config.json"
         if problem:
@@ -171,12 +176,22 @@ def unpickle(path: Path) -> object:
     try:
         # Before PyTorch 1.6 pickles were no zip archives. Those can be read, but not mapped.
         mapped = zipfile.is_zipfile(path)
+        if mapped:
+            refuse_compressed(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged pickles raise errors of many kinds
         raise WeightsError(
             f"{path}: damaged, or more than plain tensors (code is never run); "
-            f"download it again ({error})"
+            f"download it again ({first_line(error)})"
         ) from error
+
+
+def refuse_compressed(path: Path) -> None:
+    """Raise ValueError for a zip archive that unpacks to more than itself: none of PyTorch does."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise ValueError(f"its {path.stat().st_size:,} bytes unpack to {unpacked:,}")
 
 
 def named_tensors(value: object, source: Path) -> dict[str, Tensor]:
@@ -184,6 +199,12 @@ def named_tensors(value: object, source: Path) -> dict[str, Tensor]:
     fits = isinstance(value, dict) and all(isinstance(name, str) for name in value)
     if not fits or not all(isinstance(tensor, Tensor) for tensor in value.values()):
         raise WeightsError(f"{source}: holds something else than tensors with names")
+
+    # A pickle can claim more elements than it has numbers, or none at all.
+    for name, tensor in value.items():
+        plain = tensor.is_cpu and tensor.layout == torch.strided and not tensor.is_quantized
+        if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise WeightsError(f"{source}: {name} is not a plain tensor of {tuple(tensor.shape)}")
     return value
 
 
@@ -200,7 +221,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged header shows in many ways
         problem = "not a whole safetensors file, cut short or padded"
         raise WeightsError(f"{path}: {problem} ({error}); download it again") from error
 
@@ -267,6 +288,8 @@ def read_shards(index: Path) -> Checkpoint:
     values = list(names.values()) if isinstance(names, dict) else []
     if not values or not all(isinstance(value, str) for value in values):
         raise WeightsError(f"{index}: lacks weight_map, which gives the file of each tensor")
+    if elsewhere := [value for value in values if Path(value).name != value or "\0" in value]:
+        raise WeightsError(f"{index}: {elsewhere[0]!r} is not the name of a file in its folder")
 
     # A download that stopped halfway lacks whole files.
     shards = [index.parent / shard for shard in sorted(set(values))]

@@ -6,7 +6,7 @@ to the device one at a time.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from checkpoints.files import WeightsError
+from checkpoints.digests import described, rounded_digests
+from checkpoints.files import WeightsError, first_line
 
-PAGE = 4096  # bytes of a memory page
 # All other fields of our configs are int.
 FIELD_TYPES = {"rope_theta": (int, float), "norm_eps": (int, float), "tied": (bool,)}
+MOST = {"rope_theta": 1e12, "norm_eps": 0.1}  # beyond, all positions or all tokens look alike
+PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Unfilled(TorchFunctionMode):
-    """`with torch.device("meta"), Unfilled():` builds a module's shapes, without random draws.
+    """`with torch.device("meta"), Unfilled():` builds a module's shapes: no draws, no memory.
 
     Even on the meta device a draw makes PyTorch import modules for two seconds.
     """
@@ -33,7 +35,27 @@ class Unfilled(TorchFunctionMode):
         # Names of methods of tensors and of functions of torch.nn.init.
         if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        # Whisper's positions are computed on the CPU, where their size would be taken in memory.
+        if func is torch.arange:
+            kwargs = kwargs | {"device": "meta"}
         return (torch.empty if func is torch.randn else func)(*args, **kwargs)
+
+
+def build(make: Callable[[], nn.Module], n_layers: int, n_tensors: int, source: Path) -> nn.Module:
+    """The module that make() returns, without weights: its shapes alone.
+
+    Raises WeightsError: the config asks for more layers than the file has tensors (a million would
+    take minutes), or for sizes that no tensor can have.
+    """
+    if n_layers > n_tensors:
+        counts = f"{n_layers:,} layers by the config, {n_tensors:,} tensors in the file"
+        raise WeightsError(f"{source}: tensors do not fit: {counts}")
+    try:
+        with torch.device("meta"), Unfilled():
+            return make()
+    except (RuntimeError, TypeError, OverflowError) as error:
+        problem = f"the config asks for impossible sizes ({first_line(error)})"
+        raise WeightsError(f"{source}: {problem}") from error
 
 
 def their_name(table: dict[str, str], ours: str) -> str:
@@ -72,15 +94,17 @@ def read_fields(
     if missing:
         raise WeightsError(f"{source}: lacks {', '.join(missing)}")
 
-    # Values of another type, negative ones, and those that switch on what we do not have.
+    # Values of another type or size, and those that switch on what we do not have.
     bad = []
     for ours, theirs in table.items():
-        right_type = type(raw[theirs]) in FIELD_TYPES.get(ours, (int,))
-        if not right_type or (raw[theirs] < 0 and not ours.endswith("_id")):
+        value = raw[theirs]
+        free = ours == "tied" or ours.endswith("_id")
+        right_type = type(value) in FIELD_TYPES.get(ours, (int,))
+        if not right_type or not (free or 0 < value <= MOST.get(ours, float("inf"))):
             bad.append(theirs)
     bad += [theirs for theirs, can in fixed.items() if raw.get(theirs) not in (None, *can)]
     if bad:
-        found = ", ".join(f"{theirs} is {raw[theirs]!r}" for theirs in bad)
+        found = ", ".join(f"{theirs} is {repr(raw[theirs])[:60]}" for theirs in bad)
         raise WeightsError(f"{source}: {found}, which this code cannot run")
 
     try:
@@ -89,21 +113,16 @@ def read_fields(
         raise WeightsError(f"{source}: {error}") from error
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 def check_device(device: str | torch.device, dtype: torch.dtype) -> None:
     """Try out the device. Raises WeightsError when it is missing, full, or cannot run `dtype`."""
     name = str(dtype).removeprefix("torch.")
     other = "float16, or float32 where memory allows" if dtype == torch.bfloat16 else "float32"
     cannot = f"cannot run {name}; pass --dtype {other}"
 
-    # Is it there? A torch that was built without CUDA raises AssertionError.
+    # Is it there? A torch that was built without CUDA raises AssertionError, others ImportError.
     try:
-        torch.ones(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.ones(1, device=device).cpu()  # the meta device has no numbers
+    except (RuntimeError, AssertionError, ImportError) as error:
         problem = f"cannot be used here ({first_line(error)}); try --device cpu"
         raise WeightsError(f"--device {device}: {problem}") from error
 
@@ -133,12 +152,22 @@ def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def place(tensor: Tensor, dtype: torch.dtype | None, device: str | torch.device) -> Tensor:
-    """The tensor on the device; without a copy where neither device nor dtype changes."""
-    placed = tensor.to(device=device, dtype=dtype or tensor.dtype).contiguous()
+    """The tensor on the device; without a copy where neither device nor dtype changes.
 
-    # Read mapped pages now, under the progress bar, not in the first forward pass.
-    if placed.is_cpu and placed.numel():
-        placed.flatten().view(torch.uint8)[::PAGE].amax()
+    Raises ValueError: it holds NaN or infinity, or numbers that dtype cannot hold.
+    """
+    placed = tensor.to(device=device, dtype=dtype or tensor.dtype).contiguous()
+    if not placed.numel():
+        return placed
+
+    # This also reads mapped pages now, under the progress bar, not in the first forward pass.
+    lowest, highest = placed.aminmax()
+    if not (lowest.isfinite() and highest.isfinite()):
+        low, high = tensor.aminmax()
+        if low.isfinite() and high.isfinite():
+            name = str(dtype).removeprefix("torch.")
+            raise ValueError(f"its numbers overflow {name}; pass --dtype bfloat16 or float32")
+        raise ValueError("it holds NaN or infinity; download or train it again")
     return placed
 
 
@@ -148,22 +177,24 @@ def fill(
     table: dict[str, str],
     dropped: tuple[str, ...],
     source: Path,
-    files: Mapping[str, Path] | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
+    note: Callable[[str], None] | None = None,
 ) -> None:
     """Give every parameter of `module` its tensor, and every tensor its parameter.
 
     Args:
-        tensors: by their names; copied in this order.
+        tensors: by their names; copied in this order. If they are a Checkpoint, errors name files.
         table: a key table. dropped: prefixes of names to leave out.
-        source: the path that errors name. files: of each tensor, where it is not `source`.
+        source: the path that errors name.
         dtype: of the parameters; None keeps the file's.
+        note: called with the rounded_digests of the file's tensors before they are copied.
     Raises:
-        WeightsError: tensors do not fit (all are listed, with shapes and files), memory is full, or
-            the device cannot be used.
+        WeightsError: tensors do not fit (all are listed, with shapes and files) or are not finite,
+            memory is full, or the device cannot be used.
     """
     check_device(device, dtype or torch.float32)
+    files = getattr(tensors, "files", {})
 
     # Before anything is copied: do all tensors fit? Their shapes are enough for that.
     ours = {their_name(table, name): name for name, _ in module.named_parameters()}
@@ -172,7 +203,10 @@ def fill(
     for name in tensors:
         if not name.startswith(dropped):
             found[name] = torch.empty_like(tensors[name], device="meta")
-    check_fit(needed, found, source, files or {})
+    check_fit(needed, found, source, files)
+    if note:
+        named_by_us = ((ours[name], tensors[name]) for name in needed)
+        note(rounded_digests(named_by_us, described(module.config)))
 
     placed = {}
     total = sum(tensor.nbytes for tensor in found.values())
@@ -182,6 +216,8 @@ def fill(
             bar.update(shape.nbytes)
             try:
                 placed[ours[name]] = place(tensors[name], dtype, device)
+            except ValueError as error:
+                raise WeightsError(f"{files.get(name, source)}: {name}: {error}") from None
             except RuntimeError as error:  # includes torch.OutOfMemoryError
                 raise WeightsError(
                     f"{source}: after {bar.n / 1e9:.1f} of {total / 1e9:.1f} GB on {device}: "
@@ -210,7 +246,7 @@ def check_fit(needed: dict, found: dict, source: Path, files: Mapping[str, Path]
         elif shape != needed[name].shape:
             config = tuple(needed[name].shape)
             problems.append(f"{name} is {shape} in the file, {config} by the config ({file})")
-        elif not tensor.is_floating_point():
+        elif tensor.dtype not in PLAIN_DTYPES:
             problems.append(f"{name} is {tensor.dtype}: quantised weights are not read ({file})")
 
     if problems:

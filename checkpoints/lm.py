@@ -4,6 +4,7 @@ The autoregressive baseline has the same formats. A field of ours in its config.
 `"causal": true`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from checkpoints.files import (
     save_tensors,
     write_json,
 )
-from checkpoints.fill import Unfilled, fill, named, read_fields, their_name
+from checkpoints.fill import build, fill, named, read_fields, their_name
 from checkpoints.key_tables import LM_FAMILIES, LM_TABLES
 from diffusion_lm import DiffusionLM, LMConfig
 from speed.few_rows import use_few_rows
@@ -36,12 +37,17 @@ def read_lm_config(path: str | Path) -> LMConfig:
         implied = implied_by_llada(raw)
         more = {}
     else:
-        implied = implied_by_qwen3(raw, source)
+        implied = {"tie_word_embeddings": False}
         more = {"qk_norm": True} | qwen3_ids(raw, path)
+    implied |= {"rope_theta": rope_theta(raw, source)}
     raw |= {theirs: value for theirs, value in implied.items() if raw.get(theirs) is None}
 
     _, table, fixed = LM_TABLES[family]
-    return read_fields(LMConfig, raw, table, fixed, source, family=family, **more)
+    config = read_fields(LMConfig, raw, table, fixed, source, family=family, **more)
+    if config.head_dim % 2:
+        problem = f"heads of width {config.head_dim} have no two halves that rotate"
+        raise WeightsError(f"{source}: {problem}")
+    return config
 
 
 def implied_by_llada(raw: dict) -> dict:
@@ -56,14 +62,28 @@ def implied_by_llada(raw: dict) -> dict:
     }
 
 
-def implied_by_qwen3(raw: dict, source: Path) -> dict:
-    """The same for Qwen3. Raises WeightsError: the config stretches its rotary positions."""
-    # transformers 5 writes rope_parameters, older versions rope_scaling.
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
-    if kind != "default":
-        raise WeightsError(f"{source}: cannot run its stretched rotary positions ({rope})")
-    return {"rope_theta": rope.get("rope_theta"), "tie_word_embeddings": False}
+def rope_theta(raw: dict, source: Path) -> float | None:
+    """The base of the rotary positions, wherever a config states it; None if it does not.
+
+    transformers 5 writes rope_parameters, older versions rope_theta and rope_scaling.
+
+    Raises WeightsError: the config stretches its rotary positions, or states two bases.
+    """
+    stated = {"rope_theta": raw.get("rope_theta")}
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = raw.get(name) or {}
+        kind = rope.get("rope_type", rope.get("type", "default")) if type(rope) is dict else None
+        if kind != "default":
+            raise WeightsError(f"{source}: cannot run its stretched rotary positions ({rope})")
+        stated[f"rope_theta in {name}"] = rope.get("rope_theta")
+
+    # Programs differ in which one they follow: the weights were trained with one of them.
+    stated = {name: value for name, value in stated.items() if value is not None}
+    values = list(stated.values())
+    if any(value != values[0] for value in values):
+        listed = ", ".join(f"{name} is {value}" for name, value in stated.items())
+        raise WeightsError(f"{source}: {listed}; remove the one that the weights do not have")
+    return values[0] if values else None
 
 
 def qwen3_ids(raw: dict, path: Path) -> dict[str, int]:
@@ -97,12 +117,14 @@ def load_lm(
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     lm_class: type[DiffusionLM] = DiffusionLM,
+    note: Callable[[str], None] | None = None,
 ) -> DiffusionLM:
     """The language model of a LLaDA or Qwen3 directory.
 
     Args:
         dtype: None keeps the file's; on the CPU the parameters are then the mapped file itself.
         lm_class: DiffusionLM, or the subclass that is the autoregressive baseline.
+        note: as for fill.
     Raises:
         WeightsError: files are missing, damaged, or of another architecture; or the directory holds
             the autoregressive baseline and lm_class is not it, or the other way round.
@@ -126,9 +148,8 @@ def load_lm(
 
     # Without a dtype, all parameters take that of the embedding table.
     kept = tensors[embedding].dtype if embedding in tensors else None
-    with torch.device("meta"), Unfilled():
-        lm = lm_class(config)
-    fill(lm, tensors, table, dropped, path, tensors.files, dtype or kept, device)
+    lm = build(lambda: lm_class(config), config.n_layers, len(tensors), path)
+    fill(lm, tensors, table, dropped, path, dtype or kept, device, note)
     return use_few_rows(lm).eval()
 
 

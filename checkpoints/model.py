@@ -3,6 +3,7 @@
 Trained parts are always float32. Frozen parts may have any dtype that their device can run.
 """
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 from torch import nn
 
 from adapters import TAPS, AdapterConfig
-from checkpoints.adapters import load_adapters, save_adapters
-from checkpoints.files import require
+from checkpoints.adapters import load_adapters, read_info, save_adapters
+from checkpoints.files import WeightsError, require
 from checkpoints.fill import Unfilled, assign, check_device
 from checkpoints.lm import load_lm, read_lm_config
+from checkpoints.origins import Origins
 from checkpoints.tokenizer import ByteTokenizer, load_tokenizer
 from checkpoints.whisper import cut_window, load_whisper
 from diffa import AUDIO_PARTS, DIFFA, Part, new_parts
@@ -26,27 +28,28 @@ from speed.few_rows import use_few_rows
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A DIFFA, and which of its parts are newly drawn instead of read."""
+    """A DIFFA, the names of its newly drawn parts, and the paths of its "whisper" and "llm".
+
+    sources is empty for random weights.
+    """
 
     model: DIFFA
     new: tuple[str, ...]
+    sources: dict[str, str | Path]
 
 
-def load_diffa(whisper, llm, adapters=None, **options) -> DIFFA:
-    """A DIFFA from files; arguments as for load_for_training.
+def load_diffa(whisper=None, llm=None, adapters=None, **options) -> DIFFA:
+    """A DIFFA from files; arguments and errors as for load_for_training.
 
-    Raises ValueError: also when the adapters lack a part of the stage, which would be random.
+    If there are adapters, they must hold every part of the stage: none is drawn.
     """
-    loaded = load_for_training(whisper, llm, adapters, **options)
-    if adapters and loaded.new and not options.get("random_weights"):
-        lacks = f"{adapters}: lacks {', '.join(loaded.new)} of {loaded.model.stage}"
-        raise ValueError(f"{lacks}; train that stage first, or choose another --stage")
-    return loaded.model
+    draw = adapters is None
+    return load_for_training(whisper, llm, adapters, draw_missing=draw, **options).model
 
 
 def load_for_training(
-    whisper: str | Path | None,
-    llm: str | Path | None,
+    whisper: str | Path | None = None,
+    llm: str | Path | None = None,
     adapters: str | Path | None = None,
     *,
     stage: str | None = None,
@@ -55,6 +58,8 @@ def load_for_training(
     audio_context: float | None = None,
     random_weights: str | None = None,
     lm_class: type[DiffusionLM] = DiffusionLM,
+    allow_other_parts: bool = False,
+    draw_missing: bool = True,
     **shapes,
 ) -> Loaded:
     """A DIFFA from files, and the names of its new parts.
@@ -64,6 +69,7 @@ def load_for_training(
 
     Args:
         whisper: a directory of the hub, or OpenAI's `.pt`. llm: LLaDA's or Qwen3's directory.
+            None: the path that the adapters' directory records; else the toy run's.
         adapters: a directory of ours, or the release's file; None: new ones of the paper's shapes.
         stage: a key of AUDIO_PARTS. None: what the adapters' directory records; else stage 2 if the
             adapters have an acoustic part or weights are random; else stage 1.
@@ -72,47 +78,74 @@ def load_for_training(
             else the whole window.
         random_weights: named sizes, such as "small+llada-8b"; the three paths are then ignored.
         lm_class: as for load_lm.
+        allow_other_parts: take another encoder, LM, tokenizer, prompt or window than the adapters
+            were trained with. Otherwise this is an error.
+        draw_missing: False: a part that the adapters' file lacks is an error.
         shapes: fields of AdapterConfig for new adapters. With `adapters`, only `taps`, which the
             release does not record.
     Raises:
         WeightsError: files that cannot be used. ValueError: pieces that do not fit each other.
     """
-    # What is small comes first: a mistake shows before the LM is read.
+    known = adapters is not None and not random_weights and Path(adapters).exists()
+    origins = Origins(adapters, read_info(adapters) if known else {}, allow_other_parts)
     if random_weights:
+        sources = {}
         encoder, lm = random_pieces(random_weights, dtype, device, audio_context, lm_class)
         tokenizer = ByteTokenizer(lm.config)
-        config, found, info = fitting_adapters(None, encoder.config, lm.config, shapes)
+        config, found = fitting_adapters(None, encoder.config, lm.config, shapes)
+        names = AUDIO_PARTS[known_stage(stage or "stage2")]
     else:
-        require(whisper=whisper, llm=llm, adapters=adapters)
-        encoder = load_whisper(whisper, dtype or torch.float32, device)
-        lm_config = read_lm_config(llm)
-        tokenizer = load_tokenizer(llm, lm_config)
-        config, found, info = fitting_adapters(adapters, encoder.config, lm_config, shapes)
-        recorded = info.get("audio_context")
-        encoder = cut_window(encoder, recorded if audio_context is None else audio_context)
-        lm = load_lm(llm, dtype, device, lm_class)
+        sources = {"whisper": origins.path("whisper", whisper), "llm": origins.path("llm", llm)}
+        require(**sources, adapters=adapters)
 
-    # Which parts: those of the given stage, or of the recorded one.
-    usual = "stage2" if "acoustic" in found or random_weights else "stage1"
-    chosen = stage or info.get("stage") or usual
-    if chosen not in AUDIO_PARTS:
-        raise ValueError(f"stage {chosen!r} is none of {', '.join(AUDIO_PARTS)}")
+        # What is small comes first: a mistake shows before the LM is read.
+        window = origins.window(audio_context)
+        digests = []
+        encoder = load_whisper(
+            sources["whisper"], dtype or torch.float32, device, window, digests.append
+        )
+        lm_config = read_lm_config(sources["llm"])
+        tokenizer = load_tokenizer(sources["llm"], lm_config)
+        config, found = fitting_adapters(adapters, encoder.config, lm_config, shapes)
+        origins.note("encoder", digests[0])
+        origins.note_text(tokenizer)
+        usual = "stage2" if "acoustic" in found else "stage1"
+        names = AUDIO_PARTS[known_stage(stage or origins.info.get("stage") or usual)]
+        if not draw_missing:
+            refuse_missing(names, found, adapters)
+        note = functools.partial(origins.note, "lm")
+        lm = load_lm(sources["llm"], dtype, device, lm_class, note)
 
     # Drawn even if none is new: what is drawn next must not depend on the adapters' file.
-    names = AUDIO_PARTS[chosen]
     new = tuple(name for name in names if name not in found)
     parts = new_parts(config, new) | {name: found[name] for name in names if name in found}
-    model = DIFFA(encoder, lm, tokenizer, config, parts, info.get("answer_length")).to(device)
-    return Loaded(model=model, new=new)
+    facts = {"answer_length": origins.info.get("answer_length"), "made_of": origins.found}
+    model = DIFFA(encoder, lm, tokenizer, config, parts, **facts).to(device)
+    return Loaded(model=model, new=new, sources=sources)
+
+
+def known_stage(stage: str) -> str:
+    """The stage itself. Raises ValueError: there is no such stage."""
+    if stage not in AUDIO_PARTS:
+        raise ValueError(f"stage {stage!r} is none of {', '.join(AUDIO_PARTS)}")
+    return stage
+
+
+def refuse_missing(names: tuple[str, ...], found: dict[str, Part], adapters: str | Path) -> None:
+    """Raise WeightsError if the adapters' file lacks some of the named parts."""
+    missing = [name for name in names if name not in found]
+    if missing:
+        has = f"{adapters}: holds the parts {', '.join(found)}, and not {', '.join(missing)}"
+        raise WeightsError(f"{has}; pass adapters that were trained for this stage, or no --stage")
 
 
 def fitting_adapters(
     path: str | Path | None, encoder: EncoderConfig, lm: LMConfig, shapes: dict
-) -> tuple[AdapterConfig, dict[str, Part], dict]:
+) -> tuple[AdapterConfig, dict[str, Part]]:
     """The adapters in `path`, or without a path the config of new ones; see load_for_training.
 
     Returns:
-        config, parts and info as from load_adapters; without a path no parts and no info.
+        config and parts as from load_adapters; without a path no parts.
     Raises:
         WeightsError: the file cannot be used. ValueError: it does not fit encoder and LM.
     """
@@ -125,13 +158,12 @@ def fitting_adapters(
         usual = {"n_heads": encoder.n_heads, "taps": TAPS.get(encoder.n_layers)}
         config = AdapterConfig(**(widths | usual | shapes))
         parts = {}
-        info = {}
     else:
         # Trained ones: their file gives the shapes.
         if other := sorted(shapes.keys() - {"taps"}):
             raise ValueError(f"{', '.join(other)}: the shapes of adapters in {path} are known")
         taps = shapes.get("taps")
-        config, parts, info = load_adapters(path, encoder.n_heads, encoder.n_layers, taps)
+        config, parts, _ = load_adapters(path, encoder.n_heads, encoder.n_layers, taps)
 
     # Do they fit?
     for name, width in widths.items():
@@ -144,7 +176,7 @@ def fitting_adapters(
     if max(config.taps) > encoder.n_layers:
         past = f"taps {config.taps} reach past the encoder's {encoder.n_layers} layers"
         raise ValueError(f"{past}; these adapters need a deeper Whisper")
-    return config, parts, info
+    return config, parts
 
 
 def save_trained(
@@ -155,20 +187,21 @@ def save_trained(
     *,
     answer_length: int | None = None,
 ) -> None:
-    """Write the trained parts of a model, and where its frozen parts come from.
+    """Write the trained parts of a model, and what they were trained with.
 
     Args:
-        path: the directory. whisper, llm: recorded in its config.json, as are the stage and the
-            encoder's window.
+        path: the directory. whisper, llm: recorded in its config.json, as are the stage, the
+            encoder's window, and what the model is made of.
+        answer_length: tokens of the answers that the parts were trained on; None: as loaded.
     """
     info = {
         "stage": model.stage,
         "whisper": str(whisper),
         "llm": str(llm),
         "audio_context": model.encoder.config.context / FRAMES_PER_SECOND,  # seconds
+        "answer_length": answer_length or model.answer_length,
+        "trained_with": model.made_of,
     }
-    if answer_length is not None:
-        info["answer_length"] = answer_length
     save_adapters(path, model.config, model.trained_parts(), info)
 
 

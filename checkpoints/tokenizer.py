@@ -11,7 +11,8 @@ from typing import Protocol
 import sentencepiece
 import tokenizers
 
-from checkpoints.files import refuse_pointer
+from checkpoints.digests import file_digest
+from checkpoints.files import first_line, refuse_pointer
 from data import TEXT_END
 from diffusion_lm import LMConfig
 
@@ -72,6 +73,7 @@ class Tokenizer(Protocol):
     """What the rest of the code needs of a tokenizer."""
 
     size: int  # number of ids
+    digest: str  # of its file
     markers: dict[str, int]  # control tokens that `encode` finds in a text
     chat: ChatFormat = CHATS["llada"]  # of its model
 
@@ -113,7 +115,7 @@ class JSONTokenizer(Tokenizer):
         # A file may contain the padding and the length limit of its training.
         self.model.no_truncation()
         self.model.no_padding()
-        self.size = self.model.get_vocab_size()
+        self.size = max(self.model.get_vocab().values(), default=-1) + 1
         added = self.model.get_added_tokens_decoder()
         self.markers = {token.content: i for i, token in added.items()}
 
@@ -174,11 +176,11 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
     file = files[0]
     refuse_pointer(file)
 
-    # The libraries raise no narrower class.
     try:
         tokenizer = kinds[file.name](file)
-    except Exception as error:
-        raise ValueError(f"{file}: not a whole tokenizer ({error}); download it again") from error
+    except BaseException as error:
+        raise damaged(file, error) from error
+    tokenizer.digest = file_digest(file)
 
     # Of a published model the ids of all markers are known; of any other, the two in its config.
     chat = tokenizer.chat = CHATS[lm_config.family]
@@ -187,7 +189,6 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
     expected = expected | {chat.mask: lm_config.mask_id, TEXT_END: lm_config.end_id}
 
     # Does it belong to this LM?
-    size = tokenizer.size
     for piece in chat.published:
         found = tokenizer.id(piece)
         if found is None:
@@ -200,10 +201,37 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
                 f"{path}: its tokenizer has {piece} at {found}, its config at {expected[piece]}; "
                 "they belong to different models, download both again"
             )
-
-        size = max(size, found + 1)
-    if size > lm_config.vocab:
+    if tokenizer.size > lm_config.vocab:
         raise ValueError(
-            f"{path}: {size} ids in its tokenizer, the LM only {lm_config.vocab} embeddings"
+            f"{path}: {tokenizer.size} ids in its tokenizer, the LM only {lm_config.vocab} "
+            "embeddings"
         )
+    check_encoding(tokenizer, file)
     return tokenizer
+
+
+def check_encoding(tokenizer: Tokenizer, file: Path) -> None:
+    """Raise ValueError if text cannot be encoded, or a marker in it is not one id."""
+    try:
+        tokenizer.decode(tokenizer.encode("".join(map(chr, range(32, 256)))))
+        encoded = {m: tokenizer.encode(f"{m}a{m}a") for m in tokenizer.chat.published}
+    except BaseException as error:
+        raise damaged(file, error) from error
+
+    # A marker that is no added token is cut like any word, unless it happens to be one.
+    for marker, ids in encoded.items():
+        if ids.count(tokenizer.id(marker)) != 2:
+            raise ValueError(
+                f"{file}: {marker} in a text is not encoded as its one id, {tokenizer.id(marker)}; "
+                "list it in the file's added_tokens (normalized and single_word false)"
+            )
+
+
+def damaged(file: Path, error: BaseException) -> BaseException:
+    """The error that says a tokenizer's file is damaged. An interrupt stays what it is.
+
+    The libraries raise no narrower class than Exception; a panic in Rust is not even that.
+    """
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return error
+    return ValueError(f"{file}: not a whole tokenizer ({first_line(error)}); download it again")

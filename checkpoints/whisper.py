@@ -1,5 +1,7 @@
 """Loads and saves Whisper encoders: directories of the hub (`openai/whisper-*`), OpenAI's `.pt`."""
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from checkpoints.files import (
     unpickle,
     write_json,
 )
-from checkpoints.fill import Unfilled, assign, fill, named, read_fields
+from checkpoints.fill import Unfilled, assign, build, fill, named, read_fields
 from encoder import FRAMES_PER_SECOND, EncoderConfig, WhisperEncoder
 
 
@@ -50,6 +52,7 @@ def load_whisper(
     dtype: torch.dtype | None = torch.float32,
     device: str = "cpu",
     audio_context: float | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> WhisperEncoder:
     """The encoder of a Whisper, without its decoder.
 
@@ -57,6 +60,7 @@ def load_whisper(
         path: a directory of the hub, or OpenAI's `.pt`.
         dtype: of the parameters; None keeps the file's.
         audio_context: seconds of the window, at most the file's (30 s); see cut_window.
+        note: as for fill.
     Raises:
         WeightsError: files are missing, damaged, or not a Whisper. ValueError: no such window.
     """
@@ -67,18 +71,15 @@ def load_whisper(
     if path.is_dir():
         config = read_whisper_config(path)
         tensors = read_checkpoint(path)
-        files = tensors.files
         table = keys.WHISPER_KEYS
         dropped = keys.WHISPER_DROPPED
     else:
         config, tensors = read_openai(path)
-        files = {}
         table = keys.OPENAI_KEYS
         dropped = keys.OPENAI_DROPPED
 
-    with torch.device("meta"), Unfilled():
-        encoder = WhisperEncoder(config)
-    fill(encoder, tensors, table, dropped, path, files, dtype, device)
+    encoder = build(lambda: WhisperEncoder(config), config.n_layers, len(tensors), path)
+    fill(encoder, tensors, table, dropped, path, dtype, device, note)
     return cut_window(encoder, audio_context).eval()
 
 
@@ -94,7 +95,7 @@ def cut_window(encoder: WhisperEncoder, seconds: float | None) -> WhisperEncoder
     if seconds is None:
         return encoder
 
-    context = round(seconds * FRAMES_PER_SECOND)
+    context = round(seconds * FRAMES_PER_SECOND) if math.isfinite(seconds) else 0
     if not 0 < context <= encoder.config.context:
         longest = f"{encoder.config.context / FRAMES_PER_SECOND:g} s, which can only be cut"
         raise ValueError(f"a window of {seconds:g} s is requested; this encoder's has {longest}")

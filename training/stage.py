@@ -1,7 +1,6 @@
 """A stage of training, from manifests to saved adapters. The stage brings its own loss."""
 
 import functools
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from adapters import TAPS, AdapterConfig
 from checkpoints.command_line import one_line_errors
+from checkpoints.digests import digest
 from checkpoints.files import write_json
 from checkpoints.model import Loaded, load_for_training, save_trained
 from data import load_manifest
@@ -52,13 +52,15 @@ class Stage:
 class Run:
     """Where the models and data of a run come from, where it writes, and on which device.
 
-    adapters: None: new ones. train, validation: manifests. validation_items: at most.
-    audio_context: seconds of the encoder's window. random_weights: named sizes, in place of
-    whisper, llm and adapters. queries: of a new acoustic adapter; None: the recipe's.
+    whisper, llm: None: those that the adapters record, else the toy run's. adapters: None: new
+    ones. train, validation: manifests. validation_items: at most. audio_context: seconds of the
+    encoder's window. random_weights: named sizes, in place of whisper, llm and adapters.
+    allow_other_parts: see load_for_training. queries: of a new acoustic adapter; None: the
+    recipe's.
     """
 
-    whisper: str | Path
-    llm: str | Path
+    whisper: str | Path | None = None
+    llm: str | Path | None = None
     adapters: str | Path | None = None
     train: Path
     out: Path
@@ -67,6 +69,7 @@ class Run:
     device: str = "cpu"
     audio_context: float | None = None
     random_weights: str | None = None
+    allow_other_parts: bool = False
     queries: int | None = None
     lm_class: type[DiffusionLM] = DiffusionLM
 
@@ -99,10 +102,11 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     # The model.
     loaded = load_model(stage, recipe, run)
     model = loaded.model
-    made_of = {"stage": stage.parts, "encoder": digest(model.encoder)}
-    made_of["lm"] = digest(model.lm, name_on_disk)
+    run = replace(run, **loaded.sources)
+    made_of = {"stage": stage.parts, "encoder": digest(model.encoder.named_parameters())}
+    made_of["lm"] = digest((name_on_disk(n), p) for n, p in model.lm.named_parameters())
     if run.adapters:
-        made_of["adapters"] = digest(model.semantic)
+        made_of["adapters"] = digest(model.semantic.named_parameters())
     trained = prepare(model, recipe.execution, run.device)
 
     # The data.
@@ -232,9 +236,8 @@ def with_own_shapes(loaded: Loaded, recipe: Recipe, run: Run) -> Loaded:
     torch.manual_seed(recipe.train.seed)
     kept = {n: part for n, part in model.trained_parts().items() if n not in loaded.new}
     parts = new_parts(config, loaded.new) | kept
-    made = DIFFA(model.encoder, model.lm, model.tokenizer, config, parts, model.answer_length)
-    made = made.to(model.device)
-    return Loaded(model=made, new=loaded.new)
+    pieces = (model.encoder, model.lm, model.tokenizer, config, parts)
+    return replace(loaded, model=DIFFA(*pieces, made_of=model.made_of).to(model.device))
 
 
 def own_shapes(recipe: Recipe, run: Run) -> dict:
@@ -262,6 +265,7 @@ def load_model(stage: Stage, recipe: Recipe, run: Run) -> Loaded:
         audio_context=run.audio_context,
         random_weights=run.random_weights,
         lm_class=run.lm_class,
+        allow_other_parts=run.allow_other_parts,
         **({} if run.adapters else own_shapes(recipe, run)),
     )
 
@@ -301,16 +305,6 @@ def prepare(model: DIFFA, execution: Execution, device: str) -> dict[str, nn.Par
     model.train()
     model.encoder.eval()
     return {name: parameter.requires_grad_() for name, parameter in trained.items()}
-
-
-def digest(module: nn.Module, name_of: Callable[[str], str] = str) -> str:
-    """A name for a module's weights, from about 64 numbers of each."""
-    made = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        flat = parameter.detach().flatten()
-        numbers = flat[:: max(len(flat) // 64, 1)].float().cpu().numpy()
-        made.update(f"{name_of(name)} {tuple(parameter.shape)}".encode() + numbers.tobytes())
-    return made.hexdigest()[:16]
 
 
 def describe(recipe: Recipe, run: Run, loaded: Loaded, made_of: dict[str, str]) -> None:
