@@ -139,7 +139,8 @@ def load_manifest(path: str | Path) -> list[dict]:
         problem = item_problem(item, path.parent)
         if problem:
             name = f" ({item.get('audio_id', 'no audio_id')})" if isinstance(item, dict) else ""
-            lines.append(f"item {i}{name}: {problem}")
+            line = f"item {i}{name}: {problem}"
+            lines.append(line.encode(errors="backslashreplace").decode())
     if lines:
         raise ManifestError(f"{path}: {len(lines)} bad items\n  " + "\n  ".join(lines))
 

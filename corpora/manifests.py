@@ -53,6 +53,10 @@ def transcription_item(
 
 def corpus_item(clip: Clip, corpus: str) -> dict | str:
     """A clip's manifest item; if the clip cannot be read, the reason."""
+    # A manifest is UTF-8, and could not name the file.
+    name = str(clip.path).encode(errors="backslashreplace").decode()
+    if name != str(clip.path):
+        return f"{name}: its name is not UTF-8; rename it"
     try:
         waveform = read_audio(clip.path)  # (S,)
     except AudioError as error:
