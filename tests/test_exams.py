@@ -554,7 +554,7 @@ def test_impossible_options_say_what_would_work(published, take, tmp_path, monke
 
 def test_an_lm_with_damaged_weights_gives_no_reply(take, published, dirs, tmp_path):
     damage_norms(dirs["llm"])
-    with pytest.raises(SystemExit, match="logits are NaN or infinite"):
+    with pytest.raises(SystemExit, match="another LM|NaN"):
         take("mmsu", published("mmsu"))
     assert (tmp_path / "out").read_text() == ""
 
