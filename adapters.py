@@ -1,9 +1,9 @@
 """Hidden states of the encoder -> audio embeddings that a language model can read.
 
 These two adapters, and stage 1's prompts, are all that DIFFA trains (figure 2). The *semantic*
-adapter squeezes the last hidden state four-fold in time by convolutions: what is said, 12.5 embeddings a second. In the
-*acoustic* adapter, learned queries attend to several hidden states through one small Q-Former
-(BLIP-2, arXiv 2301.12597): how it sounds, 64 embeddings a clip.
+adapter squeezes the last hidden state four-fold in time by convolutions: what is said, 12.5
+embeddings a second. In the *acoustic* adapter, learned queries attend to several hidden states
+through one small Q-Former (BLIP-2, arXiv 2301.12597): how it sounds, 64 embeddings a clip.
 
 Shapes: B batch, T encoder frames, A audio embeddings, Q queries, K tapped layers, D_w encoder
 width, D_l LM width, H heads.
@@ -19,7 +19,7 @@ SQUEEZE = 4  # encoder frames in a semantic embedding: the stride of the second 
 
 # Tapped hidden states, by the encoder's depth. Words are easiest to read off the last state; what
 # does not matter for words (who speaks, which accent, which mood) is clearer in earlier ones, so
-# the acoustic adapter taps states over the whole depth. Quirk of the release: indices count the list
+# the acoustic adapter taps states over the whole depth. Quirk of the release: indices count in
 # [what enters block 1, what leaves block 1, ..., block N], so 11 of 12 is not the last block.
 TAPS = {
     3: (0, 1, 2),  # the toy: ours, like tiny's

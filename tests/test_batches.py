@@ -95,7 +95,9 @@ def stream(model, items, cache="none", workers=0, limit=0):
         return ((np.arange(4) + step) % 6)[local_rows(4, 2)]
 
     execution = Execution(cache=str(cache), workers=workers, max_unreadable=limit)
-    return Stream(model, items, parts_of, 5, execution, "encoder", Work())
+    made = Stream(model, items, parts_of, 5, execution, "encoder", Work())
+    made.open()
+    return made
 
 
 def file_of(model, folder):
