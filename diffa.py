@@ -84,13 +84,12 @@ class DIFFA(nn.Module):
         tokenizer,
         config: AdapterConfig,
         parts: dict[str, Part],
-        *,
         answer_length: int | None = None,
         made_of: dict[str, str] | None = None,
     ):
         """tokenizer: of the LM (checkpoints/tokenizer.py). parts: those of one stage, by name.
-        answer_length: tokens of the answers that the parts were trained on; None: unknown.
-        made_of: digests of what the parts read, kept with them when they are saved.
+        answer_length: tokens of the answers that the parts were trained with, if known.
+        made_of: digests of what they were trained with (checkpoints/origins.py), saved with them.
 
         Raises ValueError: the parts are those of no stage in AUDIO_PARTS.
         """

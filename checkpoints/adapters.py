@@ -79,15 +79,16 @@ def read_info(path: str | Path) -> dict:
     length = info.get("answer_length")
     made_of = info.get("trained_with") or {}
     right = {
+        "adapters": "adapters" in info,
         "stage": info.get("stage") in (None, *AUDIO_PARTS),
         "audio_context": window is None or (type(window) in (int, float) and 0 < window < 1e6),
         "answer_length": length is None or (type(length) is int and 0 < length < 1e6),
         "whisper": isinstance(info.get("whisper", ""), str),
         "llm": isinstance(info.get("llm", ""), str),
         "trained_with": isinstance(made_of, dict)
-        and all(isinstance(value, str) for value in made_of.values()),
+        and all(isinstance(text, str) for text in made_of.values()),
     }
-    wrong = [f"{name} is {repr(info[name])[:60]}" for name, fits in right.items() if not fits]
+    wrong = [f"{name} is {repr(info.get(name))[:60]}" for name, fits in right.items() if not fits]
     if wrong:
         raise WeightsError(f"{source}: {', '.join(wrong)}, which no training writes")
     return info
@@ -116,7 +117,7 @@ def make_config(recorded: dict, found: dict[str, int], n_layers: int) -> Adapter
     tapped layers.
     """
     for name, value in recorded.items():
-        if value != found.get(name, value):
+        if name in found and value != found[name]:
             raise ValueError(f"{name} is {value} by config.json, {found[name]} in the file")
     shapes = recorded | found
     taps = tuple(recorded.get("taps") or TAPS.get(n_layers, ()))
@@ -127,10 +128,11 @@ def make_config(recorded: dict, found: dict[str, int], n_layers: int) -> Adapter
 
     # A part that the file lacks will be made of these sizes.
     sizes = {name: v for name, v in shapes.items() if name not in ("taps", "dropout")}
-    sizes |= {f"taps[{i}]": tap + 1 for i, tap in enumerate(taps)}
     for name, size in sizes.items():
         if type(size) is not int or not 0 < size <= LARGEST.get(name, LARGEST[""]):
             raise ValueError(f"{name} is {repr(size)[:60]}")
+    if len(set(taps)) < len(taps) or not all(type(tap) is int and 0 <= tap < 1000 for tap in taps):
+        raise ValueError(f"taps is {repr(taps)[:60]}")
     if not 0 <= shapes.get("dropout", 0) < 1:
         raise ValueError(f"dropout is {shapes['dropout']}")
     return AdapterConfig(**shapes | ({"taps": taps} if taps else {}))
@@ -175,14 +177,14 @@ def load_adapters(
     except (ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise WeightsError(f"{file}: not the shapes of adapters ({error})") from error
 
-    # A part of which the file has any tensor must be complete, and so must the recorded stage.
+    # A part of which the file has any tensor must be complete.
     prefixes = {"prompts": "trainable", "semantic": "semantic", "acoustic": "acoustic"}
     present = [
         part for part, prefix in prefixes.items() if any(n.startswith(prefix) for n in tensors)
     ]
-    stage = info.get("stage") or "semantic"
-    if missing := [part for part in AUDIO_PARTS[stage] if part not in present]:
-        problem = f"config.json beside it is of {stage}, and it lacks the {missing[0]} part"
+    stage = info.get("stage")
+    if stage and set(present) != set(AUDIO_PARTS[stage]):
+        problem = f"holds the parts {', '.join(present)}, and config.json beside it is of {stage}"
         raise WeightsError(f"{file}: {problem}; they belong to different runs")
 
     # All parts, for the file's config also determines those that will be drawn.

@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 
+def sample(tensor: Tensor) -> Tensor:
+    """About 64 numbers of a tensor, evenly spaced."""
+    flat = tensor.detach().flatten()
+    return flat[:: max(len(flat) // 64, 1)]
+
+
 def digest(
     tensors: Iterable[tuple[str, Tensor]], more: str = "", dtype: torch.dtype = torch.float32
 ) -> str:
-    """A name for weights, from about 64 numbers of each tensor.
+    """A name for weights, from a sample of each tensor.
 
     Args:
         tensors: with their names. more: what else the name depends on.
@@ -21,8 +27,7 @@ def digest(
     """
     made = hashlib.sha256()
     for name, tensor in tensors:
-        flat = tensor.detach().flatten()
-        numbers = flat[:: max(len(flat) // 64, 1)].to(dtype).float().cpu().numpy()
+        numbers = sample(tensor).to(dtype).float().cpu().numpy()
         made.update(f"{name} {tuple(tensor.shape)}".encode() + numbers.tobytes())
     made.update(more.encode())
     return made.hexdigest()[:16]

@@ -288,8 +288,9 @@ def read_shards(index: Path) -> Checkpoint:
     values = list(names.values()) if isinstance(names, dict) else []
     if not values or not all(isinstance(value, str) for value in values):
         raise WeightsError(f"{index}: lacks weight_map, which gives the file of each tensor")
-    if elsewhere := [value for value in values if Path(value).name != value or "\0" in value]:
-        raise WeightsError(f"{index}: {elsewhere[0]!r} is not the name of a file in its folder")
+    odd = [v for v in values if Path(v).name != v or "\0" in v or len(v) > 255]
+    if odd:
+        raise WeightsError(f"{index}: {odd[0][:60]!r} is not the name of a file in its folder")
 
     # A download that stopped halfway lacks whole files.
     shards = [index.parent / shard for shard in sorted(set(values))]

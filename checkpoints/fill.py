@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from checkpoints.digests import described, rounded_digests
+from checkpoints.digests import described, rounded_digests, sample
 from checkpoints.files import WeightsError, first_line
 
 # All other fields of our configs are int.
 FIELD_TYPES = {"rope_theta": (int, float), "norm_eps": (int, float), "tied": (bool,)}
 MOST = {"rope_theta": 1e12, "norm_eps": 0.1}  # beyond, all positions or all tokens look alike
+NOT_FINITE = "it holds NaN or infinity; download or train it again"
 PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -167,7 +168,7 @@ def place(tensor: Tensor, dtype: torch.dtype | None, device: str | torch.device)
         if low.isfinite() and high.isfinite():
             name = str(dtype).removeprefix("torch.")
             raise ValueError(f"its numbers overflow {name}; pass --dtype bfloat16 or float32")
-        raise ValueError("it holds NaN or infinity; download or train it again")
+        raise ValueError(NOT_FINITE)
     return placed
 
 
@@ -205,6 +206,9 @@ def fill(
             found[name] = torch.empty_like(tensors[name], device="meta")
     check_fit(needed, found, source, files)
     if note:
+        for name in needed:
+            if not sample(tensors[name]).isfinite().all():
+                raise WeightsError(f"{files.get(name, source)}: {name}: {NOT_FINITE}")
         named_by_us = ((ours[name], tensors[name]) for name in needed)
         note(rounded_digests(named_by_us, described(module.config)))
 

@@ -110,9 +110,12 @@ def load_for_training(
         origins.note("encoder", digests[0])
         origins.note_text(tokenizer)
         usual = "stage2" if "acoustic" in found else "stage1"
-        names = AUDIO_PARTS[known_stage(stage or origins.info.get("stage") or usual)]
-        if not draw_missing:
-            refuse_missing(names, found, adapters)
+        stage = known_stage(stage or origins.info.get("stage") or usual)
+        names = AUDIO_PARTS[stage]
+        missing = ", ".join(name for name in names if name not in found)
+        if missing and not draw_missing:
+            advice = "train that stage first, or choose another --stage"
+            raise WeightsError(f"{adapters}: lacks {missing} of {stage}; {advice}")
         note = functools.partial(origins.note, "lm")
         lm = load_lm(sources["llm"], dtype, device, lm_class, note)
 
@@ -129,14 +132,6 @@ def known_stage(stage: str) -> str:
     if stage not in AUDIO_PARTS:
         raise ValueError(f"stage {stage!r} is none of {', '.join(AUDIO_PARTS)}")
     return stage
-
-
-def refuse_missing(names: tuple[str, ...], found: dict[str, Part], adapters: str | Path) -> None:
-    """Raise WeightsError if the adapters' file lacks some of the named parts."""
-    missing = [name for name in names if name not in found]
-    if missing:
-        has = f"{adapters}: holds the parts {', '.join(found)}, and not {', '.join(missing)}"
-        raise WeightsError(f"{has}; pass adapters that were trained for this stage, or no --stage")
 
 
 def fitting_adapters(

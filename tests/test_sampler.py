@@ -878,8 +878,11 @@ def test_the_command_can_run_the_adapters_as_another_stage(command, tone, monkey
     for options in ((), ("--stage", "semantic")):
         command(tone(), "--length", 4, *options)
     assert stages == ["stage2", "semantic"]
-    with pytest.raises(SystemExit, match="holds the parts semantic, acoustic, and not prompts"):
-        command(tone(), "--stage", "stage1")
+
+
+def test_a_stage_whose_parts_are_missing_does_not_run_on_random_weights(command, tone):
+    with pytest.raises(SystemExit, match="lacks prompts of stage1; train that stage first"):
+        command(tone(), "--length", 4, "--stage", "stage1")
 
 
 def test_the_command_hears_a_long_clip_only_with_cut(command, tone, capsys):

@@ -237,7 +237,8 @@ def with_own_shapes(loaded: Loaded, recipe: Recipe, run: Run) -> Loaded:
     kept = {n: part for n, part in model.trained_parts().items() if n not in loaded.new}
     parts = new_parts(config, loaded.new) | kept
     pieces = (model.encoder, model.lm, model.tokenizer, config, parts)
-    return replace(loaded, model=DIFFA(*pieces, made_of=model.made_of).to(model.device))
+    made = DIFFA(*pieces, model.answer_length, model.made_of).to(model.device)
+    return replace(loaded, model=made)
 
 
 def own_shapes(recipe: Recipe, run: Run) -> dict:
