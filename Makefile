@@ -46,7 +46,7 @@ demo: $(INSTALLED)  ## both stages of DIFFA at toy scale: 13 to 19 minutes on 2 
 
 # ---- checks
 
-test: $(INSTALLED)  ## the tests, with coverage: about 2.5 minutes on 2 CPU cores
+test: $(INSTALLED)  ## the tests, with coverage: about 5 minutes on 2 CPU cores
 	$(PY) -m pytest -q -n auto --maxprocesses 4 --cov --cov-report=term
 
 lint: $(INSTALLED)  ## style and formatting, as in CI

@@ -556,7 +556,8 @@ def test_an_lm_with_damaged_weights_gives_no_reply(take, published, dirs, tmp_pa
     damage_norms(dirs["llm"])
     with pytest.raises(SystemExit, match="another LM|NaN"):
         take("mmsu", published("mmsu"))
-    assert (tmp_path / "out").read_text() == ""
+    out = tmp_path / "out"
+    assert not out.exists() or out.read_text() == ""
 
 
 def test_a_question_too_long_for_the_lm_names_its_batch(published, take):
