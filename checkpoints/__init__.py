@@ -1,11 +1,14 @@
 """Published files <-> our modules, for those who run full-size weights.
 
-files.py         files on a disk: mapped tensors, shards, JSON, downloads; the writer whole_file
+files.py         files on a disk: mapped tensors, shards, JSON; the writer whole_file
+downloads.py     files that are missing: the command that downloads each
 key_tables.py    names in published checkpoints <-> names in our modules
 fill.py          fills a module from the tensors of a file by a key table
 whisper.py       loads and saves the encoder
 lm.py            loads and saves the language model, LLaDA's or Qwen3's
 adapters.py      loads and saves trained adapters, the release's or ours
+origins.py       what adapters were trained with: recorded and compared
+digests.py       short names for weights and files
 model.py         loads a whole DIFFA, saves its trained parts, makes random weights
 tokenizer.py     tokenizers behind one interface, and the chat format of each family of LMs
 command_line.py  what all commands share: options of the model, errors in one line

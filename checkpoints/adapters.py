@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from adapters import TAPS, AdapterConfig
+from checkpoints.downloads import require
 from checkpoints.files import (
     Checkpoint,
     WeightsError,
+    first_line,
     read_json,
     read_shards,
-    require,
     save_tensors,
     write_json,
 )
@@ -40,6 +41,7 @@ FFN = "acoustic_connector.qformer.layer.0.intermediate.dense.weight"
 # Beyond are sizes of damaged configs.
 LARGEST = {"": 1 << 16, "qformer_layers": 100}
 MOST_PARAMETERS = 1_000_000_000
+MOST_LETTERS = 4096  # of a path or prompt
 
 
 def find_adapters(path: Path) -> Path:
@@ -54,7 +56,8 @@ def find_adapters(path: Path) -> Path:
     # Those of the directory itself count before those below it.
     found = [path / name for name in ADAPTER_FILES if (path / name).is_file()][:1]
     if not found:
-        found = sorted(file for name in ADAPTER_FILES for file in path.glob(f"**/{name}"))
+        below = [f"{'*/' * depth}{name}" for depth in (1, 2, 3) for name in ADAPTER_FILES]
+        found = sorted(file for pattern in below for file in path.glob(pattern))
     if len(found) > 1:
         listed = ", ".join(str(file) for file in found[:10])
         raise WeightsError(f"--adapters {path}: holds several adapters; pass one of {listed}")
@@ -78,15 +81,18 @@ def read_info(path: str | Path) -> dict:
     window = info.get("audio_context")
     length = info.get("answer_length")
     made_of = info.get("trained_with") or {}
+
+    def is_text(value: object) -> bool:
+        return isinstance(value, str) and len(value) < MOST_LETTERS
+
     right = {
         "adapters": "adapters" in info,
         "stage": info.get("stage") in (None, *AUDIO_PARTS),
         "audio_context": window is None or (type(window) in (int, float) and 0 < window < 1e6),
         "answer_length": length is None or (type(length) is int and 0 < length < 1e6),
-        "whisper": isinstance(info.get("whisper", ""), str),
-        "llm": isinstance(info.get("llm", ""), str),
-        "trained_with": isinstance(made_of, dict)
-        and all(isinstance(text, str) for text in made_of.values()),
+        "whisper": is_text(info.get("whisper", "")),
+        "llm": is_text(info.get("llm", "")),
+        "trained_with": isinstance(made_of, dict) and all(map(is_text, made_of.values())),
     }
     wrong = [f"{name} is {repr(info.get(name))[:60]}" for name, fits in right.items() if not fits]
     if wrong:
@@ -118,7 +124,10 @@ def make_config(recorded: dict, found: dict[str, int], n_layers: int) -> Adapter
     """
     for name, value in recorded.items():
         if name in found and value != found[name]:
-            raise ValueError(f"{name} is {value} by config.json, {found[name]} in the file")
+            recorded_value = repr(value)[:60]
+            raise ValueError(
+                f"{name} is {recorded_value} by config.json, {found[name]} in the file"
+            )
     shapes = recorded | found
     taps = tuple(recorded.get("taps") or TAPS.get(n_layers, ()))
     n_taps = shapes.pop("n_taps", len(taps))
@@ -175,7 +184,7 @@ def load_adapters(
         given = {"taps": taps} if taps else {}
         config = make_config({"n_heads": n_heads} | recorded | given, shapes_in(tensors), n_layers)
     except (ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
-        raise WeightsError(f"{file}: not the shapes of adapters ({error})") from error
+        raise WeightsError(f"{file}: not the shapes of adapters ({first_line(error)})") from error
 
     # A part of which the file has any tensor must be complete.
     prefixes = {"prompts": "trainable", "semantic": "semantic", "acoustic": "acoustic"}

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
+from checkpoints.files import first_line
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -79,7 +81,8 @@ def one_line_errors(name: str) -> Iterator[None]:
         name: of the command, which begins the line: "sampler.py", "python -m lab.benchmark".
     Raises:
         SystemExit: for OSError, ValueError (such as AudioError, ManifestError and WeightsError),
-            Ctrl-C (exit code 130) and a reader of the output that is gone (141, without a line).
+            too little memory, Ctrl-C (exit code 130), and a reader of the output that is gone (141,
+            without a line).
     """
     try:
         yield
@@ -90,6 +93,13 @@ def one_line_errors(name: str) -> Iterator[None]:
         raise SystemExit(141) from None
     except (ValueError, OSError) as error:
         raise SystemExit(f"{name}: {error}") from None
+    except (MemoryError, RuntimeError) as error:
+        # For a CPU that is out of memory, PyTorch has no class of its own.
+        full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not full and "allocate memory" not in str(error):
+            raise
+        advice = "take a smaller model or --batch, or --dtype bfloat16"
+        raise SystemExit(f"{name}: too little memory ({first_line(error)}); {advice}") from None
     except KeyboardInterrupt:
         print(f"{name}: stopped; run the same command to resume", file=sys.stderr)
         raise SystemExit(130) from None

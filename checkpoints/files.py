@@ -6,7 +6,6 @@ it makes no second copy. Only tensors and plain values are ever unpickled (`weig
 
 import json
 import os
-import shlex
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,22 +20,7 @@ LFS_POINTER = (
     b"version https://git-lfs.github.com/spec/"  # Git leaves this in place of a large file
 )
 
-# What can be downloaded, by a word in the path. The empty word is the default.
-# A longer name comes before one that it contains.
-WHISPER_SIZES = "large-v3-turbo large-v3 large-v2 large medium.en medium".split()
-WHISPER_SIZES += "small.en small base.en base tiny.en tiny".split()
-PUBLISHED = {
-    "whisper": {"": "openai/whisper-small", "turbo": "openai/whisper-large-v3-turbo"}
-    | {size: f"openai/whisper-{size}" for size in WHISPER_SIZES},
-    "llm": {
-        "": "GSAI-ML/LLaDA-8B-Instruct",
-        "qwen": "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1",
-        "1.5": "GSAI-ML/LLaDA-1.5",
-        "instruct": "GSAI-ML/LLaDA-8B-Instruct",
-        "base": "GSAI-ML/LLaDA-8B-Base",
-    },
-    "adapters": {"": "zhoujiaming777/DIFFA"},
-}
+MOST_TEXT = 1 << 30  # bytes; a manifest of a million clips has half of it
 
 
 class WeightsError(ValueError):
@@ -44,59 +28,18 @@ class WeightsError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """The first line of an error's message, at most 300 characters; its type if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
-# Files that are missing
+# Reading
 
 
-def download_command(piece: str, path: Path) -> str:
-    """The command that fills `path`. piece: a key of PUBLISHED."""
-    if path.parts[:1] == ("runs",) or path.parts[-3:-1] == ("runs", "toy"):
-        return "`make demo` makes the toy run's"
+def refuse_pointer(path: Path, most: int | None = None) -> None:
+    """Raise WeightsError when the file is missing, no regular file, or only a Git LFS pointer.
 
-    # The last part of a path says more than the folders above it.
-    known = PUBLISHED[piece]
-    words = [w for part in reversed(path.parts) for w in known if w and w in part.lower()]
-    repository = known[words[0] if words else ""]
-
-    # Of a Whisper two files are enough: the others are for other libraries.
-    only = " config.json model.safetensors" if piece == "whisper" else ""
-
-    # The hub's files go into a folder, even where the missing path is a file.
-    folder = path
-    if path.suffix in (".pt", ".bin", ".safetensors"):
-        folder = path.with_suffix("") if piece == "whisper" else path.parent
-    where = shlex.quote(str(folder))
-    then = "" if folder == path or piece == "adapters" else f", and pass --{piece} {where}"
-    return f"download it: hf download {repository}{only} --local-dir {where}{then}"
-
-
-def require(**pieces: str | Path | None) -> None:
-    """Raise WeightsError that lists every missing piece, each with its download command.
-
-    Args:
-        pieces: paths by a key of PUBLISHED; None is skipped.
+    most: bytes of a file that will be read whole.
     """
-    lines = []
-    for piece, given in pieces.items():
-        if given is None:
-            continue
-
-        # A directory without its config.json was downloaded in part.
-        path = Path(given)
-        problem = "" if path.exists() and str(given) else "no such directory or file"
-        if piece != "adapters" and path.is_dir() and not (path / "config.json").is_file():
-            problem = "holds no config.json"
-        if problem:
-            lines.append(f"--{piece} {path}: {problem}\n  {download_command(piece, path)}")
-    if lines:
-        raise WeightsError("\n".join(lines))
-
-
-def refuse_pointer(path: Path) -> None:
-    """Raise WeightsError when the file is missing, no regular file, or only a Git LFS pointer."""
     if not path.is_file():
         # A pipe would be waited for without end.
         problem = "not a file, but a folder, pipe or device" if path.exists() else "no such file"
@@ -107,9 +50,8 @@ def refuse_pointer(path: Path) -> None:
                 f"{path}: only a Git LFS pointer, not the file itself; "
                 f"run `git lfs pull` in {path.parent}, or download the file again"
             )
-
-
-# Reading
+    if most and path.stat().st_size > most:
+        raise WeightsError(f"{path}: {path.stat().st_size:,} bytes are not a file of this kind")
 
 
 def read_text(path: str | Path) -> str:
@@ -118,7 +60,7 @@ def read_text(path: str | Path) -> str:
     Raises WeightsError: the file is missing, no regular file, or not UTF-8.
     """
     path = Path(path)
-    refuse_pointer(path)
+    refuse_pointer(path, most=MOST_TEXT)
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -140,7 +82,7 @@ def parse_json(text: str, source: str | Path) -> object:
     try:
         return json.loads(text, object_pairs_hook=refuse_twice)
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{source}: not valid JSON ({error})") from error
+        raise WeightsError(f"{source}: not valid JSON ({first_line(error)})") from error
 
 
 def read_json(path: str | Path) -> dict:
@@ -161,7 +103,7 @@ def read_config(path: Path, model_types: tuple[str, ...]) -> dict:
     if raw.get("model_type") not in model_types:
         expected = " or ".join(repr(name) for name in model_types)
         raise WeightsError(
-            f"{source}: model_type is {raw.get('model_type')!r}, expected {expected}; "
+            f"{source}: model_type is {repr(raw.get('model_type'))[:60]}, expected {expected}; "
             "are --whisper and --llm swapped?"
         )
     return raw
@@ -223,7 +165,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in names}
     except Exception as error:  # a damaged header shows in many ways
         problem = "not a whole safetensors file, cut short or padded"
-        raise WeightsError(f"{path}: {problem} ({error}); download it again") from error
+        raise WeightsError(f"{path}: {problem} ({first_line(error)}); download it again") from error
 
 
 class Checkpoint(Mapping[str, Tensor]):

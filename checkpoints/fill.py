@@ -54,7 +54,7 @@ def build(make: Callable[[], nn.Module], n_layers: int, n_tensors: int, source: 
     try:
         with torch.device("meta"), Unfilled():
             return make()
-    except (RuntimeError, TypeError, OverflowError) as error:
+    except (RuntimeError, TypeError, ArithmeticError) as error:
         problem = f"the config asks for impossible sizes ({first_line(error)})"
         raise WeightsError(f"{source}: {problem}") from error
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
+from checkpoints.downloads import require
 from checkpoints.files import (
     WeightsError,
     read_checkpoint,
     read_config,
     read_json,
-    require,
     save_tensors,
     write_json,
 )
@@ -74,14 +74,16 @@ def rope_theta(raw: dict, source: Path) -> float | None:
         rope = raw.get(name) or {}
         kind = rope.get("rope_type", rope.get("type", "default")) if type(rope) is dict else None
         if kind != "default":
-            raise WeightsError(f"{source}: cannot run its stretched rotary positions ({rope})")
+            raise WeightsError(
+                f"{source}: cannot run its stretched rotary positions ({str(rope)[:60]})"
+            )
         stated[f"rope_theta in {name}"] = rope.get("rope_theta")
 
     # Programs differ in which one they follow: the weights were trained with one of them.
     stated = {name: value for name, value in stated.items() if value is not None}
     values = list(stated.values())
     if any(value != values[0] for value in values):
-        listed = ", ".join(f"{name} is {value}" for name, value in stated.items())
+        listed = ", ".join(f"{name} is {repr(value)[:60]}" for name, value in stated.items())
         raise WeightsError(f"{source}: {listed}; remove the one that the weights do not have")
     return values[0] if values else None
 

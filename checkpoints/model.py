@@ -12,7 +12,9 @@ from torch import nn
 
 from adapters import TAPS, AdapterConfig
 from checkpoints.adapters import load_adapters, read_info, save_adapters
-from checkpoints.files import WeightsError, require
+from checkpoints.digests import described
+from checkpoints.downloads import require
+from checkpoints.files import WeightsError
 from checkpoints.fill import Unfilled, assign, check_device
 from checkpoints.lm import load_lm, read_lm_config
 from checkpoints.origins import Origins
@@ -109,6 +111,8 @@ def load_for_training(
         config, found = fitting_adapters(adapters, encoder.config, lm_config, shapes)
         origins.note("encoder", digests[0])
         origins.note_text(tokenizer)
+        if adapters is not None:
+            origins.note("shapes", described(config))
         usual = "stage2" if "acoustic" in found else "stage1"
         stage = known_stage(stage or origins.info.get("stage") or usual)
         names = AUDIO_PARTS[stage]
@@ -195,7 +199,7 @@ def save_trained(
         "llm": str(llm),
         "audio_context": model.encoder.config.context / FRAMES_PER_SECOND,  # seconds
         "answer_length": answer_length or model.answer_length,
-        "trained_with": model.made_of,
+        "trained_with": model.made_of | {"shapes": described(model.config)},
     }
     save_adapters(path, model.config, model.trained_parts(), info)
 

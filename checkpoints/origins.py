@@ -57,8 +57,8 @@ class Origins:
         same = recorded == value or (part in ("encoder", "lm") and same_weights(recorded, value))
         if same or self.allow:
             return
-        if part == "prompt":
-            self.refuse(f"the prompt {recorded!r}, not {value!r}", "train them again")
+        if part not in OPTIONS:
+            self.refuse(f"the {part} {recorded!r}, not {value!r}", "train them again")
         option = OPTIONS[part]
         path = self.info.get(option[2:])
         another = f"another {part.replace('lm', 'LM')} (digest {recorded}, this one has {value})"

@@ -12,7 +12,7 @@ import sentencepiece
 import tokenizers
 
 from checkpoints.digests import file_digest
-from checkpoints.files import first_line, refuse_pointer
+from checkpoints.files import MOST_TEXT, first_line, refuse_pointer
 from data import TEXT_END
 from diffusion_lm import LMConfig
 
@@ -174,7 +174,7 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
     if not files:
         raise ValueError(f"{path}: lacks {' or '.join(kinds)}; is the download complete?")
     file = files[0]
-    refuse_pointer(file)
+    refuse_pointer(file, most=MOST_TEXT)
 
     try:
         tokenizer = kinds[file.name](file)

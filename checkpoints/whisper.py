@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from checkpoints import key_tables as keys
+from checkpoints.downloads import require
 from checkpoints.files import (
     WeightsError,
     named_tensors,
     read_checkpoint,
     read_config,
-    require,
     save_tensors,
     unpickle,
     write_json,

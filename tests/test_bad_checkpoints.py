@@ -398,6 +398,17 @@ def test_what_cannot_be_saved_is_known_before_the_work(tmp_path):
         write_json(device, {})
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), None]
+)
+def test_too_little_memory_is_one_line(error):
+    with pytest.raises(SystemExit, match="ask.py: too little memory .*take a smaller model"):
+        with one_line_errors("ask.py"):
+            if error:
+                raise error
+            torch.empty(10**15)
+
+
 def test_an_error_of_the_code_keeps_its_trace():
     with pytest.raises(KeyError), one_line_errors("ask.py"):
         raise KeyError("bug")

@@ -50,6 +50,7 @@ def adapters(toy, toy_dirs, tmp_path):
         ("whisper", {"d_model": 10**15}),
         ("whisper", {"d_model": 2**40, "encoder_attention_heads": 1}),
         ("whisper", {"num_mel_bins": 10**400}),
+        ("whisper", {"d_model": 2}),
         ("whisper", {"encoder_attention_heads": 0}),
         ("llm", {"n_layers": 10**6}),
         ("llm", {"mlp_hidden_size": 10**18}),
@@ -133,6 +134,14 @@ def test_a_pipe_a_folder_or_a_device_in_place_of_a_file_is_refused(dirs, make, n
     for piece in ("whisper", "llm", "adapters"):
         with pytest.raises(ValueError, match=name):
             DIFFA.from_pretrained(**dirs | {piece: dirs["llm"] / name})
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "tokenizer.model"])
+def test_a_file_of_hundreds_of_gigabytes_is_not_read_into_memory(dirs, name):
+    with open(dirs["llm"] / name, "r+b") as file:
+        file.truncate(500 * 10**9)  # takes no place on the disk
+    with pytest.raises(WeightsError, match=f"{name}: 500,000,000,000 bytes"):
+        DIFFA.from_pretrained(**dirs, **SHAPES)
 
 
 @pytest.mark.parametrize(

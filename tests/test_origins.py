@@ -152,6 +152,14 @@ def test_a_config_of_other_shapes_than_the_tensors_is_refused(dirs, adapters):
         load_diffa(**dirs, adapters=adapters)
 
 
+@pytest.mark.parametrize("field, value", [("n_heads", 4), ("taps", [0, 2, 1])])
+def test_shapes_that_no_tensor_shows_are_those_of_the_training(dirs, adapters, field, value):
+    shapes = read_json(adapters / "config.json")["adapters"]
+    edit_config(adapters, adapters=shapes | {field: value})
+    with pytest.raises(WeightsError, match="was trained with the shapes .*train them again"):
+        load_diffa(**dirs, adapters=adapters)
+
+
 @pytest.mark.parametrize("stage, lacks", [("stage2", "acoustic"), ("stage1", "")])
 def test_only_training_draws_the_parts_that_a_stage_lacks(dirs, tmp_path, stage, lacks):
     first = DIFFA.from_pretrained(**dirs, stage="stage1", **SHAPES)

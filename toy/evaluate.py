@@ -216,6 +216,8 @@ def main() -> None:
     dtype = "of the frozen encoder and LM (default: the LM as in its file, the encoder float32)"
     add("--dtype", choices=DTYPES, help=dtype)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    force = "evaluate with other parts than the adapters were trained with"
+    add("--force-parts", dest="allow_other_parts", action="store_true", help=force)
     add("--check", action="store_true", help="fail when a promise is broken")
     args = parser.parse_args()
 
@@ -235,6 +237,7 @@ def main() -> None:
             args.adapters or trained,
             dtype=DTYPES.get(args.dtype),
             device=args.device,
+            allow_other_parts=args.allow_other_parts,
         )
 
         # `make demo` must fail when a promise is broken.
