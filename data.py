@@ -45,12 +45,12 @@ def read_audio(path: str | Path, seconds: float | None = None) -> Tensor:
     Raises:
         AudioError: absent, not audio, incomplete, empty, silent, far too loud, or holds NaN.
     """
-    limit = None if seconds is None else seconds + 0.01  # the filter looks ahead
+    limit = None if seconds is None else seconds + 0.01  # the filter needs samples after the end
     samples, rate = decode(path, limit)
     waveform = torch.from_numpy(samples)  # (S,)
 
     # A rate without a short ratio to 16 kHz would need a filter of gigabytes. The nearest ratio
-    # that has one changes the speed by less than 0.1 %.
+    # with a denominator up to 640, or less above 48 kHz, changes the speed by less than 0.1 %.
     if rate != SAMPLE_RATE:
         ratio = Fraction(rate, SAMPLE_RATE).limit_denominator(640 * 48_000 // max(rate, 48_000))
         waveform = resample(waveform, ratio.numerator, ratio.denominator)
@@ -58,9 +58,9 @@ def read_audio(path: str | Path, seconds: float | None = None) -> Tensor:
 
 
 def is_too_long(n_samples: float, context: int) -> bool:
-    """Whether a clip exceeds the encoder's context of so many samples.
+    """Whether a clip of n_samples exceeds the encoder's context, in samples.
 
-    10 ms more do not count, because manifests round; they are cut off.
+    An excess of up to 10 ms is allowed, since manifests round durations; pad_waveforms cuts it off.
     """
     return n_samples > context + SAMPLE_RATE // 100
 
@@ -158,43 +158,6 @@ class Prompt:
     after: list[int]
 
 
-def encode_text(tokenizer, text: str, before: str = "", after: str = "") -> list[int]:
-    """Ids of a user's text between two parts of a prompt, encoded as one string.
-
-    Markers such as <|eot_id|> in `before` and `after` become control tokens. Those in the text stay
-    text: they are written with ordinary tokens.
-
-    Raises ValueError: the text is not Unicode, or the tokenizer cannot write a marker in it.
-    """
-    if text != text.encode(errors="replace").decode():
-        raise ValueError(f"text {text[:60]!r} is not valid Unicode; save or type it as UTF-8")
-    ids = tokenizer.encode(before + text + after)
-
-    # Where are the control tokens of the text? The first and last ones belong to the prompt.
-    names = {i: marker for marker, i in tokenizer.markers.items()}
-    n_before, n_after = (
-        sum(i in names for i in tokenizer.encode(part)) for part in (before, after)
-    )
-    places = [place for place, i in enumerate(ids) if i in names]
-    for place in reversed(places[n_before : len(places) - n_after]):
-        ids[place : place + 1] = spell_marker(tokenizer, names[ids[place]])
-    return ids
-
-
-def spell_marker(tokenizer, marker: str) -> list[int]:
-    """Ordinary ids that write a marker, in two parts so that the tokenizer does not find it.
-
-    Each part is encoded after a marker, where no tokenizer adds a space. Raises ValueError: the
-    tokenizer cannot write it.
-    """
-    skipped = len(tokenizer.encode(marker))
-    parts = (marker[:1], marker[1:])
-    ids = [i for part in parts for i in tokenizer.encode(marker + part)[skipped:]]
-    if tokenizer.decode(ids) != marker or not set(ids).isdisjoint(tokenizer.markers.values()):
-        raise ValueError(f"the tokenizer cannot write {marker} as text; take it out of the text")
-    return ids
-
-
 def build_prompt(tokenizer, instruction: str) -> Prompt:
     """The prompt of DIFFA, the same in training and inference, in the chat format of its LM.
 
@@ -215,7 +178,7 @@ def build_prompt(tokenizer, instruction: str) -> Prompt:
     opening, closing = chat.turn.split("{text}")
     system_turn = chat.turn.format(role="system", text=SYSTEM)
     before = f"{chat.start}{system_turn}{opening.format(role='user')}This is the audio:"
-    after = encode_text(tokenizer, instruction, " <audio>. ", closing + chat.answer)
+    after = tokenizer.encode_text(instruction, " <audio>. ", closing + chat.answer)
     return Prompt(tokenizer.encode(before), after)
 
 
@@ -225,7 +188,7 @@ def build_text_prompt(tokenizer, text: str) -> Prompt:
     opening, closing = chat.turn.split("{text}")
     system_turn = chat.turn.format(role="system", text=SYSTEM)
     before = f"{chat.start}{system_turn}{opening.format(role='user')}"
-    return Prompt(encode_text(tokenizer, text, before, closing + chat.answer), [])
+    return Prompt(tokenizer.encode_text(text, before, closing + chat.answer), [])
 
 
 def left_pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -258,7 +221,7 @@ def encode_answers(tokenizer, answers: list[str], length: int) -> Tensor:
     end = tokenizer.id(TEXT_END)
     rows = []
     for answer in answers:
-        ids = encode_text(tokenizer, answer)
+        ids = tokenizer.encode_text(answer)
         if len(ids) >= length:
             raise ValueError(
                 f"answer of {len(ids)} tokens does not fit {length} with its end: {answer[:60]!r}"

@@ -20,9 +20,9 @@ for a batch of prompts, `answer` answers questions about clips with it.
 
     python sampler.py CLIP "QUESTION" [--trace out.html]      (evaluation/ask.py)
 
-Shapes: B batch, P prompt positions, G answer tokens, L = P + G, N block length, V vocabulary,
-D width; R rows of the batch in a call, C conditions (1, or 2 with guidance), M positions that pass
-through the model.
+Shapes: B batch, P prompt positions, G answer tokens, L = P + G, V vocabulary, D width; R rows of
+the batch in a call, C conditions (1, or 2 with guidance), M positions that pass through the model,
+N positions that are predicted: those of a block, or of it the masked ones.
 """
 
 import hashlib
@@ -440,7 +440,7 @@ def step_limits(config: SamplerConfig, block: slice, n_steps: int) -> list[float
     N = block.stop - block.start
     if config.rule == "count":
         return split_evenly(N, n_steps)
-    return [getattr(config, config.rule)] * (N + 1)
+    return [getattr(config, config.rule)] * (N + 1)  # one token a step, and a second call
 
 
 @torch.no_grad()
@@ -458,11 +458,12 @@ def generate(
     """
     started = time.perf_counter()
     check_prompt(lm, prompt, config)
-    canvas, step = Canvas(lm, prompt, config), refine
     if config.compile:
         from speed.compiled import compile_step
 
         canvas, step = compile_step(lm, prompt, config)
+    else:
+        canvas, step = Canvas(lm, prompt, config), refine
     calls_twice = config.second_call and config.cache != "none" and config.rule != "count"
 
     for block, n_steps in blocks_of(config):
@@ -485,8 +486,7 @@ def generate(
                 call = canvas.cached_call(rows, columns, block, full)
 
             # Predict, and commit what the rule takes.
-            inside = (rows[:, None], columns - block.start)
-            choice = canvas.choice(limit, waiting, block, inside)
+            choice = canvas.choice(limit, waiting, block, (rows[:, None], columns - block.start))
             where = (rows[:, None], columns)  # (R, N)
             ids, confidence, keep = step(lm, call, canvas.ids[where], choice)
             canvas.ids[where] = ids

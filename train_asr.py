@@ -105,7 +105,7 @@ def transcript_loss(
         yield diffusion_loss(model.lm, *inputs, n_tokens=batch.answer_ids.numel())
 
 
-STAGE = Stage(parts="stage1", target="transcription", loss=transcript_loss, title="3/4 stage 1")
+STAGE = Stage(parts="stage1", target="transcription", loss=transcript_loss, title="stage 1")
 
 
 def main(arguments: list[str] | None = None) -> None:

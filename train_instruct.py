@@ -93,7 +93,11 @@ RECIPES = {
 def answer_loss(
     model: DIFFA, batch: Batch, generator: torch.Generator, recipe: Recipe
 ) -> Iterator[Tensor]:
-    """The losses of a batch's parts, which add up to the loss of the batch (LLaDA, equation 5)."""
+    """The losses of a batch's parts, which add up to the loss of the batch (LLaDA, equation 5).
+
+    The same lines as stage 1's, written out so that each script can be read alone: the stages
+    differ in their parts, data and recipe, not in their loss.
+    """
     # Forward process, for the whole batch at once: the noise does not depend on how it is cut.
     t = noise_levels(len(batch.answer_ids), generator, recipe.t_min, recipe.stratified)  # (B,)
     noisy_ids = noise(batch.answer_ids, t, model.lm.config.mask_id, generator)  # (B, G)
@@ -112,7 +116,7 @@ def answer_loss(
         yield diffusion_loss(model.lm, *inputs, n_tokens=batch.answer_ids.numel())
 
 
-STAGE = Stage(parts="stage2", target="target", loss=answer_loss, title="4/4 stage 2")
+STAGE = Stage(parts="stage2", target="target", loss=answer_loss, title="stage 2")
 SEMANTIC_ALONE = replace(STAGE, parts="semantic")  # the ablation
 
 

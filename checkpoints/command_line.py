@@ -1,10 +1,11 @@
 """What all commands share: the options by which they find a model, and errors in one line."""
 
 import argparse
+import functools
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,15 +15,25 @@ from checkpoints.files import first_line
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def seconds(text: str) -> float:
-    """An option's number of seconds. Raises ArgumentTypeError: not above 0, or not finite."""
+def number(text: str, kind: Callable, least: float, most: float = math.inf) -> float:
+    """A finite number from `least` to `most`. Raises ArgumentTypeError: the text is none."""
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be seconds above 0, not {text!r}")
+        value = kind(text)
+        is_good = math.isfinite(value) and least <= value <= most
+    except (ValueError, OverflowError):
+        is_good = False
+    if not is_good:
+        name = "a whole number" if kind is int else "a number"
+        limits = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"must be {name} {limits}, not {text!r}")
     return value
+
+
+# Types of options: a wrong value is refused before anything is loaded.
+count = functools.partial(number, kind=int, least=1)
+count_or_zero = functools.partial(number, kind=int, least=0)
+seed = functools.partial(number, kind=int, least=0, most=2**32 - 1)  # which all generators take
+seconds = functools.partial(number, kind=float, least=0.01)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) -> None:
@@ -64,13 +75,6 @@ def model_options(args: argparse.Namespace) -> dict:
         "random_weights": args.random_weights,
         "allow_other_parts": args.allow_other_parts,
     }
-
-
-def count(text: str) -> int:
-    """The value of an option that counts. Raises ArgumentTypeError: not a whole number from 1."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
-    return int(text)
 
 
 @contextmanager

@@ -86,6 +86,41 @@ class Tokenizer(Protocol):
     def id(self, piece: str) -> int | None:
         """The id of one piece by its name, None if there is no such piece."""
 
+    def encode_text(self, text: str, before: str = "", after: str = "") -> list[int]:
+        """Ids of a user's text between two parts of a prompt, encoded as one string.
+
+        Markers such as <|eot_id|> in `before` and `after` become control tokens. Those in the text
+        stay text: they are written with ordinary tokens.
+
+        Raises ValueError: the text is not Unicode, or a marker in it cannot be written.
+        """
+        if text != text.encode(errors="replace").decode():
+            raise ValueError(f"text {text[:60]!r} is not valid Unicode; save or type it as UTF-8")
+        ids = self.encode(before + text + after)
+
+        # Where are the control tokens of the text? The first and last ones belong to the prompt.
+        names = {i: marker for marker, i in self.markers.items()}
+        n_before = sum(i in names for i in self.encode(before))
+        n_after = sum(i in names for i in self.encode(after))
+        places = [place for place, i in enumerate(ids) if i in names]
+        for place in reversed(places[n_before : len(places) - n_after]):
+            ids[place : place + 1] = self.spell(names[ids[place]])
+        return ids
+
+    def spell(self, marker: str) -> list[int]:
+        """Ordinary ids that write a marker, in two parts, in which `encode` does not find it.
+
+        Each part is encoded after a marker, where no tokenizer adds a space.
+        """
+        skipped = len(self.encode(marker))
+        parts = (marker[:1], marker[1:])
+        ids = [i for part in parts for i in self.encode(marker + part)[skipped:]]
+        if self.decode(ids) != marker or not set(ids).isdisjoint(self.markers.values()):
+            raise ValueError(
+                f"the tokenizer cannot write {marker} as text; take it out of the text"
+            )
+        return ids
+
 
 class SentencePieceTokenizer(Tokenizer):
     """The toy's tokenizer: `tokenizer.model` of sentencepiece."""

@@ -25,6 +25,7 @@ from checkpoints.command_line import add_model_arguments, model_options, one_lin
 from checkpoints.files import check_writable
 from data import build_prompt, pad_waveforms, read_audio
 from diffa import AUDIO_PARTS, DIFFA
+from encoder import SAMPLE_RATE, EncoderConfig
 from evaluation.trace import write_trace
 from sampler import CHOICES, Answer, SamplerConfig, answer
 
@@ -152,14 +153,15 @@ def ask(
     # Settings and the clip are checked before weights are read. The adapters' length is unknown:
     # this one allows any number of steps.
     sampler_config(args, length=max(args.steps or 0, 0) or USUAL_LENGTH)
-    waveform = read_audio(args.clip)
+    longest = EncoderConfig().n_samples / SAMPLE_RATE  # of every Whisper: 30 s
+    waveform = read_audio(args.clip, seconds=longest if args.cut else None)
     options = model_options(args)
     model = DIFFA.from_pretrained(
         args.whisper, args.llm, args.adapters, stage=args.stage, **options
     ).eval()
 
     # In answers of another length than in their training the adapters make more errors.
-    trained = getattr(model, "answer_length", None)
+    trained = model.answer_length
     if not (args.length or trained):
         unknown = "the adapters do not record the length of their answers"
         print(f"({unknown}: --length {USUAL_LENGTH})", file=sys.stderr)

@@ -216,12 +216,12 @@ def edit_config(directory, **fields):
     (directory / "config.json").write_text(json.dumps(config | fields))
 
 
-def damage_norms(directory):
-    """Make NaN of the norms of an LM in a directory, as a damaged download may."""
+def damage_norms(directory, value):
+    """Fill the norms of an LM in a directory. At 1e38 weights are finite, but logits are not."""
 
     def spoil(tensors):
         for name, tensor in tensors.items():
             if "norm" in name or "ln_f" in name:
-                tensor.fill_(float("nan"))
+                tensor.fill_(value)
 
     edit_tensors(directory, spoil)

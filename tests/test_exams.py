@@ -553,11 +553,20 @@ def test_impossible_options_say_what_would_work(published, take, tmp_path, monke
 
 
 def test_an_lm_with_damaged_weights_gives_no_reply(take, published, dirs, tmp_path):
-    damage_norms(dirs["llm"])
-    with pytest.raises(SystemExit, match="another LM|NaN"):
-        take("mmsu", published("mmsu"))
-    out = tmp_path / "out"
-    assert not out.exists() or out.read_text() == ""
+    damage_norms(dirs["llm"], 1e38)
+    with pytest.raises(SystemExit, match="logits are NaN or infinite"):
+        take("mmsu", published("mmsu"), "out", "--force-parts")
+    assert (tmp_path / "out").read_text() == ""
+
+
+def test_an_lm_with_nan_in_its_weights_is_refused_before_a_file_is_written(
+    take, published, dirs, tmp_path
+):
+    damage_norms(dirs["llm"], float("nan"))
+    for options in ((), ("--force-parts",)):
+        with pytest.raises(SystemExit, match="attn_norm.weight: it holds NaN or infinity"):
+            take("mmsu", published("mmsu"), "out", *options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_question_too_long_for_the_lm_names_its_batch(published, take):

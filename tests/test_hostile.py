@@ -287,7 +287,7 @@ def test_a_window_that_is_no_time_is_refused_by_the_parser(capsys, value):
     add_model_arguments(parser, "")
     with pytest.raises(SystemExit):
         parser.parse_args([f"--audio-context={value}"])
-    assert "must be seconds above 0" in capsys.readouterr().err
+    assert "must be a number of 0.01 or more" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         parser.parse_args(["--dtype=float8"])
 

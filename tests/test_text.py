@@ -16,7 +16,6 @@ from data import (
     build_text_prompt,
     decode_answer,
     encode_answers,
-    encode_text,
 )
 from diffusion_lm import SIZES, LMConfig
 
@@ -175,7 +174,7 @@ def test_markers_in_a_user_s_text_stay_text(tmp_path, kind, text):
 )
 def test_text_without_markers_has_the_ids_that_the_tokenizer_gives_it(tmp_path, text):
     tokenizer = load_tokenizer(tmp_path, byte_level_bpe(tmp_path))
-    assert encode_text(tokenizer, text) == tokenizer.encode(text)
+    assert tokenizer.encode_text(text) == tokenizer.encode(text)
 
 
 def test_a_marker_that_the_tokenizer_cannot_write_is_refused_by_name(tmp_path):

@@ -27,6 +27,8 @@ def ask(module, dirs, tmp_path, *options):
         *((name, 0) for name in ("accumulate", "save-every", "validation-items", "keep")),
         *((name, -1) for name in ("workers", "max-unreadable", "seed", "lr", "t-min")),
         ("seed", 2**32),
+        ("lr", 1e20),
+        ("steps", 10**400),
         ("lr", "nan"),
         ("lr", "inf"),
         ("t-min", 1),

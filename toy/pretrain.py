@@ -44,7 +44,7 @@ def make(which: str, corpus: Path, out: Path, seed: int, device: str, threads: i
         else:
             tokenizer = train_tokenizer(out / "llada" / "tokenizer.model", seed)
             text = GrammarText(tokenizer, seed)
-            result = pretrain_lm(text, out, phases(seed), device, title="2/4 LM")
+            result = pretrain_lm(text, out, phases(seed), device, title="LM")
 
         # Its figures, with the losses in the file only.
         result["minutes"] = (time.perf_counter() - started) / 60

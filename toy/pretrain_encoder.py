@@ -174,7 +174,7 @@ def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str) -> dict:
     checkpoint = out / "checkpoints" / "encoder.pt"
     manifest = (corpus / "asr_train.json").read_bytes()
     identity = {"corpus": hashlib.sha256(manifest).hexdigest()[:16]}
-    losses = fit(parameters, loss_of_step, training, checkpoint, "1/4 encoder", identity=identity)
+    losses = fit(parameters, loss_of_step, training, checkpoint, "encoder", identity=identity)
 
     result = examine_encoder(model.eval(), test, device)
     save_whisper(model.encoder, out / "whisper")

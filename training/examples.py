@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
-from data import ManifestError, Prompt, build_prompt, encode_answers, encode_text, is_too_long
+from data import ManifestError, Prompt, build_prompt, encode_answers, is_too_long
 from encoder import SAMPLE_RATE
 from training import processes
 
@@ -51,7 +51,7 @@ def usable(
     # Every reason is counted, so that the user knows what to change.
     context = model.encoder.config.n_samples
     too_long = [not cut and is_too_long(item["duration"] * SAMPLE_RATE, context) for item in items]
-    too_wordy = [len(encode_text(model.tokenizer, item[target])) >= length for item in items]
+    too_wordy = [len(model.tokenizer.encode_text(item[target])) >= length for item in items]
     empty = [not item[target].strip() for item in items]
 
     bad = [any(reasons) for reasons in zip(too_long, too_wordy, empty)]

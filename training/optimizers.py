@@ -11,7 +11,7 @@ from training.muon import Muon
 OPTIMIZERS = ("adamw", "muon")
 # Parts whose matrices have one row for each word or label.
 ADAMW_ONLY = ("embedding", "unembedding", "words", "heads")
-BETAS = (0.9, 0.98)
+BETAS = (0.9, 0.98)  # of AdamW: ours; no source that we could check names the paper's
 # The result of a run does not depend on these settings.
 MAY_CHANGE_ON_RESUME = ("save_every", "validate_every", "keep")
 

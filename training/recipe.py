@@ -2,12 +2,10 @@
 
 import argparse
 import functools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from checkpoints.command_line import add_model_arguments
+from checkpoints.command_line import add_model_arguments, count, count_or_zero, number, seed
 from training.optimizers import OPTIMIZERS, TrainConfig
 
 
@@ -60,26 +58,8 @@ class Recipe:
     execution: Execution = field(default_factory=Execution)
 
 
-# Types of options: a wrong value is refused before anything is loaded
-
-
-def number(text: str, kind: Callable, least: float, most: float = math.inf) -> float:
-    """A finite number from `least` to `most`. Raises ArgumentTypeError: the text is none."""
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and least <= value <= most):
-        name = "a whole number" if kind is int else "a number"
-        limits = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {name} {limits}")
-    return value
-
-
-positive_int = functools.partial(number, kind=int, least=1)
-natural_int = functools.partial(number, kind=int, least=0)
-seed = functools.partial(number, kind=int, least=0, most=2**32 - 1)  # that all generators take
-rate = functools.partial(number, kind=float, least=0.0)
+learning_rate = functools.partial(number, kind=float, least=0.0, most=1.0)  # above, none converges
+scale = functools.partial(number, kind=float, least=0.0, most=100.0)
 below_one = functools.partial(number, kind=float, least=0.0, most=0.999)
 
 # Options of both stages: type and help.
@@ -87,22 +67,25 @@ OPTIONS = {
     "train": (Path, "manifest"),
     "out": (Path, "folder"),
     "validation": (Path, "manifest of clips that do not train"),
-    "validation-items": (positive_int, "of it, at most (default 100)"),
-    "seed": (seed, None),
-    "steps": (positive_int, "in place of --epochs"),
-    "epochs": (positive_int, "over the items that can be used, in place of --steps"),
-    "answer-length": (positive_int, "tokens; the window in which answers are noised"),
+    "validation-items": (count, "of it, at most (default 100)"),
+    "seed": (seed, "of new parts, order, noise and dropout (default 0)"),
+    "steps": (count, "in place of --epochs"),
+    "epochs": (count, "over the items that can be used, in place of --steps"),
+    "answer-length": (count, "tokens; the window in which answers are noised"),
     "t-min": (below_one, "least noise level"),
-    "queries": (positive_int, "of a new acoustic adapter"),
-    "batch": (positive_int, "clips of a step, over all processes"),
-    "lr": (rate, "peak learning rate"),
-    "pretrained-lr-scale": (rate, "of --lr, for the parts that --adapters brings (default 1)"),
-    "validate-every": (natural_int, "steps"),
-    "save-every": (positive_int, "steps"),
-    "keep": (positive_int, "newest checkpoints to keep"),
-    "accumulate": (positive_int, "parts that a process computes its rows of a batch in"),
-    "workers": (natural_int, "processes that read audio ahead"),
-    "max-unreadable": (natural_int, "clips that may be skipped"),
+    "queries": (count, "of a new acoustic adapter"),
+    "batch": (count, "clips of a step, over all processes"),
+    "lr": (learning_rate, "peak learning rate"),
+    "pretrained-lr-scale": (scale, "of --lr, for the parts that --adapters brings (default 1)"),
+    "validate-every": (count_or_zero, "steps"),
+    "save-every": (count, "steps"),
+    "keep": (count, "newest checkpoints to keep"),
+    "accumulate": (
+        count,
+        "gradient accumulation: parts of a batch that a process computes in turn",
+    ),
+    "workers": (count_or_zero, "processes that read audio ahead"),
+    "max-unreadable": (count_or_zero, "clips that may be skipped"),
 }
 
 

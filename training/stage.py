@@ -88,10 +88,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         cannot, or settings that do not fit. SystemExit: see Trainer.run.
     """
     # A mistake shows before anything large is read.
-    if recipe.dtype == "float16":
-        problem = "small gradients become 0 in it, for training has no loss scale"
-        raise ValueError(f"--dtype float16: {problem}; use bfloat16 or float32")
-    require_writable(run.out)
+    check_run(recipe, run)
     items = load_manifest(run.train)
     other_items = load_manifest(run.validation) if run.validation else []
     run = replace(run, device=processes.start(run.device))
@@ -103,10 +100,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     loaded = load_model(stage, recipe, run)
     model = loaded.model
     run = replace(run, **loaded.sources)
-    made_of = {"stage": stage.parts, "encoder": digest(model.encoder.named_parameters())}
-    made_of["lm"] = digest((name_on_disk(n), p) for n, p in model.lm.named_parameters())
-    if run.adapters:
-        made_of["adapters"] = digest(model.semantic.named_parameters())
+    made_of = digests(model, stage, run)
     trained = prepare(model, recipe.execution, run.device)
 
     # The data.
@@ -121,14 +115,14 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     describe(recipe, run, loaded, made_of)
     batches = Batches(model, examples, recipe, f"{made_of['encoder']} {recipe.dtype}")
 
+    def save(path: Path) -> None:
+        length = recipe.answer_length
+        save_trained(model, path, run.whisper, run.llm, answer_length=length)
+
     # A run resumes only with the same recipe, but for how it is executed.
     identity = made_of | asdict(recipe) | {"corpus": examples.digest()}
     for name in ("train", "execution", "shapes"):
         del identity[name]
-
-    def save(path: Path) -> None:
-        length = recipe.answer_length
-        save_trained(model, path, run.whisper, run.llm, answer_length=length)
 
     # The loop.
     trainer = Trainer(
@@ -160,21 +154,30 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
 
     if processes.rank() == 0:
         save(run.out)
-        result = {
-            "losses": losses,
-            "minutes": trainer.minutes(),
-            "trained_parameters": sum(p.numel() for p in trained.values()),
-            "parts": list(model.trained_parts()),
-        }
-        write_json(run.out / "training.json", result)
+        size = sum(p.numel() for p in trained.values())
+        result = {"losses": losses, "minutes": trainer.minutes(), "trained_parameters": size}
+        write_json(run.out / "training.json", result | {"parts": list(model.trained_parts())})
     processes.finish()  # after the files are written
 
 
-def require_writable(folder: Path) -> None:
-    """Raise ValueError if a folder neither exists nor can be made, or cannot be written to."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+def digests(model: DIFFA, stage: Stage, run: Run) -> dict[str, str]:
+    """What a run is made of: its stage, and digests of the weights that it starts from."""
+    made_of = {"stage": stage.parts, "encoder": digest(model.encoder.named_parameters())}
+    made_of["lm"] = digest((name_on_disk(n), p) for n, p in model.lm.named_parameters())
+    if run.adapters:
+        made_of["adapters"] = digest(model.semantic.named_parameters())
+    return made_of
+
+
+def check_run(recipe: Recipe, run: Run) -> None:
+    """Raise ValueError: the dtype cannot train, or the folder cannot be made or written to."""
+    if recipe.dtype == "float16":
+        problem = "small gradients become 0 in it, for training has no loss scale"
+        raise ValueError(f"--dtype float16: {problem}; use bfloat16 or float32")
+
+    there = next(path for path in (run.out, *run.out.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {folder}: {there} is not a folder that can be written to")
+        raise ValueError(f"--out {run.out}: {there} is not a folder that can be written to")
 
 
 def with_steps(recipe: Recipe, n_items: int) -> Recipe:
