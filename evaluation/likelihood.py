@@ -51,15 +51,15 @@ def log_probabilities(
     """
     R, G = noisy.shape
     P = prompt.embeddings.shape[1]
-    L = P + G
-    if L > lm.config.max_length:
+    room = lm.config.max_length - P
+    if G > room:
         both = f"prompt of {P} positions and answer of {G}"
         raise ValueError(f"{both} exceed the LM's context of {lm.config.max_length}")
 
     # Every row has the same prompt; padding follows an answer.
     real = torch.ones_like(noisy, dtype=torch.bool) if is_real is None else is_real
     mask = torch.cat([prompt.mask.expand(R, -1), real], dim=1)  # (R, L)
-    rows = torch.arange(P, L, device=noisy.device)  # (G,)
+    rows = torch.arange(P, P + G, device=noisy.device)  # (G,)
 
     def logits_after(embeddings: Tensor) -> Tensor:
         x = torch.cat([embeddings.expand(R, -1, -1), lm.embed(noisy)], dim=1)  # (R, L, D)
