@@ -38,8 +38,12 @@ def read_answers(path: Path, names: Sequence[str | int]) -> dict[str | int, dict
     for number, line in enumerate(lines[:-1], start=1):
         row = parse_json(line, f"{path}: line {number}")
         name = row.get("id") if isinstance(row, dict) else None
-        if not isinstance(name, str | int) or name not in known or name in done:
-            problem = "a second answer to" if name in done else "not an answer to a question here:"
+        problem = ""
+        if not isinstance(name, str | int) or name not in known:
+            problem = "not an answer to a question here:"
+        elif name in done:
+            problem = "a second answer to"
+        if problem:
             advice = "give another --out, or delete it"
             raise ValueError(f"{path}: line {number} is {problem} {str(name)[:80]!r}; {advice}")
         done[name] = row
