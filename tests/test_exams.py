@@ -132,12 +132,13 @@ def batches(monkeypatch):
 
 @pytest.fixture
 def take(monkeypatch, model_options, batches, tmp_path):
-    """Takes an exam: take(name, path, out, *options) -> the file of predictions."""
+    """Takes an exam: take(name, path or paths, out, *options) -> the file of predictions."""
 
     def run(name, path, out="out", *options):
         batches.replies = REPLIES.get(name)
         options = ["--audio", tmp_path, "--out", tmp_path / out, "--batch", BATCH, *options]
-        command(monkeypatch, named(name), path, *subset(name), *model_options, *options)
+        paths = path if isinstance(path, list) else [path]
+        command(monkeypatch, named(name), *paths, *subset(name), *model_options, *options)
         return tmp_path / out
 
     return run
@@ -221,8 +222,8 @@ def test_every_item_comes_back_in_its_place_with_the_reply_that_it_gets_alone(
 
 
 # ---- scores
-# What each rule finds in each reply of REPLIES, what an unreadable one counts (None: nothing, and it
-# is left out), and which choice an answer means that is no choice's text.
+# What each rule finds in each reply of REPLIES, what an unreadable one counts (None: it is left
+# out), and which choice an answer means that is the text of none.
 PUBLIC = {"B": "cat", "A dog.": "dog"}
 LETTERS = {"A.": "A", "the answer is D": "D", "b) it": "B"}
 WORDS = {"a dog": "dog", "A wild horse!": "wild horse"}
@@ -675,3 +676,125 @@ def test_a_question_too_long_for_the_lm_names_its_batch(published, take):
     path = published("mmsu", lambda items: items[1].update(question="why " * 999))
     with pytest.raises(SystemExit, match="among items .*q1.*exceed the LM's context of 1024"):
         take("mmsu", path)
+
+
+# ---- options
+def test_a_skipped_clip_leaves_its_item_without_a_reply_until_it_is_there(
+    take, published, tone, tmp_path, capsys
+):
+    path = published("mmau")
+    whole = take("mmau", path, "whole").read_bytes()
+    (tmp_path / "clip1.wav").unlink()
+    tone("clip4.wav", hertz=0)
+    capsys.readouterr()
+    rows = read(take("mmau", path, "out", "--skip-missing"), "mmau")
+    printed = capsys.readouterr()
+    assert "2 clips, of 2 items, cannot be used and have no reply" in printed.err
+    assert "clip1.wav: no such" in printed.err and "clip4.wav: holds only silence" in printed.err
+    assert "replies that are null or absent, marked like empty ones: 2" in printed.out
+    assert [i for i, row in enumerate(rows) if row["model_output"] is None] == [1, 4]
+
+    # The same command without the option refuses; with the clips it ends as if nothing had been.
+    with pytest.raises(SystemExit, match="2 clips, of 2 items, cannot be used; is --audio correct"):
+        take("mmau", path)
+    published("mmau")
+    assert take("mmau", path).read_bytes() == whole
+
+
+def test_an_exam_without_any_clip_is_an_error_even_if_clips_may_be_skipped(
+    take, published, tmp_path, monkeypatch
+):
+    path = published("mmsu")
+    forbid_models(monkeypatch)
+    for clip in tmp_path.glob("clip*.wav"):
+        clip.unlink()
+    with pytest.raises(SystemExit, match="7 clips, of 7 items, cannot be used"):
+        take("mmsu", path, "out", "--skip-missing")
+
+
+def test_a_template_replaces_the_prompt_and_is_recorded(
+    take, published, model_options, tmp_path, monkeypatch
+):
+    asked = []
+
+    def recorded(tokenizer, text):
+        asked.append(text)
+        return build_prompt(tokenizer, text)
+
+    monkeypatch.setattr(exam_answers, "build_prompt", recorded)
+    path = published("mmsu")
+    template = tmp_path / "prompt.txt"
+    template.write_text("{task_name}: {question}\n{choices}\n\n")
+    take("mmsu", path, "out", "--prompt", template)
+    assert "task 2: FFFFFF?\nA. dog\nB. cat\nC. wild horse\nD. bird\n" in asked
+
+    with pytest.raises(SystemExit, match="was begun with prompt"):
+        take("mmsu", path)
+    template.write_text("{title}")
+    with pytest.raises(SystemExit, match=r"item q0: the prompt has a field \{title\}, the item"):
+        take("mmsu", path, "new", "--prompt", template)
+
+
+@torch.inference_mode()
+def chosen(model, clip, instruction, texts):
+    """The text that the LM finds most probable, by a whole pass for each; of one token each."""
+    waveforms, n_samples = pad_waveforms(
+        [read_audio(clip)], model.encoder.config.n_samples, [str(clip)]
+    )
+    audio, audio_mask = model.hear(*model.encode(waveforms, n_samples))
+    prompt = splice(model.lm, [build_prompt(model.tokenizer, instruction)], audio, audio_mask)
+    mask = model.lm.embed(torch.tensor([[model.lm.config.mask_id]]))
+    logits = model.lm.head(model.lm(torch.cat([prompt.embeddings, mask], dim=1)))[0, -1]
+    ids = [model.tokenizer.encode_text(text) for text in texts]
+    assert all(len(found) == 1 for found in ids)
+    return max(zip(texts, ids), key=lambda pair: logits[pair[1][0]])[0]
+
+
+@pytest.mark.parametrize("name", ["mmsu", "openbookqa"])
+def test_a_letter_is_chosen_by_its_likelihood_also_after_a_stop(
+    name, take, published, model_options, tmp_path
+):
+    path = published(name)
+    out = take(name, path, "out", "--by", "likelihood")
+    rows = read(out, name)
+    model = load_diffa(*model_options[1:6:2]).eval()
+    instruction = PROMPTS.get(name, VOICEBENCH_PROMPT)
+    assert rows[5]["response"] == chosen(model, tmp_path / "clip5.wav", instruction, list("ABCD"))
+
+    whole = out.read_text()
+    out.write_text("".join(whole.splitlines(keepends=True)[:3]) + '{"id')
+    assert take(name, path, "out", "--by", "likelihood").read_text() == whole
+    with pytest.raises(SystemExit, match="begun with by likelihood, now generation"):
+        take(name, path)
+
+
+def test_real_items_are_asked_answered_by_confidence_and_scored(take, tone, tmp_path, capsys):
+    path = Path(__file__).parent / "exams/mmau-excerpt.json"
+    for item in json.loads(path.read_text()):
+        tone(Path(item["audio_id"]).name, seconds=0.3)
+    out = take("mmau", path, "out", "--by", "confidence")
+    rows = read(out, "mmau")
+    assert all(row["model_output"] in row["choices"] for row in rows)
+    right = sum(row["model_output"] == row["answer"] for row in rows)
+    expected = f"accuracy {100 * right / 12:6.2f} % of 12 by MMAU's own rule\n"
+    assert expected in capsys.readouterr().out
+
+
+def test_an_exam_that_others_judge_has_no_choices(take, published):
+    with pytest.raises(SystemExit, match="--by confidence: this exam has no choices"):
+        take("alpacaeval", published("alpacaeval"), "out", "--by", "confidence")
+
+
+def test_splits_are_taken_as_one_exam(take, published, tmp_path):
+    path = published("openbookqa")
+    lines = path.read_text().splitlines(keepends=True)
+    parts = [tmp_path / "law", tmp_path / "physics"]
+    parts[0].write_text("".join(lines[:3]))
+    parts[1].write_text("".join(lines[3:]))
+    joined = take("openbookqa", parts).read_text()
+    assert joined == take("openbookqa", path, "whole").read_text()
+
+    parts[1].write_text("".join(lines[2:]))
+    problem = f"{parts[1]}: audio_path clip2.wav is also in {parts[0]}"
+    with pytest.raises(SystemExit, match=problem):
+        take("openbookqa", parts, "new")
