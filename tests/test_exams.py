@@ -17,6 +17,7 @@ from data import build_prompt, decode_answer, pad_waveforms, read_audio
 from diffa import splice
 from evaluation import exam_answers, exam_clips, exams
 from evaluation.exam_rules import MMAU, MMSU, SUBSETS
+from evaluation.likelihood import confidence_scores
 from sampler import SamplerConfig, answer, generate
 
 N = 7
@@ -154,15 +155,19 @@ def forbid_models(monkeypatch):
 
 # ---- predictions
 @torch.inference_mode()
-def ids_alone(model, clip, instruction, steps):
-    """Ids of the answer to one clip by itself."""
+def spliced(model, clip, instruction):
+    """The prompt of one clip by itself."""
     waveforms, n_samples = pad_waveforms(
         [read_audio(clip)], model.encoder.config.n_samples, [str(clip)]
     )
     audio, audio_mask = model.hear(*model.encode(waveforms, n_samples))
-    prompt = splice(model.lm, [build_prompt(model.tokenizer, instruction)], audio, audio_mask)
+    return splice(model.lm, [build_prompt(model.tokenizer, instruction)], audio, audio_mask)
+
+
+def ids_alone(model, clip, instruction, steps):
+    """Ids of the answer to one clip by itself."""
     config = SamplerConfig(length=steps, block_length=steps, steps=steps)
-    return generate(model.lm, prompt, config).ids[0].tolist()
+    return generate(model.lm, spliced(model, clip, instruction), config).ids[0].tolist()
 
 
 PROMPTS = {
@@ -737,14 +742,10 @@ def test_a_template_replaces_the_prompt_and_is_recorded(
 
 @torch.inference_mode()
 def chosen(model, clip, instruction, texts):
-    """The text that the LM finds most probable, by a whole pass for each; of one token each."""
-    waveforms, n_samples = pad_waveforms(
-        [read_audio(clip)], model.encoder.config.n_samples, [str(clip)]
-    )
-    audio, audio_mask = model.hear(*model.encode(waveforms, n_samples))
-    prompt = splice(model.lm, [build_prompt(model.tokenizer, instruction)], audio, audio_mask)
+    """The text of one token that the LM finds most probable, by a whole pass."""
+    prompt = spliced(model, clip, instruction).embeddings
     mask = model.lm.embed(torch.tensor([[model.lm.config.mask_id]]))
-    logits = model.lm.head(model.lm(torch.cat([prompt.embeddings, mask], dim=1)))[0, -1]
+    logits = model.lm.head(model.lm(torch.cat([prompt, mask], dim=1)))[0, -1]
     ids = [model.tokenizer.encode_text(text) for text in texts]
     assert all(len(found) == 1 for found in ids)
     return max(zip(texts, ids), key=lambda pair: logits[pair[1][0]])[0]
@@ -768,16 +769,30 @@ def test_a_letter_is_chosen_by_its_likelihood_also_after_a_stop(
         take(name, path)
 
 
-def test_real_items_are_asked_answered_by_confidence_and_scored(take, tone, tmp_path, capsys):
+def test_a_choice_of_mmau_is_the_text_that_the_lm_would_fill_in_most_readily(
+    take, published, model_options, tmp_path
+):
+    rows = read(take("mmau", published("mmau"), "out", "--by", "confidence"), "mmau")
+    model = load_diffa(*model_options[1:6:2]).eval()
+    prompt = spliced(model, tmp_path / "clip5.wav", PROMPTS["mmau"])
+    end = model.lm.config.end_id
+    scores = {}
+    for text in ANIMALS:  # one by one, without padding
+        ids = [*model.tokenizer.encode_text(text), end]
+        (scores[text],) = confidence_scores(model.lm, prompt, [ids])
+    assert rows[5]["model_output"] == max(scores, key=scores.get)
+    assert len({row["model_output"] for row in rows} - set(ANIMALS)) == 0
+
+
+def test_real_items_are_asked_answered_and_scored(take, tone, capsys):
     path = Path(__file__).parent / "exams/mmau-excerpt.json"
     for item in json.loads(path.read_text()):
         tone(Path(item["audio_id"]).name, seconds=0.3)
-    out = take("mmau", path, "out", "--by", "confidence")
-    rows = read(out, "mmau")
-    assert all(row["model_output"] in row["choices"] for row in rows)
-    right = sum(row["model_output"] == row["answer"] for row in rows)
-    expected = f"accuracy {100 * right / 12:6.2f} % of 12 by MMAU's own rule\n"
-    assert expected in capsys.readouterr().out
+    rows = read(take("mmau", path), "mmau")
+    text = capsys.readouterr().out
+    assert [row["id"] for row in rows] == [item["id"] for item in json.loads(path.read_text())]
+    assert all(isinstance(row["model_output"], str) for row in rows)
+    assert " of 12 by MMAU's own rule\n" in text and "by sub-category; the rules as above" in text
 
 
 def test_an_exam_that_others_judge_has_no_choices(take, published):
