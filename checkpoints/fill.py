@@ -69,6 +69,20 @@ def their_name(table: dict[str, str], ours: str) -> str:
     return f"{table[module].format(*numbers)}.{leaf}"
 
 
+def fitting_table(
+    table: dict[str, str], ours: str, prefixes: tuple[str, ...], tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """The key table without the first prefix under whose names the file holds our tensor `ours`.
+
+    Classes of transformers save the same tensors under `model.encoder.`, `encoder.` or no prefix.
+    """
+    for prefix in prefixes:
+        shorter = {name: theirs.removeprefix(prefix) for name, theirs in table.items()}
+        if their_name(shorter, ours) in tensors:
+            return shorter
+    return table
+
+
 def named(module: nn.Module, table: dict[str, str]) -> dict[str, Tensor]:
     """The module's tensors under their names in the file, ready to be saved; tied tensors once."""
     ours = module.named_parameters()
