@@ -117,7 +117,7 @@ def rope_theta(raw: dict, source: Path) -> float | None:
 
         # Bases by layer are dictionaries of their own.
         if nested := [key for key, value in rope.items() if type(value) is dict]:
-            raise WeightsError(f"{source}: {name} differs by layer ({nested[0]}), unlike here")
+            raise WeightsError(f"{source}: rotary positions differ by layer ({name}: {nested[0]})")
         if rope.get("rope_theta") is not None:
             theta = rope["rope_theta"]
     return theta

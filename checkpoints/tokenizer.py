@@ -151,7 +151,10 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
     kinds = {"tokenizer.json": JSONTokenizer, "tokenizer.model": SentencePieceTokenizer}
     files = [Path(path) / name for name in kinds if (Path(path) / name).is_file()]
     if not files:
-        raise ValueError(f"{path}: lacks {' or '.join(kinds)}; is the download complete?")
+        advice = "is the download complete?"
+        if (Path(path) / "vocab.json").is_file():
+            advice = "docs/backbones.md says how to make it from vocab.json and merges.txt"
+        raise ValueError(f"{path}: lacks {' or '.join(kinds)}; {advice}")
     file = files[0]
     refuse_pointer(file, most=MOST_TEXT)
 

@@ -177,7 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
         if way in ("external", "rewrite"):
             option("--answers", type=Path, required=True, help='JSONL of {"id", "answer"}')
         if way in ("self", "rewrite"):
-            option("--llm", required=True, help="LLaDA or Qwen3-diffusion directory (hub format)")
+            option("--llm", required=True, help="directory of a diffusion LM (hub format)")
             option("--length", type=count, default=128, help="tokens of an answer (default 128)")
             option("--batch", type=count, default=16, help="prompts at once (default 16)")
             option("--dtype", choices=DTYPES, default="bfloat16")
