@@ -175,20 +175,16 @@ def build_prompt(tokenizer, instruction: str) -> Prompt:
     tokenizer: with the `chat` format of its LM (checkpoints/tokenizer.py).
     """
     chat = tokenizer.chat
-    opening, closing = chat.turn.split("{text}")
-    system_turn = chat.turn.format(role="system", text=SYSTEM)
-    before = f"{chat.start}{system_turn}{opening.format(role='user')}This is the audio:"
-    after = tokenizer.encode_text(instruction, " <audio>. ", closing + chat.answer)
+    before = chat.opening.replace("{system}", SYSTEM) + "This is the audio:"
+    after = tokenizer.encode_text(instruction, " <audio>. ", chat.answer)
     return Prompt(tokenizer.encode(before), after)
 
 
 def build_text_prompt(tokenizer, text: str) -> Prompt:
     """A user's turn of text without audio, up to where the assistant begins; `after` is empty."""
     chat = tokenizer.chat
-    opening, closing = chat.turn.split("{text}")
-    system_turn = chat.turn.format(role="system", text=SYSTEM)
-    before = f"{chat.start}{system_turn}{opening.format(role='user')}"
-    return Prompt(tokenizer.encode_text(text, before, closing + chat.answer), [])
+    before = chat.opening.replace("{system}", SYSTEM)
+    return Prompt(tokenizer.encode_text(text, before, chat.answer), [])
 
 
 def left_pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ Chat markers are always looked up by name in the tokenizer, never by number.
 """
 
 from dataclasses import dataclass, replace
-from os.path import commonprefix
 from pathlib import Path
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -24,14 +23,16 @@ MASK = "<|mdm_mask|>"
 SEED_START = "<[begin▁of▁sentence]>"
 SEED_END = "<[end▁of▁sentence]>"
 
+LLAMA_OPENING = f"{HEADER}system{HEADER_END}\n\n{{system}}{TURN_END}{HEADER}user{HEADER_END}\n\n"
+CHATML_OPENING = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChatFormat:
     """How a family writes a conversation."""
 
-    turn: str  # of system and user, with {role} and {text}
-    start: str  # before the first turn
-    answer: str  # opens the assistant's turn
+    opening: str  # a system turn with {system}, and the user's turn up to the user's text
+    answer: str  # closes the user's turn and opens the assistant's
     turn_end: str
     text_end: str = TEXT_END  # ends an answer and pads it
     mask: str = ""  # "": the token of the id that the LM's config gives
@@ -42,9 +43,8 @@ class ChatFormat:
 # first format without a mask whose markers are all in the tokenizer.
 CHATS = {
     "llada": ChatFormat(
-        turn=f"{HEADER}{{role}}{HEADER_END}\n\n{{text}}{TURN_END}",
-        start=START,
-        answer=f"{HEADER}assistant{HEADER_END}\n\n",
+        opening=START + LLAMA_OPENING,
+        answer=f"{TURN_END}{HEADER}assistant{HEADER_END}\n\n",
         turn_end=TURN_END,
         mask=MASK,
         published={
@@ -57,10 +57,9 @@ CHATS = {
         },
     ),
     "qwen3": ChatFormat(
-        turn="<|im_start|>{role}\n{text}<|im_end|>\n",
-        start="",
+        opening=CHATML_OPENING,
         # An empty thought: thinking is off.
-        answer="<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        answer="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
         turn_end="<|im_end|>",
         mask="<|mask|>",
         published={
@@ -72,16 +71,14 @@ CHATS = {
     ),
     # SmolLM2, Qwen2.5
     "chatml": ChatFormat(
-        turn="<|im_start|>{role}\n{text}<|im_end|>\n",
-        start="",
-        answer="<|im_start|>assistant\n",
+        opening=CHATML_OPENING,
+        answer="<|im_end|>\n<|im_start|>assistant\n",
         turn_end="<|im_end|>",
         published={TEXT_END: 0, "<|im_start|>": 1, "<|im_end|>": 2},
     ),
     "llama3": ChatFormat(
-        turn=f"{HEADER}{{role}}{HEADER_END}\n\n{{text}}{TURN_END}",
-        start="<|begin_of_text|>",
-        answer=f"{HEADER}assistant{HEADER_END}\n\n",
+        opening="<|begin_of_text|>" + LLAMA_OPENING,
+        answer=f"{TURN_END}{HEADER}assistant{HEADER_END}\n\n",
         turn_end=TURN_END,
         text_end="<|end_of_text|>",
         published={
@@ -94,9 +91,8 @@ CHATS = {
     ),
     # Seed-Coder's, which has iLLaDA's vocabulary. A chat template in the directory comes first.
     "seed": ChatFormat(
-        turn=f"{SEED_START}{{role}}\n{{text}}{SEED_END}",
-        start="",
-        answer=f"{SEED_START}assistant\n",
+        opening=f"{SEED_START}system\n{{system}}{SEED_END}{SEED_START}user\n",
+        answer=f"{SEED_END}{SEED_START}assistant\n",
         turn_end=SEED_END,
         text_end=SEED_END,
         published={SEED_START: 0, SEED_END: 2},
@@ -154,43 +150,41 @@ def read_template(path: Path) -> str | None:
 def from_template(
     template: str, path: Path, mask: str, end: str, markers: dict[str, int]
 ) -> ChatFormat:
-    """The chat format with the texts that a template of the hub writes around two turns.
+    """The chat format with the texts that a template of the hub writes around a user's text.
+
+    A template without a system turn gets the system's text at the start of the user's.
 
     Args:
         path: the directory. mask, end: two of the tokenizer's markers.
     Raises:
-        ValueError: the template fails, or writes turns that differ by more than their role.
+        ValueError: the template fails, or writes neither.
     """
-    problem = "its chat template does not write a system turn and a user turn alike"
-    system = "{{system}}"  # no template writes them itself
-    user = "{{user}}"
-    turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-    tokens = {"bos_token": SEED_START if SEED_START in markers else "", "eos_token": end}
+    system = {"role": "system", "content": "{system}"}
+    user = {"role": "user", "content": "{user}"}
+    merged = {"role": "user", "content": "{system}\n\n{user}"}
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    try:
-        text = environment.from_string(template).render(
-            messages=turns, add_generation_prompt=True, **tokens
-        )
-        before, rest = text.split(system)
-        between, after = rest.split(user)
-    except Exception as error:  # a template may raise anything
-        raise ValueError(f"{path}: {problem} ({first_line(error)})") from error
+    options = {
+        "bos_token": SEED_START if SEED_START in markers else "",
+        "eos_token": end,
+        "add_generation_prompt": True,
+        "enable_thinking": False,
+    }
 
-    # What stands before the role is what both turns share.
-    first, _, opened = before.rpartition("system")
-    second, _, opened_again = between.rpartition("user")
-    n = len(commonprefix([first[::-1], second[::-1]]))
-    start, opening = first[: len(first) - n], first[len(first) - n :]
-    closing = second[: len(second) - n]
-    if opened != opened_again or not after.startswith(closing):
-        raise ValueError(f"{path}: {problem}")
-    escaped = [part.replace("{", "{{").replace("}", "}}") for part in (opening, opened, closing)]
-    return ChatFormat(
-        turn=f"{escaped[0]}{{role}}{escaped[1]}{{text}}{escaped[2]}",
-        start=start,
-        answer=after.removeprefix(closing),
-        turn_end=end,
-        text_end=end,
-        mask=mask,
-        published={marker: markers[marker] for marker in (mask, end)},
-    )
+    reason = "it leaves texts out"
+    for turns in ([system, user], [merged]):
+        try:
+            text = environment.from_string(template).render(messages=turns, **options)
+        except Exception as error:  # a template may raise anything
+            reason = first_line(error)
+            continue
+        opening, _, answer = text.partition("{user}")
+        if opening.count("{system}") == 1 and text.count("{user}") == 1:
+            return ChatFormat(
+                opening=opening,
+                answer=answer,
+                turn_end=end,
+                text_end=end,
+                mask=mask,
+                published={marker: markers[marker] for marker in (mask, end)},
+            )
+    raise ValueError(f"{path}: its chat template does not write a user's turn ({reason})")

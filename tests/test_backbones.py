@@ -444,16 +444,28 @@ def test_illada_s_chat_format_is_its_template(tmp_path, place):
     assert tokenizer.decode(prompt.after) == after
 
 
+def test_a_template_that_refuses_a_system_turn_gets_its_text_in_the_user_s(tmp_path):
+    config = chat_tokenizer(tmp_path, "seed", mask="<[MASK]>", family="illada")
+    refusal = "{% if messages[0].role != 'user' %}{{ raise_exception('no') }}{% endif %}"
+    (tmp_path / "chat_template.jinja").write_text(refusal + TEMPLATE)
+    tokenizer = load_tokenizer(tmp_path, config)
+    before = tokenizer.decode(build_prompt(tokenizer, "What?").before)
+    assert before == (
+        "<[begin▁of▁sentence]>[user] You are a helpful voice assistant.\n\nThis is the audio:"
+    )
+
+
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ raise_exception('no system turn') }}",
-        "{% for m in messages %}{{ m.content }}{% endfor %}{{ messages[0].__class__.mro() }}",
-        "{% for m in messages %}{{ m.role }}{{ loop.index }}{{ m.content }}{% endfor %}",
+        "{{ raise_exception('nothing pleases') }}",
+        "{{ messages[0].__class__.mro() }}",
+        "{% for m in messages %}{{ m.role }}{% endfor %}",
         "{% for m in messages %}{{ m.content }}{% if %}",
+        "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
     ],
 )
-def test_a_template_that_does_not_write_turns_alike_is_refused(tmp_path, template):
+def test_a_template_that_does_not_write_the_texts_once_is_refused(tmp_path, template):
     config = chat_tokenizer(tmp_path, "seed", mask="<[MASK]>", family="illada")
     (tmp_path / "chat_template.jinja").write_text(template)
     with pytest.raises(ValueError, match="its chat template does not write"):
