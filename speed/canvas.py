@@ -114,10 +114,15 @@ class Canvas:
         """
         C, _, P, _ = self.prompt.shape
         stop = block.stop if self.config.cache == "dual" else self.config.length
-        ids = self.ids[rows, block.start : stop]
-        x = round_rows(self.lm.embed(ids), self.is_rounded[rows])  # (R, M, D)
-        indices = torch.arange(P + block.start, P + stop, device=x.device)  # (M,)
-        return Call(x.repeat(C, 1, 1), full.real, full.cache, indices, columns - block.start)
+
+        # A shifted LM predicts the first token of the block one position before it.
+        start = block.start - self.lm.config.shifted
+        ids = self.ids[rows, max(start, 0) : stop]
+        x = round_rows(self.lm.embed(ids), self.is_rounded[rows]).repeat(C, 1, 1)  # (C R, M, D)
+        if start < 0:
+            x = torch.cat([self.prompt[:, rows, -1:].flatten(0, 1), x], dim=1)
+        indices = torch.arange(P + start, P + stop, device=x.device)  # (M,)
+        return Call(x, full.real, full.cache, indices, columns - start)
 
     def uniform(self, waiting: Tensor, *shape: int) -> Tensor:
         """Random numbers (B, *shape) in [0, 1), by the generators of the waiting items (B,)."""

@@ -18,8 +18,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from checkpoints.chats import MASK
 from checkpoints.lm import save_lm
-from checkpoints.tokenizer import MASK, Tokenizer
+from checkpoints.tokenizer import Tokenizer
 from data import TEXT_END, Prompt, encode_answers
 from diffusion_lm import SIZES, DiffusionLM, LMConfig, diffusion_loss, noise, noise_levels
 from evaluation.wer import word_error_rate
