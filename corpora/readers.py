@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torchaudio
 
+from checkpoints.files import refuse_twice
 from corpora.layout import (
     Clip,
     CorpusError,
@@ -173,7 +174,7 @@ def dailytalk(root: Path) -> Found:
     home = find_home(root, "metadata.json")
     metadata = home / "metadata.json"
     try:
-        dialogs = json.loads(read_text(metadata))
+        dialogs = json.loads(read_text(metadata), object_pairs_hook=refuse_twice)
         turns = [
             (dialog, number, turn)
             for dialog in sorted(dialogs, key=int)
