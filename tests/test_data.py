@@ -13,7 +13,8 @@ import torch
 
 from audio.completeness import mp3_frame
 from audio.decode import decode
-from checkpoints.tokenizer import MASK, TURN_END, load_tokenizer
+from checkpoints.chats import MASK, TURN_END
+from checkpoints.tokenizer import load_tokenizer
 from data import (
     MANIFEST_FIELDS,
     TEXT_END,
