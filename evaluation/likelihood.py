@@ -30,7 +30,8 @@ from checkpoints.tokenizer import load_tokenizer
 from data import Prompt
 from diffa import Spliced, splice
 from diffusion_lm import DiffusionLM
-from sampler import check_finite, split_evenly
+from sampler import split_evenly
+from speed.checks import check_finite
 
 SAMPLES = 128  # of equation 6, LLaDA's number
 MEASURES = ("likelihood", "confidence")  # by which `choose` can choose
