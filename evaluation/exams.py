@@ -28,7 +28,13 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from checkpoints.command_line import add_model_arguments, count, model_options, one_line_errors
+from checkpoints.command_line import (
+    add_model_arguments,
+    count,
+    model_options,
+    one_line_errors,
+    settings_of,
+)
 from checkpoints.files import check_writable, read_json, write_json
 from checkpoints.model import load_diffa
 from data import AudioError, build_prompt, read_audio
@@ -146,7 +152,10 @@ def check_made_by(out: Path, made_by: dict[str, str]) -> None:
     before = read_json(record)
     changes = []
     for name, value in made_by.items():
-        if before.get(name, value) != value:  # an older record may lack it
+        # An older record may lack it, or have None for the models that the adapters record.
+        recorded = before.get(name, value)
+        unknown = name in ("whisper", "llm") and recorded == "None"
+        if recorded != value and not unknown:
             changes.append(f"{name} {before[name]}, now {value}")
     if changes:
         changed = ", ".join(changes)
@@ -264,7 +273,6 @@ def main() -> None:
 
             # The model is loaded only when an item is left to answer.
             weights = (args.whisper, args.llm, args.adapters)
-            settings = ("whisper", "llm", "adapters", "dtype", "audio_context", "random_weights")
             rows = take_exam(
                 exam,
                 questions=args.questions,
@@ -272,7 +280,7 @@ def main() -> None:
                 out=args.out,
                 batch=args.batch,
                 load_model=lambda: load_diffa(*weights, **model_options(args)).eval(),
-                made_by={name: str(getattr(args, name)) for name in settings},
+                made_by=settings_of(args),
             )
         print("\n".join(score_lines(exam, rows, file)))
 
