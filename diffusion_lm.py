@@ -169,9 +169,7 @@ class Attention(nn.Module):
 
         grouped = config.n_heads != config.n_kv_heads
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-        return self.out(
-            mixed.transpose(1, 2).flatten(2)
-        )  # (B, H, N, C) -> (B, N, H C) -> (B, N, D)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # (B, H, N, C) to (B, N, D)
 
 
 class SwiGLU(nn.Module):
