@@ -146,14 +146,13 @@ def answer_in_steps(
     config: SamplerConfig,
     *,
     cut: bool = False,
-    show: Callable[[list[str]], None] | None = None,
+    show: Callable[[Step], None] | None = None,
     decode: Callable[..., Generation] = generate,
 ) -> tuple[Answer, list[Step]]:
     """Answer a question about a clip (S,) at 16 kHz, and keep each step.
 
     name: of the clip, for errors. cut: shorten a clip that is too long. show: called after each
-    step with the texts of the answer's G tokens. decode: as of `answer`. Raises ValueError:
-    something cannot be used.
+    step. decode: as of `answer`. Raises ValueError: something cannot be used.
     """
     lm_config = model.lm.config
     kinds = {lm_config.mask_id: MASK, lm_config.end_id: END}
@@ -164,7 +163,7 @@ def answer_in_steps(
         texts = token_texts(model.tokenizer, row, lm_config.mask_id, lm_config.end_id)
         steps.append(Step(texts, confidence[0].tolist(), [kinds.get(i, TEXT) for i in row]))
         if show:
-            show(texts)
+            show(steps[-1])
 
     def hear(rows: slice) -> tuple[Tensor, Tensor]:
         return hear_clips(model, [waveform], [name], cut)
@@ -205,8 +204,11 @@ def ask(
         print(f"({unknown}: --length {USUAL_LENGTH})", file=sys.stderr)
     config = sampler_config(args, length=trained or USUAL_LENGTH)
 
+    def show_texts(step: Step) -> None:
+        show(step.texts)
+
     result, steps = answer_in_steps(
-        model, waveform, args.clip, args.question, config, cut=args.cut, show=show
+        model, waveform, args.clip, args.question, config, cut=args.cut, show=show_texts
     )
     return result, steps, waveform[: model.encoder.config.n_samples]
 
