@@ -62,6 +62,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
     add("--audio-context", type=seconds, metavar="SECONDS", help=window)
     other = "take another encoder, LM, tokenizer or window than the adapters were trained with"
     add("--force-parts", dest="allow_other_parts", action="store_true", help=other)
+    without = "leave out the LoRA in the adapters' file (default: merged into the LM)"
+    add("--no-lora", action="store_true", help=without)
     random = "random frozen parts, such as small+llada-8b: to measure speed and memory"
     add("--random-weights", metavar="SIZE", help=random)
 
@@ -74,6 +76,7 @@ def model_options(args: argparse.Namespace) -> dict:
         "audio_context": args.audio_context,
         "random_weights": args.random_weights,
         "allow_other_parts": args.allow_other_parts,
+        "lora": "none" if args.no_lora else "merge",
     }
 
 
