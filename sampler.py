@@ -65,6 +65,7 @@ class SamplerConfig:
     rule: str = "count"
     threshold: float = 0.9
     factor: float = 1.0
+    last_candidate: bool = False  # of the factor rule, as in DIFFA-2's release; see `commit`
     temperature: float = 0.0  # of the Gumbel noise on the proposals
     remasking: str = "low_confidence"  # "random": proposals are committed by chance instead
     cfg_scale: float = 0.0  # classifier-free guidance; 0: none
@@ -81,6 +82,9 @@ class SamplerConfig:
         for name in ("block_length", "steps"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.length)
+
+        if self.last_candidate and self.rule != "factor":
+            raise ValueError(f"last_candidate does nothing under rule {self.rule}; use factor")
 
         # NaN is in no range.
         for name, (least, most) in RANGES.items():
@@ -212,13 +216,17 @@ def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple
     return tokens, log_confidence.exp().masked_fill(~log_confidence.isfinite(), torch.nan)
 
 
-def commit(confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor) -> Tensor:
+def commit(
+    confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor, last_candidate: bool = False
+) -> Tensor:
     """Which proposals stay, (B, N) bool: at least one in each row with a mask, only at masks.
 
     Args:
         confidence: (B, N). is_masked: (B, N), true where a mask waits. limit: (), the rule's
             number: tokens of this step, the threshold or the factor. A tensor, because
             torch.compile would bake a Python float into the graph and recompile for a new value.
+        last_candidate: a proposal that is the only one to fail the factor rule stays too. Quirk of
+            Fast-dLLM's code, and so of DIFFA-2; its paper has no such exception.
     """
     confidence = confidence.masked_fill(~is_masked, -torch.inf)
 
@@ -236,6 +244,9 @@ def commit(confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor) -> T
     else:
         # The bar rises with the rank while the confidence falls: if one passes, all before it do.
         keep = confidence >= 1 - limit / (rank + 2)
+        if last_candidate:
+            fails = is_masked & ~keep & (rank > 0)
+            keep |= fails.sum(dim=-1, keepdim=True) == 1
     return (keep | (rank == 0)) & is_masked
 
 
@@ -257,6 +268,7 @@ class Choice(NamedTuple):
     cfg_scale: Tensor | None  # ()
     gumbel: Tensor | None  # (R, N, V), see `propose`
     chance: Tensor | None  # (R, N), decides instead of the confidence under random remasking
+    last_candidate: bool = False  # see `commit`
 
 
 def refine(
@@ -279,7 +291,7 @@ def refine(
     is_masked = block_ids == lm.config.mask_id
     proposed, confidence = propose(logits, lm.config.mask_id, choice.gumbel)
     deciding = confidence if choice.chance is None else choice.chance
-    keep = commit(deciding, is_masked, choice.rule, choice.limit)
+    keep = commit(deciding, is_masked, choice.rule, choice.limit, choice.last_candidate)
     return torch.where(keep, proposed, block_ids), confidence, keep
 
 
@@ -422,7 +434,8 @@ class Canvas:
             gumbel = -self.config.temperature * (-u.log()).log()
         if self.config.remasking == "random":
             chance = self.uniform(waiting, N)[inside].float()  # (R, N)
-        return Choice(self.config.rule, limit, self.cfg_scale, gumbel, chance)
+        config = self.config
+        return Choice(config.rule, limit, self.cfg_scale, gumbel, chance, config.last_candidate)
 
     def finish_ended(self) -> None:
         """Mark items whose text is complete and fill their masks with end tokens.

@@ -21,7 +21,7 @@ from data import load_manifest
 from diffa import DIFFA, match_embedding_scale, new_parts
 from diffusion_lm import DiffusionLM
 from training import processes
-from training.batches import Batch, Batches
+from training.batches import Batches
 from training.examples import usable
 from training.loop import Trainer
 from training.recipe import Execution, Recipe, chosen_recipe, given
@@ -41,13 +41,17 @@ class Stage:
     loss: (model, batch, generator of the step, recipe) -> the losses of the batch's local parts.
     title: of the progress bar.
     trains_lora: the LoRA that the adapters hold trains, without --lora.
+    rejected: field of the worse answer, in stage 4. reference: makes of the model, before it
+    trains, what the loss takes as its argument `reference`.
     """
 
     parts: str
     target: str
-    loss: Callable[[DIFFA, Batch, torch.Generator, Recipe], Iterator[Tensor]]
+    loss: Callable[..., Iterator[Tensor]]
     title: str
     trains_lora: bool = False
+    rejected: str | None = None
+    reference: Callable[[DIFFA], DIFFA] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +109,14 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     model = loaded.model
     run = replace(run, **loaded.sources)
     made_of = digests(model, stage, run)
+    loss = stage.loss
+    if stage.reference:
+        loss = functools.partial(loss, reference=stage.reference(model))
     trained = prepare(model, recipe.execution, run.device)
 
     # The data.
     options = {"target": stage.target, "model": model, "length": recipe.answer_length}
-    options["cut"] = recipe.execution.cut
+    options |= {"cut": recipe.execution.cut, "rejected": stage.rejected}
     examples = usable(items, run.train, **options)
     held_out = None
     if run.validation:
@@ -131,7 +138,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     # The loop.
     trainer = Trainer(
         trained,
-        lambda step, generator: stage.loss(model, batches(step), generator, recipe),
+        lambda step, generator: loss(model, batches(step), generator, recipe),
         recipe.train,
         run.out / "checkpoint.pt",
         stage.title,
@@ -283,6 +290,7 @@ def load_model(stage: Stage, recipe: Recipe, run: Run) -> Loaded:
         lm_class=run.lm_class,
         allow_other_parts=run.allow_other_parts,
         lora=lora,
+        draw_missing=stage.reference is None,
         **({} if run.adapters else own_shapes(recipe, run)),
     )
 
