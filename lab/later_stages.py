@@ -62,12 +62,13 @@ def make_corpus(run: Path, out: Path, clips: int, test_clips: int, seed: int) ->
         print(f"{out / split}.json: {len(items):,} questions about {len(chosen)} clips")
 
 
-def make_pairs(model, manifest: Path, out: Path, config: SamplerConfig) -> None:
-    """Write the items that the model answers wrongly, its answer as `rejected`.
+def make_pairs(model, manifest: Path, out: Path, n: int, config: SamplerConfig) -> None:
+    """Write those of n items that the model answers wrongly, its answer as `rejected`.
 
-    Raises ManifestError: every answer is right.
+    config: also its seed, which draws the items. Raises ManifestError: every answer is right.
     """
     items = load_manifest(manifest)
+    items = random.Random(config.seed).sample(items, min(n, len(items)))
     states = StateCache(model, items)
     answers = answers_to(model, states, items, config)
     pairs = [
@@ -132,6 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_model_arguments(pairs, "runs/later/lora")
     pairs.add_argument("--train", type=Path, default=Path("runs/later/train.json"))
     pairs.add_argument("--out", type=Path, default=Path("runs/later/pairs.json"))
+    pairs.add_argument("--questions", type=count, default=2000, help="of them (default 2000)")
     pairs.add_argument("--temperature", type=float, default=1.0, help="of the answers (default 1)")
     pairs.add_argument("--seed", type=seed_option, default=0)
 
@@ -151,7 +153,7 @@ def main() -> None:
             sampling = {"temperature": args.temperature, "seed": args.seed}
             config = SamplerConfig(length=THRESHOLD.length, rule="threshold", **sampling)
             model = load_diffa(args.whisper, args.llm, args.adapters, **model_options(args))
-            make_pairs(model.eval(), args.train, args.out, config)
+            make_pairs(model.eval(), args.train, args.out, args.questions, config)
         else:
             options = model_options(args) | {"whisper": args.whisper, "llm": args.llm}
             report(args.of, args.test, options)

@@ -62,8 +62,8 @@ RECIPES = {
     ),
     "toy": Recipe(
         train=TrainConfig(
-            steps=60,  # ours
-            batch=16,  # release
+            steps=40,  # ours
+            batch=8,  # ours
             lr=2e-4,  # ours
             warmup=10,  # ours
             schedule="cosine",  # release
