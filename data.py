@@ -27,7 +27,7 @@ MANIFEST_FIELDS = (
 )  # fmt: skip
 SYSTEM = "You are a helpful voice assistant."
 TRANSCRIBE = "Please transcribe the speech."  # stage 1's instruction, where a corpus brings none
-TEXT_END = "<|endoftext|>"  # ends an answer and pads it, in every family of LMs
+TEXT_END = "<|endoftext|>"  # ends an answer and pads it, in most families of LMs
 
 
 class ManifestError(ValueError):
@@ -175,20 +175,16 @@ def build_prompt(tokenizer, instruction: str) -> Prompt:
     tokenizer: with the `chat` format of its LM (checkpoints/tokenizer.py).
     """
     chat = tokenizer.chat
-    opening, closing = chat.turn.split("{text}")
-    system_turn = chat.turn.format(role="system", text=SYSTEM)
-    before = f"{chat.start}{system_turn}{opening.format(role='user')}This is the audio:"
-    after = tokenizer.encode_text(instruction, " <audio>. ", closing + chat.answer)
+    before = chat.opening.replace("{system}", SYSTEM) + "This is the audio:"
+    after = tokenizer.encode_text(instruction, " <audio>. ", chat.answer)
     return Prompt(tokenizer.encode(before), after)
 
 
 def build_text_prompt(tokenizer, text: str) -> Prompt:
     """A user's turn of text without audio, up to where the assistant begins; `after` is empty."""
     chat = tokenizer.chat
-    opening, closing = chat.turn.split("{text}")
-    system_turn = chat.turn.format(role="system", text=SYSTEM)
-    before = f"{chat.start}{system_turn}{opening.format(role='user')}"
-    return Prompt(tokenizer.encode_text(text, before, closing + chat.answer), [])
+    before = chat.opening.replace("{system}", SYSTEM)
+    return Prompt(tokenizer.encode_text(text, before, chat.answer), [])
 
 
 def left_pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -218,7 +214,7 @@ def encode_answers(tokenizer, answers: list[str], length: int) -> Tensor:
 
     Raises ValueError: an answer leaves no room for its end; the message names it.
     """
-    end = tokenizer.id(TEXT_END)
+    end = tokenizer.id(tokenizer.chat.text_end)
     rows = []
     for answer in answers:
         ids = tokenizer.encode_text(answer)
@@ -232,6 +228,6 @@ def encode_answers(tokenizer, answers: list[str], length: int) -> Tensor:
 
 def decode_answer(tokenizer, ids: list[int]) -> str:
     """Text of generated ids up to the first end of turn or of text."""
-    ends = {tokenizer.id(TEXT_END), tokenizer.id(tokenizer.chat.turn_end)}
+    ends = {tokenizer.id(tokenizer.chat.text_end), tokenizer.id(tokenizer.chat.turn_end)}
     stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     return tokenizer.decode(list(ids[:stop])).strip()

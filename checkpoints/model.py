@@ -119,7 +119,7 @@ def load_for_training(
         opened = None if adapters is None else open_adapters(adapters)
         config, found = fitting_adapters(opened, encoder.config, lm_config, shapes)
         pairs = None if opened is None else found_lora(*opened, lm_config, lora)
-        origins.note("encoder", digests[0])
+        origins.note("encoder", digests[-1])
         origins.note_text(tokenizer)
         if adapters is not None:
             origins.note("shapes", described(config))

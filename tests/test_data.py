@@ -11,7 +11,8 @@ import pytest
 import soundfile
 import torch
 
-from checkpoints.tokenizer import MASK, TURN_END, load_tokenizer
+from checkpoints.chats import MASK, TURN_END
+from checkpoints.tokenizer import load_tokenizer
 from data import (
     MANIFEST_FIELDS,
     TEXT_END,

@@ -15,15 +15,8 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from checkpoints.tokenizer import (
-    HEADER,
-    HEADER_END,
-    MASK,
-    START,
-    TURN_END,
-    SentencePieceTokenizer,
-    Tokenizer,
-)
+from checkpoints.chats import HEADER, HEADER_END, MASK, START, TURN_END
+from checkpoints.tokenizer import SentencePieceTokenizer, Tokenizer
 from data import SYSTEM, TEXT_END, TRANSCRIBE, Prompt, build_prompt, left_pad
 from diffusion_lm import DiffusionLM
 from toy import grammar
