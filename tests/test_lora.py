@@ -240,7 +240,7 @@ def test_stage_4_prefers_the_better_answer_and_resumes_bit_for_bit(
     tmp_path,
     with_lora,
 ):
-    options = [*FEW, "--adapters", with_lora, "--steps", 8]
+    options = [*FEW, "--adapters", with_lora, "--steps", 6, "--samples", 2]
     path = manifest(change=pairs)
     whole = train(preference, toy_dirs, tmp_path / "whole", path, *options)
     half = begun(tmp_path / "whole", tmp_path / "half")
@@ -249,7 +249,7 @@ def test_stage_4_prefers_the_better_answer_and_resumes_bit_for_bit(
     assert all(torch.equal(again[0][name], whole[0][name]) for name in whole[0])
 
     # At first policy and reference agree, but for the policy's dropout.
-    assert abs(whole[1][0] - math.log(2)) < 0.3 and min(whole[1][4:]) < 0.4
+    assert abs(whole[1][0] - math.log(2)) < 0.3 and min(whole[1][3:]) < 0.5
     before = load_file(with_lora / "adapters.safetensors")
     assert not torch.equal(whole[0][FIRST], before[FIRST])
 

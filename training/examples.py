@@ -56,6 +56,35 @@ def check_rejected(items: list[dict], source, target: str, rejected: str) -> Non
         raise ManifestError(f"{source}: {len(wrong)} bad pairs\n  " + "\n  ".join(lines))
 
 
+def without_bad(
+    items: list[dict], source, answers: list[str], model, length: int, cut: bool
+) -> list[dict]:
+    """The items that can be used; arguments and errors as for `usable`.
+
+    answers: the fields that hold answers.
+    """
+    # Every reason is counted, so that the user knows what to change.
+    context = model.encoder.config.n_samples
+    too_long = [not cut and is_too_long(item["duration"] * SAMPLE_RATE, context) for item in items]
+    encode = model.tokenizer.encode_text
+    too_wordy = [any(len(encode(item[name])) >= length for name in answers) for item in items]
+    empty = [not all(item[name].strip() for name in answers) for item in items]
+
+    bad = [any(reasons) for reasons in zip(too_long, too_wordy, empty)]
+    if any(bad):
+        counts = (
+            f"{source}: of {len(items)} items, {sum(too_long)} last longer than the encoder's "
+            f"{context / SAMPLE_RATE:.2f} s, {sum(too_wordy)} have answers of {length} tokens or "
+            f"more and {sum(empty)} have none"
+        )
+        if all(bad):
+            advice = "pass --cut or another --answer-length, or choose another manifest or encoder"
+            raise ManifestError(f"{counts}: no item is left; {advice}")
+        if processes.rank() == 0:
+            tqdm.write(f"{counts}; they are left out")
+    return [item for item, is_bad in zip(items, bad) if not is_bad]
+
+
 def usable(
     items: list[dict],
     source,
@@ -78,27 +107,7 @@ def usable(
     if rejected:
         check_rejected(items, source, target, rejected)
         answers.append(rejected)
-
-    # Every reason is counted, so that the user knows what to change.
-    context = model.encoder.config.n_samples
-    too_long = [not cut and is_too_long(item["duration"] * SAMPLE_RATE, context) for item in items]
-    encode = model.tokenizer.encode_text
-    too_wordy = [any(len(encode(item[name])) >= length for name in answers) for item in items]
-    empty = [not all(item[name].strip() for name in answers) for item in items]
-
-    bad = [any(reasons) for reasons in zip(too_long, too_wordy, empty)]
-    if any(bad):
-        counts = (
-            f"{source}: of {len(items)} items, {sum(too_long)} last longer than the encoder's "
-            f"{context / SAMPLE_RATE:.2f} s, {sum(too_wordy)} have answers of {length} tokens or "
-            f"more and {sum(empty)} have none"
-        )
-        if all(bad):
-            advice = "pass --cut or another --answer-length, or choose another manifest or encoder"
-            raise ManifestError(f"{counts}: no item is left; {advice}")
-        if processes.rank() == 0:
-            tqdm.write(f"{counts}; they are left out")
-    items = [item for item, is_bad in zip(items, bad) if not is_bad]
+    items = without_bad(items, source, answers, model, length, cut)
 
     # Few instructions serve many items.
     instructions = {item["input"] for item in items}

@@ -29,7 +29,6 @@ from checkpoints.fill import Unfilled, assign
 from checkpoints.lora import attach
 from diffa import DIFFA, Spliced, splice
 from diffusion_lm import T_MIN, DiffusionLM, weighted_losses
-from speed.few_rows import use_few_rows
 from training.batches import Batch, Part
 from training.optimizers import TrainConfig
 from training.recipe import Execution, Recipe, add_training_arguments
@@ -140,7 +139,7 @@ def frozen_copy(model: DIFFA) -> DIFFA:
     parts = copy.deepcopy(model.trained_parts())
     if model.lora is not None:
         attach(lm, parts["lora"])
-    pieces = (model.encoder, use_few_rows(lm), model.tokenizer, model.config, parts)
+    pieces = (model.encoder, lm, model.tokenizer, model.config, parts)
     return DIFFA(*pieces).eval().requires_grad_(False)
 
 
