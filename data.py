@@ -120,14 +120,18 @@ def item_problem(item: object, folder: Path) -> str:
 def load_manifest(path: str | Path) -> list[dict]:
     """Items of a manifest; `audio_filepath`, relative to the manifest's folder, is made absolute.
 
-    Raises ManifestError: not a JSON list, empty, or bad fields or absent files (all listed).
+    Raises ManifestError: not a JSON list, empty, a field twice in an item, or bad fields or absent
+    files (all listed).
     """
+    from checkpoints.files import refuse_twice
+
     path = Path(path).absolute()
     if not os.path.isfile(path):
         advice = "`make demo` makes the toy's, python -m corpora.manifests others"
         raise ManifestError(f"{path}: no such manifest; {advice}")
     try:
-        items = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        items = json.loads(text, object_pairs_hook=refuse_twice)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: not valid JSON in UTF-8 ({error})") from error
     if not isinstance(items, list) or not items:
