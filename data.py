@@ -27,7 +27,7 @@ MANIFEST_FIELDS = (
 )  # fmt: skip
 SYSTEM = "You are a helpful voice assistant."
 TRANSCRIBE = "Please transcribe the speech."  # stage 1's instruction, where a corpus brings none
-TEXT_END = "<|endoftext|>"  # ends an answer and pads it, in every family of LMs
+TEXT_END = "<|endoftext|>"  # ends an answer and pads it, in most families of LMs
 
 
 class ManifestError(ValueError):
@@ -218,7 +218,7 @@ def encode_answers(tokenizer, answers: list[str], length: int) -> Tensor:
 
     Raises ValueError: an answer leaves no room for its end; the message names it.
     """
-    end = tokenizer.id(TEXT_END)
+    end = tokenizer.id(tokenizer.chat.text_end)
     rows = []
     for answer in answers:
         ids = tokenizer.encode_text(answer)
@@ -232,6 +232,6 @@ def encode_answers(tokenizer, answers: list[str], length: int) -> Tensor:
 
 def decode_answer(tokenizer, ids: list[int]) -> str:
     """Text of generated ids up to the first end of turn or of text."""
-    ends = {tokenizer.id(TEXT_END), tokenizer.id(tokenizer.chat.turn_end)}
+    ends = {tokenizer.id(tokenizer.chat.text_end), tokenizer.id(tokenizer.chat.turn_end)}
     stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     return tokenizer.decode(list(ids[:stop])).strip()

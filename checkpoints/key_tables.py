@@ -155,12 +155,25 @@ QWEN3_CONFIG = {
 }
 QWEN3_FIXED = {"hidden_act": ("silu",), "attention_bias": (False,), "use_sliding_window": (False,)}
 
+# Llama's names are Qwen3's; it has no norms on heads.
+LLAMA_FIXED = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "rope_interleaved": (False,),
+}
+
 # Families by model_type ("a2d": autoregressive to diffusion), and the tables of each family.
-LM_FAMILIES = {"llada": "llada", "a2d-qwen3": "qwen3", "qwen3": "qwen3"}
+LM_FAMILIES = {"llada": "llada", "a2d-qwen3": "qwen3", "qwen3": "qwen3", "llama": "llama"}
 LM_TABLES = {
     "llada": (LLADA_KEYS, LLADA_CONFIG, LLADA_FIXED),
     "qwen3": (QWEN3_KEYS, QWEN3_CONFIG, QWEN3_FIXED),
+    "llama": (QWEN3_KEYS, QWEN3_CONFIG, LLAMA_FIXED),
 }
+# The model_type that each family is saved with.
+LM_TYPES = {"llada": "llada", "qwen3": "a2d-qwen3", "llama": "llama"}
+# These are causal LMs, unless their config says `"diffusion": true`: then they were adapted.
+CAUSAL_TYPES = ("qwen3", "llama")
 
 # Adapters: the release of DIFFA, and our own `adapters.safetensors`. The release may hold copies of
 # the frozen parts, which are dropped: they have directories of their own.

@@ -4,7 +4,7 @@ Chat markers are always looked up by name in the tokenizer, never by number.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -32,10 +32,13 @@ class ChatFormat:
     start: str  # before the first turn
     answer: str  # opens the assistant's turn
     turn_end: str
-    mask: str
-    published: dict[str, int]  # all markers, with their ids in the published tokenizer
+    text_end: str = TEXT_END  # ends an answer and pads it
+    mask: str = ""  # "": the token of the id that the LM's config gives
+    published: dict[str, int]  # all markers, with their ids in a published tokenizer
 
 
+# The families "llada" and "qwen3" have the formats of their names. Other families have that of the
+# other formats whose markers are all in the tokenizer.
 CHATS = {
     "llada": ChatFormat(
         turn=f"{HEADER}{{role}}{HEADER_END}\n\n{{text}}{TURN_END}",
@@ -64,6 +67,28 @@ CHATS = {
             "<|im_start|>": 151_644,
             "<|im_end|>": 151_645,
             "<|mask|>": 151_669,
+        },
+    ),
+    # SmolLM2, Qwen2.5
+    "chatml": ChatFormat(
+        turn="<|im_start|>{role}\n{text}<|im_end|>\n",
+        start="",
+        answer="<|im_start|>assistant\n",
+        turn_end="<|im_end|>",
+        published={TEXT_END: 0, "<|im_start|>": 1, "<|im_end|>": 2},
+    ),
+    "llama3": ChatFormat(
+        turn=f"{HEADER}{{role}}{HEADER_END}\n\n{{text}}{TURN_END}",
+        start="<|begin_of_text|>",
+        answer=f"{HEADER}assistant{HEADER_END}\n\n",
+        turn_end=TURN_END,
+        text_end="<|end_of_text|>",
+        published={
+            "<|begin_of_text|>": 128_000,
+            "<|end_of_text|>": 128_001,
+            HEADER: 128_006,
+            HEADER_END: 128_007,
+            TURN_END: 128_009,
         },
     ),
 }
@@ -173,7 +198,7 @@ class ByteTokenizer(Tokenizer):
         self.markers = self.chat.published
 
         # The toy's vocabulary is small: its mask and end are followed by the other markers.
-        known = {self.chat.mask: lm_config.mask_id, TEXT_END: lm_config.end_id}
+        known = {self.chat.mask: lm_config.mask_id, self.chat.text_end: lm_config.end_id}
         if lm_config.mask_id != self.markers[self.chat.mask]:
             others = [marker for marker in self.markers if marker not in known]
             first = max(known.values()) + 1
@@ -218,10 +243,10 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
     tokenizer.digest = file_digest(file)
 
     # Of a published model the ids of all markers are known; of any other, the two in its config.
-    chat = tokenizer.chat = CHATS[lm_config.family]
+    chat = tokenizer.chat = chat_format(tokenizer, lm_config, file)
     is_published = lm_config.mask_id == chat.published[chat.mask]
     expected = chat.published if is_published else {}
-    expected = expected | {chat.mask: lm_config.mask_id, TEXT_END: lm_config.end_id}
+    expected = expected | {chat.mask: lm_config.mask_id, chat.text_end: lm_config.end_id}
 
     # Does it belong to this LM?
     for piece in chat.published:
@@ -243,6 +268,30 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
         )
     check_encoding(tokenizer, file)
     return tokenizer
+
+
+def chat_format(tokenizer: Tokenizer, lm_config: LMConfig, file: Path) -> ChatFormat:
+    """The chat format of the LM's family, or else the one whose markers the tokenizer has.
+
+    Raises ValueError: the tokenizer has the markers of no known format, or no mask.
+    """
+    if lm_config.family in CHATS:
+        return CHATS[lm_config.family]
+
+    # The id of the mask is in the LM's config. It has no usual name.
+    names = {i: marker for marker, i in tokenizer.markers.items()}
+    mask = names.get(lm_config.mask_id)
+    if mask is None:
+        raise ValueError(
+            f"{file}: id {lm_config.mask_id}, the mask by the LM's config, is no added token; "
+            "download both again, or make a diffusion LM with python -m training.adapt_lm"
+        )
+    for chat in CHATS.values():
+        if not chat.mask and chat.published.keys() <= tokenizer.markers.keys():
+            found = {marker: tokenizer.markers[marker] for marker in (*chat.published, mask)}
+            return replace(chat, mask=mask, published=found)
+    wanted = " nor ".join(", ".join(chat.published) for chat in CHATS.values() if not chat.mask)
+    raise ValueError(f"{file}: has neither {wanted}; take a model that was trained to chat")
 
 
 def check_encoding(tokenizer: Tokenizer, file: Path) -> None:

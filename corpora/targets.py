@@ -26,7 +26,7 @@ from checkpoints.files import check_writable, read_text, whole_file
 from checkpoints.lm import load_lm
 from checkpoints.tokenizer import Tokenizer, load_tokenizer
 from corpora.manifests import write_manifest
-from data import TEXT_END, ManifestError, build_text_prompt, load_manifest
+from data import ManifestError, build_text_prompt, load_manifest
 from diffusion_lm import DiffusionLM
 from sampler import SamplerConfig, answer
 
@@ -129,7 +129,7 @@ def lm_answers(
     prompts = fitting or prompts  # if none fits, the sampler says why
 
     answers = answer(lm, tokenizer, list(prompts.values()), None, config, batch=batch)
-    ends = {tokenizer.id(TEXT_END), tokenizer.id(tokenizer.chat.turn_end)}
+    ends = {tokenizer.id(tokenizer.chat.text_end), tokenizer.id(tokenizer.chat.turn_end)}
 
     # An answer with no end token filled its whole length.
     replies = tqdm(zip(prompts, answers), "answering", len(prompts), leave=False)
