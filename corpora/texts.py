@@ -10,6 +10,7 @@ the start of a line ("Ge1:1 In the beginning") are removed.
 """
 
 import argparse
+import functools
 import re
 import zlib
 from collections.abc import Iterator
@@ -32,8 +33,7 @@ WORD = re.compile(r"[\"'(\[]*[A-Za-z]+(?:['-][A-Za-z]+)*[\"')\].,;:!?]*")
 
 
 def sentences(text: str) -> Iterator[str]:
-    """The sentences of a text that have FEWEST to MOST words, none of them a number or a name of
-    many capitals."""
+    """The sentences of a text that have FEWEST to MOST words, all of them of letters."""
     for paragraph in PARAGRAPH.split(VERSE.sub("", text)):
         for sentence in SENTENCE_END.split(paragraph):
             words = sentence.split()
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     option = parser.add_argument
     option("files", nargs="+", type=Path, metavar="FILE", help="plain text in UTF-8")
     option("--out", type=Path, required=True, help="folder of train.txt and test.txt")
-    percent = lambda text: number(text, float, 0.01, 50.0)  # noqa: E731
+    percent = functools.partial(number, kind=float, least=0.01, most=50.0)
     option("--held-out", type=percent, default=2.0, help="percent of sentences (default 2)")
     option("--exclude", nargs="*", type=Path, default=[], help="manifests: transcripts to leave out")
     args = parser.parse_args(arguments)

@@ -27,8 +27,8 @@ from torch import Tensor
 from checkpoints.command_line import DTYPES, count, count_or_zero, one_line_errors, seed
 from checkpoints.digests import digest
 from checkpoints.files import check_writable, read_text, write_json
-from checkpoints.lm import load_lm, save_lm
-from checkpoints.tokenizer import Tokenizer, load_tokenizer
+from checkpoints.lm import added_ids, load_lm, save_lm
+from checkpoints.tokenizer import CHATS, Tokenizer, load_tokenizer
 from diffusion_lm import DiffusionLM, diffusion_loss, noise, noise_levels
 from training.exam import Exam
 from training.flops import Work, lm_flops, measured_peak
@@ -56,7 +56,6 @@ T_MIN = 0.3  # with few masks, the rest of the answer gives a word away, and the
 PLAIN_T_MIN = 0.1  # of plain text, which has no prompt
 BLUR = 0.6  # largest fraction of other words in a word that imitates audio
 JITTER = 0.7  # largest noise on it, relative to the embeddings
-SENTENCES = 200  # of the validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +79,9 @@ class Adaptation:
         lm = self.lm
         B, G = rows["answer_ids"].shape
 
-        # Forward process; plain text has its own least noise.
-        t = noise_levels(B, generator, T_MIN, stratified=True)  # (B,)
-        lower = PLAIN_T_MIN + (t - T_MIN) / (1 - T_MIN) * (1 - PLAIN_T_MIN)
-        t = torch.where(rows["is_plain"], lower, t)
+        # Forward process.
+        t_min = PLAIN_T_MIN if rows["is_plain"] else T_MIN
+        t = noise_levels(B, generator, t_min, stratified=True)  # (B,)
         noisy_ids = noise(rows["answer_ids"], t, lm.config.mask_id, generator)  # (B, G)
 
         # On a GPU the noise of the embeddings is drawn there, from the seed of the step.
@@ -107,33 +105,37 @@ class Adaptation:
             return diffusion_loss(lm, prompt, mask, answer_ids, moved(noisy_ids), t, B * G)
 
 
-def choose_mask(tokenizer_markers: dict[str, int], used: set[str], name: str | None) -> int:
-    """The id of the added token that becomes [MASK]: `name`, or the last one that nothing uses.
+def choose_mask(path: Path, name: str | None) -> int:
+    """The id of the added token that becomes [MASK]: `name`, or the last one that is free.
 
     Raises ValueError: there is no such token.
     """
-    free = {marker: i for marker, i in tokenizer_markers.items() if marker not in used}
+    formats = "".join(f"{chat.published} {chat.answer}" for chat in CHATS.values())
+    free = {token: i for token, i in added_ids(path).items() if token not in formats}
     if name is None and free:
         return max(free.values())
     if name not in free:
         listed = ", ".join(list(free)[-5:]) or "none"
-        raise ValueError(f"--mask {name}: no added token that is free; among these are {listed}")
+        raise ValueError(f"{path}: --mask {name} is no added token that is free; {listed} are")
     return free[name]
 
 
 def load_causal(path: Path, mask: str | None, device: str) -> tuple[DiffusionLM, Tokenizer]:
     """A causal LM's weights in a DiffusionLM (float32), with a [MASK], and its tokenizer."""
     lm = load_lm(path, torch.float32, device, causal_weights=True)
-    mask_id = choose_mask(*free_tokens(path, lm), mask)
-    lm.config = replace(lm.config, mask_id=mask_id)
+    lm.config = replace(lm.config, mask_id=choose_mask(path, mask))
     tokenizer = load_tokenizer(path, lm.config)
 
-    # Unused rows of a published table are all one vector, near to the chat markers. The mask gets a
-    # vector of its own.
     with torch.no_grad():
+        # On the CPU they may be the mapped file, which must not change.
+        for parameter in lm.parameters():
+            parameter.data = parameter.clone()
+
+        # The unused rows of a published table are all one vector, near to the chat markers. The
+        # mask gets a vector of its own.
         table = lm.embedding.weight  # (V, D)
         drawn = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(0))
-        table[mask_id] = drawn.to(device) * table.pow(2).mean().sqrt()
+        table[lm.config.mask_id] = drawn.to(device) * table.pow(2).mean().sqrt()
     return lm, tokenizer
 
 
@@ -153,6 +155,7 @@ def adapt(
     config: TrainConfig,
     mixture: Mixture,
     validation: Path | None,
+    validation_items: int,
     mask: str | None,
     device: str,
     dtype: str,
@@ -178,7 +181,10 @@ def adapt(
     )
     gap_id = lm.config.mask_id
     rows = TextRows(tokenizer, lines, mixture, gap_id, config.seed)
-    exam = Exam(adaptation, TextRows(tokenizer, held_out, mixture, gap_id, 0)) if held_out else None
+    exam = None
+    if held_out:
+        others = TextRows(tokenizer, held_out, mixture, gap_id, seed=0)
+        exam = Exam(adaptation, others, validation_items)
 
     # A run resumes only with the same LM, text and mixture.
     identity = asdict(mixture) | {"lm": digest(lm.named_parameters()), "dtype": dtype}
@@ -211,3 +217,42 @@ def adapt(
     save_lm(lm.to(kept), out)
     shutil.copy(source / "tokenizer.json", out)
     write_json(out / "training.json", {"losses": losses, "minutes": trainer.minutes()})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and adapt."""
+    parser = argparse.ArgumentParser(description="Turn a causal LM into a masked-diffusion LM.")
+    option = parser.add_argument
+    option("--lm", dest="source", type=Path, required=True, help="directory (hub format)")
+    option("--text", type=Path, nargs="+", required=True, help="files of one sentence a line")
+    option("--validation", type=Path, help="such a file of sentences that do not train")
+    option("--validation-items", type=count, default=200, help="sentences a figure (default 200)")
+    option("--out", type=Path, required=True, help="directory of the new LM, and of the run")
+    option("--mask", metavar="TOKEN", help="added token that becomes [MASK] (default: the last)")
+    option("--answer-length", type=count, help="tokens that are noised (default 32)")
+
+    # Optimisation, and how it is executed.
+    option("--steps", type=count, help=f"(default {TRAIN.steps})")
+    option("--batch", type=count, help=f"rows of a step (default {TRAIN.batch})")
+    option("--lr", type=learning_rate, help=f"peak learning rate (default {TRAIN.lr})")
+    option("--seed", type=seed, help="of rows and noise (default 0)")
+    option("--validate-every", type=count_or_zero, help=f"steps (default {TRAIN.validate_every})")
+    option("--save-every", type=count, help=f"steps (default {TRAIN.save_every})")
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    option("--device", default=usual, help="(default: %(default)s)")
+    dtypes = ("float32", "bfloat16")
+    option("--dtype", choices=dtypes, default="bfloat16", help="of the arithmetic")
+    option("--workers", type=count_or_zero, default=2, help="processes that make rows (default 2)")
+    args = parser.parse_args(arguments)
+
+    config = replace(TRAIN, **given(TrainConfig, vars(args)))
+    mixture = Mixture(batch=config.batch, **given(Mixture, {"answer_length": args.answer_length}))
+    names = ("source", "text", "out", "validation", "validation_items", "mask")
+    names += ("device", "dtype", "workers")
+    with one_line_errors("python -m training.adapt_lm"):
+        options = {name: getattr(args, name) for name in names}
+        adapt(config=config, mixture=mixture, **options)
+
+
+if __name__ == "__main__":
+    main()

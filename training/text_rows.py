@@ -1,17 +1,19 @@
 """The batches of text that adapt a causal LM to masked diffusion and to audio (adapt_lm.py).
 
-Each row is a prompt and its answer. Three kinds are mixed in every batch:
+Each row is a prompt and its answer, of one of three kinds:
 
   audio   DIFFA's own prompt, with text that imitates audio embeddings in the place of the audio
   chat    a user's turn of text: a question and the sentence that it is about
   plain   no prompt: the LM restores an ordinary sentence
+
+Batches of plain text and of prompts take turns, since rows of one sort are padded less.
 
 Shapes: B batch, P prompt positions, G answer tokens.
 """
 
 import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from checkpoints.tokenizer import Tokenizer
-from data import TEXT_END, Prompt, build_prompt, build_text_prompt, encode_answers
+from data import Prompt, build_prompt, build_text_prompt, encode_answers
 from training.imitation import ImitationItem, pad_items
 from training.questions import (
     ABOUT_VOICE,
@@ -40,23 +42,22 @@ ABOUT_WORDS = tuple(kind for kind in QUESTIONS if kind not in ABOUT_VOICE)
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """What a batch is made of.
+    """What the batches are made of.
 
-    chat, plain: fractions of the rows; the rest imitates audio. answer_length: tokens, G.
+    batch: prompts of a step. answer_length: tokens, G. chat: fraction of the prompts that are chat
+    turns; the others imitate audio. plain_every: one of so many steps has plain text, with
+    plain_rows times as many rows, which are short.
     """
 
     batch: int
     answer_length: int = 32
-    chat: float = 0.1
-    plain: float = 0.2
+    chat: float = 0.12
+    plain_every: int = 4
+    plain_rows: int = 2
 
 
 class TextRows(Dataset):
-    """The rows of every step, by its number: they follow from (seed, step) alone.
-
-    Prompts with stretched words and with plain ones take turns, since rows of one sort are padded
-    less.
-    """
+    """The rows of every step, by its number: they follow from (seed, step) alone."""
 
     def __init__(
         self, tokenizer: Tokenizer, lines: list[str], mixture: Mixture, gap_id: int, seed: int
@@ -71,18 +72,28 @@ class TextRows(Dataset):
         self.pieces = functools.lru_cache(1 << 16)(self.pieces_of)
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        """ids, mask and is_audio (B, P), answer_ids (B, G), and is_plain (B,), on the CPU."""
+        """ids, mask and is_audio (B, P), answer_ids (B, G), and is_plain (), on the CPU."""
         rng = random.Random(f"{self.seed} {step}")
-        items = [self.draw(rng, step % 2 == 1) for _ in range(self.mixture.batch)]
-        ids, mask, is_audio = pad_items(items, torch.device("cpu"))
+        every = self.mixture.plain_every
+        is_plain = step % every == every - 1
 
+        # Words once and stretched words take turns too.
+        if is_plain:
+            n = self.mixture.plain_rows * self.mixture.batch
+            items = [self.fitting(self.plain, rng) for _ in range(n)]
+        else:
+            stretched = (step - step // every) % 2 == 1
+            prompt = functools.partial(self.prompt, stretched=stretched)
+            items = [self.fitting(prompt, rng) for _ in range(self.mixture.batch)]
+
+        ids, mask, is_audio = pad_items(items, torch.device("cpu"))
         answers = [item.answer for item in items]
         return {
             "ids": ids,
             "mask": mask,
             "is_audio": is_audio,
             "answer_ids": encode_answers(self.tokenizer, answers, self.mixture.answer_length),
-            "is_plain": torch.tensor([len(item.prompt.before) == 1 for item in items]),
+            "is_plain": torch.tensor(is_plain),
         }
 
     def batches(self, steps: range, workers: int, pin: bool) -> Iterator[dict[str, Tensor]]:
@@ -92,24 +103,25 @@ class TextRows(Dataset):
             options["prefetch_factor"] = PREFETCH
         return iter(DataLoader(self, batch_size=None, sampler=steps, **options))
 
-    def draw(self, rng: random.Random, stretched: bool) -> ImitationItem:
-        """Draw a row whose answer and its end fit."""
+    # Rows
+
+    def fitting(self, draw: Callable, rng: random.Random) -> ImitationItem:
+        """A row that draw(line, rng=rng) makes of a random line; its answer and its end fit."""
         while True:
-            chance = rng.random()
-            line = rng.choice(self.lines)
-            if chance < self.mixture.plain:
-                item = self.plain(line)
-            elif chance < self.mixture.plain + self.mixture.chat:
-                item = self.chat(line, draw_kind(rng, ABOUT_WORDS), rng)
-            else:
-                item = self.audio(line, draw_kind(rng), stretched, rng)
+            item = draw(rng.choice(self.lines), rng=rng)
             if len(self.tokenizer.encode_text(item.answer)) < self.mixture.answer_length:
                 return item
 
-    def plain(self, line: str) -> ImitationItem:
+    def plain(self, line: str, rng: random.Random) -> ImitationItem:
         """A sentence without a prompt, after the token that separates texts."""
-        start = self.tokenizer.id(TEXT_END)
+        start = self.tokenizer.id(self.tokenizer.chat.text_end)
         return ImitationItem(prompt=Prompt([start], []), audio_ids=[], answer=line)
+
+    def prompt(self, line: str, stretched: bool, rng: random.Random) -> ImitationItem:
+        """A question about a sentence that is written, or that imitates audio."""
+        if rng.random() < self.mixture.chat:
+            return self.chat(line, draw_kind(rng, ABOUT_WORDS), rng)
+        return self.audio(line, draw_kind(rng), stretched, rng)
 
     def chat(self, line: str, kind: str, rng: random.Random) -> ImitationItem:
         """A question about a sentence, both as text."""
