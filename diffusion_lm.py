@@ -44,7 +44,10 @@ class LMConfig:
     head_dim: int | None = None  # None: width / n_heads
     qk_norm: bool = False  # an RMSNorm on each head's query and key, as in Qwen3
     tied: bool = False  # the unembedding is the embedding table
-    family: str = "llada"  # or "qwen3": decides the names in files and the chat format
+    qkv_bias: bool = False  # queries, keys and values have biases, as in Qwen2
+    shifted: bool = False  # position i predicts token i + 1, as in Dream
+    appends: bool = False  # answers grow block by block, no masks follow a block, as in iLLaDA
+    family: str = "llada"  # decides names in files and chat format (checkpoints/key_tables.py)
 
     def __post_init__(self):
         if self.head_dim is None and self.width % self.n_heads:
@@ -107,16 +110,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Rotary attention with optional groups of heads and norms on heads; no biases."""
+    """Rotary attention with optional groups of heads, norms on heads, and biases."""
 
     def __init__(self, config: LMConfig):
         super().__init__()
         self.config = config
         query_width = config.n_heads * config.head_dim
         key_width = config.n_kv_heads * config.head_dim
-        self.query = nn.Linear(config.width, query_width, bias=False)
-        self.key = nn.Linear(config.width, key_width, bias=False)
-        self.value = nn.Linear(config.width, key_width, bias=False)
+        self.query = nn.Linear(config.width, query_width, bias=config.qkv_bias)
+        self.key = nn.Linear(config.width, key_width, bias=config.qkv_bias)
+        self.value = nn.Linear(config.width, key_width, bias=config.qkv_bias)
         self.out = nn.Linear(query_width, config.width, bias=False)
         if config.qk_norm:
             self.query_norm = RMSNorm(config.head_dim, config.norm_eps)
@@ -166,9 +169,7 @@ class Attention(nn.Module):
 
         grouped = config.n_heads != config.n_kv_heads
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-        return self.out(
-            mixed.transpose(1, 2).flatten(2)
-        )  # (B, H, N, C) -> (B, N, H C) -> (B, N, D)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # (B, H, N, C) to (B, N, D)
 
 
 class SwiGLU(nn.Module):
@@ -221,7 +222,7 @@ class DiffusionLM(nn.Module):
         return self.embedding(ids)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., D) -> logits (..., V). No shift: position i predicts token i."""
+        """Hidden states (..., D) of `forward` -> logits (..., V) of the tokens at their rows."""
         return self.unembedding(hidden)
 
     def new_cache(self, B: int, L: int) -> KeyValues:
@@ -260,10 +261,16 @@ class DiffusionLM(nn.Module):
             output_rows: (N,) rows of `embeddings` whose hidden states are returned. The last block
                 computes no others.
         Returns:
-            (B, M, D) or (B, N, D) hidden states after the final norm; meaningless at padding.
+            (B, M, D) or (B, N, D) hidden states after the final norm; meaningless at padding. They
+            predict the tokens at their rows: those of a `shifted` LM are from one row before.
         """
         if indices is None:
             indices = torch.arange(embeddings.shape[1], device=embeddings.device)  # (M,)
+
+        # A shifted LM predicts a token one row before it; the first row predicts itself as well.
+        if self.config.shifted:
+            rows = torch.arange(embeddings.shape[1], device=embeddings.device)  # (M,)
+            output_rows = ((rows if output_rows is None else output_rows) - 1).clamp(min=0)
 
         # Positions count real tokens only, so left padding does not move a prompt.
         if mask is None:
@@ -363,7 +370,7 @@ def diffusion_loss(
     answer_rows = torch.arange(prompt.shape[1], x.shape[1], device=x.device)  # (G,)
     hidden = lm(x, mask, output_rows=answer_rows)  # (B, G, D)
 
-    # 3. Cross-entropy at the masked positions only. No shift: position i predicts token i.
+    # 3. Cross-entropy at the masked positions only.
     is_masked = noisy_ids == lm.config.mask_id  # (B, G)
     losses = token_losses(lm, hidden[is_masked], answer_ids[is_masked])  # (n,)
 

@@ -48,7 +48,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
     default = "(default: %(default)s)"
     trained = "(default: the one that the adapters were trained with; else the toy run's)"
     add("--whisper", help=f"directory (hub format), or OpenAI's .pt {trained}")
-    add("--llm", help=f"LLaDA or Qwen3-diffusion directory (hub format) {trained}")
+    add("--llm", help=f"directory of a diffusion LM (hub format) {trained}")
     add("--adapters", default=adapters_default, help=f"directory, or the release's file {default}")
 
     # Where and how it runs.

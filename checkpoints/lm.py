@@ -1,5 +1,4 @@
-"""Loads and saves language models: LLaDA's (`GSAI-ML/LLaDA-*`), Qwen3's (`dllm-hub/Qwen3-*`) and
-Llama's (`HuggingFaceTB/SmolLM2-*`).
+"""Loads and saves language models in the formats of their families: see docs/backbones.md.
 
 Two fields of ours in config.json mark what the format does not say. `"causal": true` is the
 autoregressive baseline. `"diffusion": true` is a masked-diffusion LM in the format of a causal LM,
@@ -20,8 +19,15 @@ from checkpoints.files import (
     save_tensors,
     write_json,
 )
-from checkpoints.fill import build, fill, named, read_fields, their_name
-from checkpoints.key_tables import CAUSAL_TYPES, LM_FAMILIES, LM_TABLES, LM_TYPES
+from checkpoints.fill import build, fill, fitting_table, named, read_fields, their_name
+from checkpoints.key_tables import (
+    CAUSAL_TYPES,
+    LM_FAMILIES,
+    LM_SWITCHES,
+    LM_TABLES,
+    LM_TYPES,
+)
+from checkpoints.unsupported import refuse_unsupported
 from data import TEXT_END
 from diffusion_lm import DiffusionLM, LMConfig
 from speed.few_rows import use_few_rows
@@ -37,6 +43,7 @@ def read_lm_config(path: str | Path, causal_weights: bool = False) -> LMConfig:
     path = Path(path)
     require(llm=path)
     source = path / "config.json"
+    refuse_unsupported(path)
     raw = read_config(path, tuple(LM_FAMILIES))
     if is_causal(raw) and not causal_weights and not raw.get("causal"):
         raise WeightsError(
@@ -46,14 +53,14 @@ def read_lm_config(path: str | Path, causal_weights: bool = False) -> LMConfig:
 
     # What the config implies where it does not state it, and what it never states.
     family = LM_FAMILIES[raw["model_type"]]
+    more = LM_SWITCHES[family]
     if family == "llada":
         implied = implied_by_llada(raw)
-        more = {}
     else:
         implied = implied_by_llama(raw)
-        more = {"qk_norm": family == "qwen3"} | special_ids(raw, path)
-    implied |= {"rope_theta": rope_theta(raw, source)}
+        more = more | special_ids(raw, path, family)
     raw |= {theirs: value for theirs, value in implied.items() if raw.get(theirs) is None}
+    raw["rope_theta"] = rope_theta(raw, source)
 
     _, table, fixed = LM_TABLES[family]
     config = read_fields(LMConfig, raw, table, fixed, source, family=family, **more)
@@ -96,43 +103,41 @@ def is_causal(raw: dict) -> bool:
 def rope_theta(raw: dict, source: Path) -> float | None:
     """The base of the rotary positions, wherever a config states it; None if it does not.
 
-    transformers 5 writes rope_parameters, older versions rope_theta and rope_scaling.
+    transformers 5 writes rope_parameters, which wins over rope_theta; rope_scaling wins over both.
 
-    Raises WeightsError: the config stretches its rotary positions, or states two bases.
+    Raises WeightsError: the config stretches its rotary positions, or rotates a part of a head.
     """
-    stated = {"rope_theta": raw.get("rope_theta")}
+    theta = raw.get("rope_theta")
     for name in ("rope_parameters", "rope_scaling"):
         rope = raw.get(name) or {}
         kind = rope.get("rope_type", rope.get("type", "default")) if type(rope) is dict else None
-        if kind != "default":
-            raise WeightsError(
-                f"{source}: cannot run its stretched rotary positions ({str(rope)[:60]})"
-            )
-        stated[f"rope_theta in {name}"] = rope.get("rope_theta")
+        if kind != "default" or rope.get("partial_rotary_factor", 1) not in (None, 1):
+            problem = f"cannot run its stretched rotary positions ({name}: {str(rope)[:60]})"
+            raise WeightsError(f"{source}: {problem}")
 
-    # Programs differ in which one they follow: the weights were trained with one of them.
-    stated = {name: value for name, value in stated.items() if value is not None}
-    values = list(stated.values())
-    if any(value != values[0] for value in values):
-        listed = ", ".join(f"{name} is {repr(value)[:60]}" for name, value in stated.items())
-        raise WeightsError(f"{source}: {listed}; remove the one that the weights do not have")
-    return values[0] if values else None
+        # Bases by layer are dictionaries of their own.
+        if nested := [key for key, value in rope.items() if type(value) is dict]:
+            raise WeightsError(f"{source}: rotary positions differ by layer ({name}: {nested[0]})")
+        if rope.get("rope_theta") is not None:
+            theta = rope["rope_theta"]
+    return theta
 
 
-def special_ids(raw: dict, path: Path) -> dict[str, int]:
-    """mask_id and end_id of a directory in Qwen3's or Llama's format; -1 where unknown.
+def special_ids(raw: dict, path: Path, family: str) -> dict[str, int]:
+    """mask_id and end_id of a directory in any format but LLaDA's; -1 where unknown.
 
     The config may lack mask_token_id, and its eos (end of turn) is not the token that pads
-    answers. Both are looked up by name in tokenizer.json.
+    answers. Both are looked up by name in tokenizer.json. iLLaDA's eos ends its only turn.
     """
     added = added_ids(path)
-    names = (TEXT_END, "<|end_of_text|>")
-    by_name = [added[name] for name in names if name in added]
-    ends = (*by_name, raw.get("pad_token_id"), raw.get("eos_token_id"), -1)
-    masks = (raw.get("mask_token_id"), added.get("<|mask|>"), -1)
+    masks = [raw.get("mask_token_id"), added.get("<[MASK]>" if family == "illada" else "<|mask|>")]
+    ends = [added.get(name) for name in (TEXT_END, "<|end_of_text|>")]
+    ends += [raw.get("pad_token_id"), raw.get("eos_token_id")]
+    if family == "illada":
+        ends = [raw.get("eos_token_id"), added.get("<[end▁of▁sentence]>")]
     return {
-        "end_id": next(i for i in ends if type(i) is int),
-        "mask_id": next(i for i in masks if type(i) is int),
+        "end_id": next((i for i in ends if type(i) is int), -1),
+        "mask_id": next((i for i in masks if type(i) is int), -1),
     }
 
 
@@ -155,7 +160,7 @@ def load_lm(
     note: Callable[[str], None] | None = None,
     causal_weights: bool = False,
 ) -> DiffusionLM:
-    """The language model of a LLaDA, Qwen3 or Llama directory.
+    """The language model of a directory of the hub, of any family in LM_FAMILIES.
 
     Args:
         dtype: None keeps the file's; on the CPU the parameters are then the mapped file itself.
@@ -173,6 +178,7 @@ def load_lm(
 
     tensors = read_checkpoint(path)
     table, _, _ = LM_TABLES[config.family]
+    table = fitting_table(table, "embedding.weight", ("", "model."), tensors)
     embedding = their_name(table, "embedding.weight")
     unembedding = their_name(table, "unembedding.weight")
 
@@ -216,8 +222,9 @@ def save_lm(lm: DiffusionLM, path: str | Path, n_shards: int = 1, **config_field
     own_heads = config.qk_norm or config.head_dim * config.n_heads != config.width
     if config.family == "llada" and own_heads:
         raise ValueError("LLaDA's format has no norms on heads, no width of heads: take 'qwen3'")
-    if config.family != "llada" and config.qk_norm != (config.family == "qwen3"):
-        raise ValueError("Qwen3's format has norms on heads, Llama's has none")
+    for name in ("qk_norm", "qkv_bias", "shifted", "appends"):
+        if getattr(config, name) != LM_SWITCHES[config.family].get(name, False):
+            raise ValueError(f"the format of {config.family!r} has another {name} than this LM")
 
     # Shards, each with every n-th tensor, and their index.
     table, config_table, _ = LM_TABLES[config.family]

@@ -109,7 +109,7 @@ def load_for_training(
         lm_config = read_lm_config(sources["llm"])
         tokenizer = load_tokenizer(sources["llm"], lm_config)
         config, found = fitting_adapters(adapters, encoder.config, lm_config, shapes)
-        origins.note("encoder", digests[0])
+        origins.note("encoder", digests[-1])
         origins.note_text(tokenizer)
         if adapters is not None:
             origins.note("shapes", described(config))

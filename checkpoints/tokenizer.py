@@ -1,97 +1,16 @@
-"""Text <-> ids: tokenizers behind one small interface, and the chat format of each family of LMs.
-
-Chat markers are always looked up by name in the tokenizer, never by number.
-"""
+"""Text <-> ids: the tokenizers of all families of LMs behind one small interface."""
 
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import sentencepiece
 import tokenizers
 
+from checkpoints.chats import CHATS, ChatFormat, chat_format
 from checkpoints.digests import file_digest
 from checkpoints.files import MOST_TEXT, first_line, refuse_pointer
-from data import TEXT_END
 from diffusion_lm import LMConfig
-
-# LLaDA's markers (its tokenizer_config.json).
-START = "<|startoftext|>"
-HEADER = "<|start_header_id|>"
-HEADER_END = "<|end_header_id|>"
-TURN_END = "<|eot_id|>"
-MASK = "<|mdm_mask|>"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatFormat:
-    """How a family writes a conversation."""
-
-    turn: str  # of system and user, with {role} and {text}
-    start: str  # before the first turn
-    answer: str  # opens the assistant's turn
-    turn_end: str
-    text_end: str = TEXT_END  # ends an answer and pads it
-    mask: str = ""  # "": the token of the id that the LM's config gives
-    published: dict[str, int]  # all markers, with their ids in a published tokenizer
-
-
-# The families "llada" and "qwen3" have the formats of their names. Other families have that of the
-# other formats whose markers are all in the tokenizer.
-CHATS = {
-    "llada": ChatFormat(
-        turn=f"{HEADER}{{role}}{HEADER_END}\n\n{{text}}{TURN_END}",
-        start=START,
-        answer=f"{HEADER}assistant{HEADER_END}\n\n",
-        turn_end=TURN_END,
-        mask=MASK,
-        published={
-            START: 126_080,
-            TEXT_END: 126_081,
-            MASK: 126_336,
-            HEADER: 126_346,
-            HEADER_END: 126_347,
-            TURN_END: 126_348,
-        },
-    ),
-    "qwen3": ChatFormat(
-        turn="<|im_start|>{role}\n{text}<|im_end|>\n",
-        start="",
-        # An empty thought: thinking is off.
-        answer="<|im_start|>assistant\n<think>\n\n</think>\n\n",
-        turn_end="<|im_end|>",
-        mask="<|mask|>",
-        published={
-            TEXT_END: 151_643,
-            "<|im_start|>": 151_644,
-            "<|im_end|>": 151_645,
-            "<|mask|>": 151_669,
-        },
-    ),
-    # SmolLM2, Qwen2.5
-    "chatml": ChatFormat(
-        turn="<|im_start|>{role}\n{text}<|im_end|>\n",
-        start="",
-        answer="<|im_start|>assistant\n",
-        turn_end="<|im_end|>",
-        published={TEXT_END: 0, "<|im_start|>": 1, "<|im_end|>": 2},
-    ),
-    "llama3": ChatFormat(
-        turn=f"{HEADER}{{role}}{HEADER_END}\n\n{{text}}{TURN_END}",
-        start="<|begin_of_text|>",
-        answer=f"{HEADER}assistant{HEADER_END}\n\n",
-        turn_end=TURN_END,
-        text_end="<|end_of_text|>",
-        published={
-            "<|begin_of_text|>": 128_000,
-            "<|end_of_text|>": 128_001,
-            HEADER: 128_006,
-            HEADER_END: 128_007,
-            TURN_END: 128_009,
-        },
-    ),
-}
 
 
 class Tokenizer(Protocol):
@@ -232,7 +151,10 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
     kinds = {"tokenizer.json": JSONTokenizer, "tokenizer.model": SentencePieceTokenizer}
     files = [Path(path) / name for name in kinds if (Path(path) / name).is_file()]
     if not files:
-        raise ValueError(f"{path}: lacks {' or '.join(kinds)}; is the download complete?")
+        advice = "is the download complete?"
+        if (Path(path) / "vocab.json").is_file():
+            advice = "docs/backbones.md says how to make it from vocab.json and merges.txt"
+        raise ValueError(f"{path}: lacks {' or '.join(kinds)}; {advice}")
     file = files[0]
     refuse_pointer(file, most=MOST_TEXT)
 
@@ -243,7 +165,7 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
     tokenizer.digest = file_digest(file)
 
     # Of a published model the ids of all markers are known; of any other, the two in its config.
-    chat = tokenizer.chat = chat_format(tokenizer, lm_config, file)
+    chat = tokenizer.chat = chat_format(tokenizer.markers, lm_config, file)
     is_published = lm_config.mask_id == chat.published[chat.mask]
     expected = chat.published if is_published else {}
     expected = expected | {chat.mask: lm_config.mask_id, chat.text_end: lm_config.end_id}
@@ -268,30 +190,6 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
         )
     check_encoding(tokenizer, file)
     return tokenizer
-
-
-def chat_format(tokenizer: Tokenizer, lm_config: LMConfig, file: Path) -> ChatFormat:
-    """The chat format of the LM's family, or else the one whose markers the tokenizer has.
-
-    Raises ValueError: the tokenizer has the markers of no known format, or no mask.
-    """
-    if lm_config.family in CHATS:
-        return CHATS[lm_config.family]
-
-    # The id of the mask is in the LM's config. It has no usual name.
-    names = {i: marker for marker, i in tokenizer.markers.items()}
-    mask = names.get(lm_config.mask_id)
-    if mask is None:
-        raise ValueError(
-            f"{file}: id {lm_config.mask_id}, the mask by the LM's config, is no added token; "
-            "download both again, or make a diffusion LM with python -m training.adapt_lm"
-        )
-    for chat in CHATS.values():
-        if not chat.mask and chat.published.keys() <= tokenizer.markers.keys():
-            found = {marker: tokenizer.markers[marker] for marker in (*chat.published, mask)}
-            return replace(chat, mask=mask, published=found)
-    wanted = " nor ".join(", ".join(chat.published) for chat in CHATS.values() if not chat.mask)
-    raise ValueError(f"{file}: has neither {wanted}; take a model that was trained to chat")
 
 
 def check_encoding(tokenizer: Tokenizer, file: Path) -> None:

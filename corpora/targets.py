@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoints.command_line import DTYPES, count, one_line_errors
-from checkpoints.files import check_writable, read_text, whole_file
+from checkpoints.files import check_writable, read_text, refuse_twice, whole_file
 from checkpoints.lm import load_lm
 from checkpoints.tokenizer import Tokenizer, load_tokenizer
 from corpora.manifests import write_manifest
@@ -95,7 +95,7 @@ def read_answers(path: Path) -> Answers:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=refuse_twice)
             name = row["id"]
             answer = row["answer"].strip()
             answer.encode()  # half a character cannot be trained on
@@ -177,7 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
         if way in ("external", "rewrite"):
             option("--answers", type=Path, required=True, help='JSONL of {"id", "answer"}')
         if way in ("self", "rewrite"):
-            option("--llm", required=True, help="LLaDA or Qwen3-diffusion directory (hub format)")
+            option("--llm", required=True, help="directory of a diffusion LM (hub format)")
             option("--length", type=count, default=128, help="tokens of an answer (default 128)")
             option("--batch", type=count, default=16, help="prompts at once (default 16)")
             option("--dtype", choices=DTYPES, default="bfloat16")

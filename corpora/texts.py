@@ -18,7 +18,7 @@ from pathlib import Path
 
 from checkpoints.command_line import number, one_line_errors
 from checkpoints.files import check_writable, read_text, whole_file
-from data import ManifestError, load_manifest
+from data import load_manifest
 from training.questions import plain_words
 
 FEWEST = 3  # words of a sentence
@@ -87,7 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
     option("--out", type=Path, required=True, help="folder of train.txt and test.txt")
     percent = functools.partial(number, kind=float, least=0.01, most=50.0)
     option("--held-out", type=percent, default=2.0, help="percent of sentences (default 2)")
-    option("--exclude", nargs="*", type=Path, default=[], help="manifests: transcripts to leave out")
+    option(
+        "--exclude", nargs="*", type=Path, default=[], help="manifests: transcripts to leave out"
+    )
     args = parser.parse_args(arguments)
 
     with one_line_errors("python -m corpora.texts"):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tqdm import tqdm
+
 from checkpoints.files import check_writable, parse_json, read_json, whole_file, write_json
 from diffa import DIFFA
 
@@ -155,11 +157,13 @@ def answer_missing(
 
         # Each answer is written as it comes, unless it is there already.
         pending = pending_batches(order, [name in done for name in names], batch)
-        with appending(out) as append:
+        bar = tqdm(total=len(names), initial=len(done), desc=out.name, unit=" answers")
+        with bar, appending(out) as append:
             for i, row in zip(pending, answer_rows(model, pending), strict=True):
                 if names[i] not in done:
                     done[names[i]] = row
                     append(row)
+                    bar.update()
 
     rows = [done[name] for name in names]
     write_answers(out, rows)

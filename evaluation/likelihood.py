@@ -52,7 +52,7 @@ def log_probabilities(
     R, G = noisy.shape
     P = prompt.embeddings.shape[1]
     room = lm.config.max_length - P
-    if G > room:
+    if room < G:
         both = f"prompt of {P} positions and answer of {G}"
         raise ValueError(f"{both} exceed the LM's context of {lm.config.max_length}")
 

@@ -72,6 +72,30 @@ def test_another_config_of_the_same_weights_is_another_lm(dirs, adapters, fields
         load_diffa(**dirs, adapters=adapters)
 
 
+@pytest.mark.parametrize("piece", ["whisper", "llm"])
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])
+def test_one_changed_number_anywhere_is_noticed(dirs, toy, tmp_path, piece, saved):
+    save_lm(load_lm(dirs["llm"]).to(saved), dirs["llm"])
+    save_whisper(load_whisper(dirs["whisper"], saved), dirs["whisper"])
+    model = DIFFA.from_pretrained(**dirs, stage="stage2", **SHAPES)
+    save_trained(model, tmp_path / "stage2", **dirs)
+    load_diffa(**dirs, adapters=tmp_path / "stage2")
+
+    # Past the first number: a sample of 64 takes every n-th.
+    name = {"whisper": "model.encoder.layers.1.fc1.weight", "llm": "model.transformer.wte.weight"}
+    edit_tensors(dirs[piece], lambda t: t[name[piece]].view(-1)[1:2].mul_(1.01))
+    with pytest.raises(WeightsError, match="another (encoder|LM)"):
+        load_diffa(**dirs, adapters=tmp_path / "stage2")
+
+
+def test_digests_of_before_have_samples_alone(dirs, adapters):
+    recorded = read_json(adapters / "config.json")["trained_with"]
+    assert recorded["lm"].count("-") == 4 and recorded["lm"].count(":") == 3
+    short = {part: "-".join(recorded[part].split("-")[:2]) for part in ("encoder", "lm")}
+    edit_config(adapters, trained_with=recorded | short)
+    load_diffa(**dirs, adapters=adapters)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_same_weights_in_another_dtype_or_in_shards_are_the_same(dirs, adapters, dtype):
     save_lm(load_lm(dirs["llm"]).to(dtype), dirs["llm"], n_shards=3)

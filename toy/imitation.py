@@ -11,15 +11,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from checkpoints.tokenizer import (
-    HEADER,
-    HEADER_END,
-    MASK,
-    START,
-    TURN_END,
-    SentencePieceTokenizer,
-    Tokenizer,
-)
+from checkpoints.chats import HEADER, HEADER_END, MASK, START, TURN_END
+from checkpoints.tokenizer import SentencePieceTokenizer, Tokenizer
 from data import SYSTEM, TEXT_END, TRANSCRIBE, build_prompt
 from toy import grammar
 from training.imitation import ImitationItem

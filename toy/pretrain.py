@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import torch
@@ -36,7 +35,6 @@ def make(which: str, corpus: Path, out: Path, seed: int, device: str, threads: i
     Raises SystemExit: files that cannot be used, or an LM that is too weak for adapters.
     """
     torch.set_num_threads(threads)
-    started = time.perf_counter()
     with one_line_errors(NAME):
         # The model itself.
         if which == "encoder":
@@ -47,7 +45,6 @@ def make(which: str, corpus: Path, out: Path, seed: int, device: str, threads: i
             result = pretrain_lm(text, out, phases(seed), device, title="LM")
 
         # Its figures, with the losses in the file only.
-        result["minutes"] = (time.perf_counter() - started) / 60
         write_json(out / f"{which}.json", result)
         tqdm.write(json.dumps({name: v for name, v in result.items() if name != "losses"}))
 

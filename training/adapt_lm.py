@@ -24,11 +24,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from checkpoints.chats import CHATS
 from checkpoints.command_line import DTYPES, count, count_or_zero, one_line_errors, seed
 from checkpoints.digests import digest
 from checkpoints.files import check_writable, read_text, write_json
 from checkpoints.lm import added_ids, load_lm, save_lm
-from checkpoints.tokenizer import CHATS, Tokenizer, load_tokenizer
+from checkpoints.tokenizer import Tokenizer, load_tokenizer
 from diffusion_lm import DiffusionLM, diffusion_loss, noise, noise_levels
 from training.exam import Exam
 from training.flops import Work, lm_flops, measured_peak

@@ -57,9 +57,7 @@ RECIPES = {
 }
 
 
-def table_logits(
-    audio: Tensor, table: Tensor, silence_seed: int = 0
-) -> Tensor:
+def table_logits(audio: Tensor, table: Tensor, silence_seed: int = 0) -> Tensor:
     """Logits (b, A, n + 1) of silence, then of each row of `table` (n, D), for audio (b, A, D).
 
     Silence is one fixed random direction: the LM was adapted to ignore noise (adapt_lm.py).
