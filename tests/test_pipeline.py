@@ -29,6 +29,7 @@ from toy import (
     pretrain_lm,
     report,
 )
+from training.imitation import blurred_embeddings, pad_items
 from training.run_files import load_newest
 
 
