@@ -20,7 +20,13 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from checkpoints.command_line import add_model_arguments, count, model_options, one_line_errors
+from checkpoints.command_line import (
+    add_model_arguments,
+    count,
+    model_options,
+    one_line_errors,
+    settings_of,
+)
 from checkpoints.files import check_writable, read_json, read_text, write_json
 from checkpoints.model import load_diffa
 from diffa import DIFFA
@@ -193,8 +199,6 @@ def main() -> None:
 
         # The model is loaded only when an item is left to answer.
         weights = (args.whisper, args.llm, args.adapters)
-        settings = ("whisper", "llm", "adapters", "dtype", "audio_context", "random_weights", "by")
-        made_by = {name: str(getattr(args, name)) for name in settings}
         sitting = Sitting(
             template=template, by=args.by, batch=args.batch, skip_missing=args.skip_missing
         )
@@ -205,7 +209,7 @@ def main() -> None:
             audio=args.audio,
             out=args.out,
             load_model=lambda: load_diffa(*weights, **model_options(args)).eval(),
-            made_by=made_by | {"prompt": template},
+            made_by=settings_of(args) | {"by": args.by, "prompt": template},
         )
         print(header(args.out, len(rows)))
         print("\n".join(score_lines(exam, rows)))
