@@ -57,6 +57,7 @@ def clips_of(manifests: list[Path]) -> list[dict]:
 
     A clip of several items is one row. Raises ManifestError: a manifest cannot be used.
     """
+    # A path names a clip, because an `audio_id` may be in several manifests.
     clips = {}
     for manifest in manifests:
         for item in load_manifest(manifest):
@@ -96,6 +97,7 @@ def transcripts(
         errors.extend(found)
         return model.hear(*model.encode(waveforms.to(model.device), n_samples.to(model.device)))
 
+    # The sound of a batch is read when its turn comes.
     prompts = [build_prompt(model.tokenizer, question)] * len(indices)
     answers = answer(model.lm, model.tokenizer, prompts, hear, config, batch=batch)
     for i, reply in enumerate(answers):
@@ -119,7 +121,8 @@ def answer_all(
     Raises:
         ValueError: settings or files that cannot be used.
     """
-    sampler_config(args, args.length or max(args.steps or 0, USUAL_LENGTH))  # checks the options
+    # Impossible options are refused before weights are read.
+    sampler_config(args, args.length or max(args.steps or 0, USUAL_LENGTH))
     settings = (
         *("whisper", "llm", "adapters", "dtype", "audio_context", "random_weights"),
         *("stage", "question", "length", "rule", "steps", "threshold"),
@@ -154,6 +157,12 @@ def answer_all(
         load_model=load_model,
         answer_rows=answer_rows,
     )
+
+    # What a stopped run left may have been edited since.
+    for clip, row in zip(clips, rows):
+        row |= clip
+        if not isinstance(row.get("text", False), str | None):
+            raise ValueError(f"{args.out}: {clip['id']}: `text` must be text or null; delete it")
     return rows, speed
 
 
@@ -186,6 +195,8 @@ def main() -> None:
 
     with one_line_errors("python -m evaluation.transcribe"):
         clips = clips_of(args.manifests)
+
+        # Manifests that changed since are others.
         digests = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in args.manifests]
 
         def read(indices: list[int], n_samples: int) -> Read:
