@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from checkpoints.files import check_writable, parse_json, read_json, whole_file, write_json
+from checkpoints.progress import Phase
 from diffa import DIFFA
 
 
@@ -105,7 +104,10 @@ def check_made_by(out: Path, made_by: dict[str, str]) -> None:
     before = read_json(record)
     changes = []
     for name, value in made_by.items():
-        if before.get(name, value) != value:  # an older record may lack it
+        # An older record may lack it, or have None for the models that the adapters record.
+        recorded = before.get(name, value)
+        unknown = name in ("whisper", "llm") and recorded == "None"
+        if recorded != value and not unknown:
             changes.append(f"{name} {before[name]}, now {value}")
     if changes:
         changed = ", ".join(changes)
@@ -162,13 +164,13 @@ def answer_missing(
 
         # Each answer is written as it comes, unless it is there already.
         pending = pending_batches(order, [name in done for name in names], batch)
-        bar = tqdm(total=len(names), initial=len(done), desc=out.name, unit=" answers")
-        with bar, appending(out) as append:
+        phase = Phase(out.name, len(names), unit=" answers", done=len(done))
+        with phase, appending(out) as append:
             for i, row in zip(pending, answer_rows(model, pending), strict=True):
                 if names[i] not in done:
                     done[names[i]] = row
                     append(row)
-                    bar.update()
+                    phase.update()
 
     # From the order of answering to that of the questions.
     rows = [done[name] for name in names]

@@ -20,8 +20,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from checkpoints.command_line import add_model_arguments, count, model_options, one_line_errors
+from checkpoints.command_line import (
+    add_model_arguments,
+    count,
+    model_options,
+    one_line_errors,
+    settings_of,
+)
 from checkpoints.model import load_diffa
+from checkpoints.progress import add_quiet
 from data import TRANSCRIBE, build_prompt, is_too_long, load_manifest
 from diffa import AUDIO_PARTS, DIFFA
 from encoder import SAMPLE_RATE
@@ -123,10 +130,8 @@ def answer_all(
     """
     # Impossible options are refused before weights are read.
     sampler_config(args, args.length or max(args.steps or 0, USUAL_LENGTH))
-    settings = (
-        *("whisper", "llm", "adapters", "dtype", "audio_context", "random_weights"),
-        *("stage", "question", "length", "rule", "steps", "threshold"),
-    )
+    settings = ("stage", "question", "length", "rule", "steps", "threshold")
+    made_by = settings_of(args) | {name: str(getattr(args, name)) for name in settings}
     speed = Speed()
 
     def load_model() -> DIFFA:
@@ -153,7 +158,7 @@ def answer_all(
         [clip["id"] for clip in clips],
         order,
         args.batch,
-        made_by={name: str(getattr(args, name)) for name in settings} | {"clips": about},
+        made_by=made_by | {"clips": about},
         load_model=load_model,
         answer_rows=answer_rows,
     )
@@ -181,6 +186,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--rule", default="threshold", choices=CHOICES["rule"], help="(default: %(default)s)")
     option("--steps", type=count, help="of the count rule (default: one a token)")
     option("--threshold", type=float, help="of the threshold rule (default: 0.9)")
+    add_quiet(parser)
 
 
 def main() -> None:
