@@ -65,6 +65,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
     window = "the encoder's window, up to 30 (default: the one that the adapters were trained with)"
     add("--audio-context", type=seconds, metavar="SECONDS", help=window)
     add_force_parts(parser)
+    without = "leave out the LoRA in the adapters' file (default: merged into the LM)"
+    add("--no-lora", action="store_true", help=without)
     random = "random frozen parts, such as small+llada-8b: to measure speed and memory"
     add("--random-weights", metavar="SIZE", action=Weights, help=random)
 
@@ -92,6 +94,7 @@ def model_options(args: argparse.Namespace) -> dict:
         "audio_context": args.audio_context,
         "random_weights": args.random_weights,
         "allow_other_parts": args.allow_other_parts,
+        "lora": "none" if args.no_lora else "merge",
     }
 
 

@@ -23,6 +23,7 @@ from checkpoints.digests import (
     with_checksums,
 )
 from checkpoints.files import WeightsError, first_line
+from checkpoints.progress import is_hidden
 
 # All other fields of our configs are int.
 FIELD_TYPES = {"rope_theta": (int, float), "norm_eps": (int, float), "tied": (bool,)}
@@ -236,8 +237,11 @@ def fill(
     checked = {}
     total = sum(tensor.nbytes for tensor in found.values())
     title = f"loading {Path(source).name}"
-    with tqdm(total=total, desc=title, unit="B", unit_scale=True, delay=1, leave=False) as bar:
+    done = 0
+    layout = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False}
+    with tqdm(total=total, desc=title, disable=is_hidden(), **layout) as bar:
         for name, shape in found.items():
+            done += shape.nbytes
             bar.update(shape.nbytes)
             try:
                 placed[ours[name]] = place(tensors[name], dtype, device)
@@ -247,7 +251,7 @@ def fill(
                 raise WeightsError(f"{files.get(name, source)}: {name}: {error}") from None
             except RuntimeError as error:  # includes torch.OutOfMemoryError
                 raise WeightsError(
-                    f"{source}: after {bar.n / 1e9:.1f} of {total / 1e9:.1f} GB on {device}: "
+                    f"{source}: after {done / 1e9:.1f} of {total / 1e9:.1f} GB on {device}: "
                     f"{first_line(error)}; take a smaller model, --dtype bfloat16, or --device cpu"
                 ) from error
     if note:

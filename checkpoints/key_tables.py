@@ -223,8 +223,8 @@ LM_TYPES = {family: name for name, family in reversed(LM_FAMILIES.items())}
 # These are causal LMs, unless their config says `"diffusion": true`: then they were adapted.
 CAUSAL_TYPES = ("qwen2", "qwen3", "llama")
 
-# Adapters: the release of DIFFA, and our own `adapters.safetensors`. The release may hold copies of
-# the frozen parts, which are dropped: they have directories of their own.
+# Adapters: the release of DIFFA, and our own `adapters.safetensors`. A file may also hold copies of
+# the frozen parts (copies.py) and LoRA (lora.py).
 
 SEMANTIC_KEYS = {
     "conv1": "semantic_connector.conv.0",
@@ -259,4 +259,3 @@ ACOUSTIC_KEYS = {
 ADAPTER_KEYS = {"prompts": "trainable_prompts.weight"}
 ADAPTER_KEYS |= {f"semantic.{ours}": theirs for ours, theirs in SEMANTIC_KEYS.items()}
 ADAPTER_KEYS |= {f"acoustic.{ours}": theirs for ours, theirs in ACOUSTIC_KEYS.items()}
-ADAPTERS_DROPPED = ("whisper_model.", "llm_model.")

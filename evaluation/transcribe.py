@@ -126,8 +126,8 @@ def answer_all(
         ValueError: settings or files that cannot be used.
     """
     sampler_config(args, args.length or max(args.steps or 0, USUAL_LENGTH))  # checks the options
-    asked = ("stage", "question", "length", "rule", "steps", "threshold")
-    made_by = settings_of(args) | {name: str(getattr(args, name)) for name in asked}
+    settings = ("stage", "question", "length", "rule", "steps", "threshold")
+    made_by = settings_of(args) | {name: str(getattr(args, name)) for name in settings}
     speed = Speed()
 
     def load_model() -> DIFFA:

@@ -50,8 +50,9 @@ from sampler import SamplerConfig
 from toy.autoregressive import CausalLM, next_token_stage_loss
 from toy.evaluate import answers_to, mean_calls, questions
 from toy.grammar import ATTRIBUTES, Attributes
-from toy.imitation import ImitationItem, imitate_clip
+from toy.imitation import imitate_clip
 from toy.pretrain_lm import ANSWER_LENGTH, answer_text
+from training.imitation import ImitationItem
 from training.recipe import Recipe
 from training.stage import Run, Stage, run_stage
 from training.states import StateCache
