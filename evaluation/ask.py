@@ -32,7 +32,7 @@ from sampler import CHOICES, Answer, Generation, SamplerConfig, answer, generate
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # decodes bytes that are no whole character
 SECONDS_A_STEP = 0.15  # a terminal shows the steps slowly enough to be watched
 USUAL_LENGTH = 24  # tokens of an answer, where the adapters do not record theirs
-RULE_OF = {"steps": "count", "threshold": "threshold", "factor": "factor"}  # who uses the option
+RULE_OF = {"steps": "count"} | {name: name for name in ("threshold", "factor", "frechet")}
 
 
 def hear_clips(
@@ -113,6 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     option("--steps", type=int, help="of the count rule (default: one a token)")
     option("--threshold", type=float, help="of the threshold rule (default: 0.9)")
     option("--factor", type=float, help="of the factor rule (default: 1)")
+    option("--frechet", type=float, help="of the frechet rule (default: 0.25)")
     last = "of the factor rule: as in DIFFA-2, one that fails alone stays"
     option("--last-candidate", action="store_true", help=last)
     option("--temperature", type=float, default=0.0, help=f"of Gumbel noise, 0: none {default}")
@@ -120,6 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
     option("--cfg-scale", type=float, default=0.0, help=f"of the guidance, 0: none {default}")
     option("--seed", type=int, default=0, help=f"of temperature and random remasking {default}")
     option("--cache", default="none", choices=CHOICES["cache"], help=default)
+    option("--refresh", type=int, default=1, help=f"blocks that share a prompt pass {default}")
     option("--compile", action="store_true", help="torch.compile; pays off for many answers only")
     option("--cut", action="store_true", help="use only the start of a clip that is too long")
     return parser
