@@ -32,6 +32,7 @@ from sampler import CHOICES, Answer, Generation, SamplerConfig, answer, generate
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # decodes bytes that are no whole character
 SECONDS_A_STEP = 0.15  # a terminal shows the steps slowly enough to be watched
 USUAL_LENGTH = 24  # tokens of an answer, where the adapters do not record theirs
+AUTO_LENGTH = 1024  # most tokens of an answer that grows until its end
 RULE_OF = {"steps": "count"} | {name: name for name in ("threshold", "factor", "frechet")}
 
 
@@ -95,6 +96,11 @@ def one_line(texts: list[str], columns: float) -> str:
     return line
 
 
+def auto_or_int(text: str) -> int | str:
+    """The value of --length. Raises ValueError: neither "auto" nor an integer."""
+    return text if text == "auto" else int(text)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(description="Ask a question about an audio file.")
@@ -107,8 +113,11 @@ def make_parser() -> argparse.ArgumentParser:
     # How the answer is filled in.
     default = "(default: %(default)s)"
     trained = "as the adapters were trained with"
-    option("--length", type=int, help=f"tokens of the answer (default: {trained})")
-    option("--block-length", type=int, help="tokens of a block (default: the whole answer)")
+    auto = "auto: it grows by blocks until it ends"
+    option("--length", type=auto_or_int, help=f"tokens of the answer (default: {trained}); {auto}")
+    whole = "default: the whole answer; with --length auto as many as it was trained with"
+    option("--block-length", type=int, help=f"tokens of a block ({whole})")
+    option("--append", action="store_true", help="no masks behind the current block, as in iLLaDA")
     option("--rule", default="threshold", choices=CHOICES["rule"], help=default)
     option("--steps", type=int, help="of the count rule (default: one a token)")
     option("--threshold", type=float, help="of the threshold rule (default: 0.9)")
@@ -127,8 +136,10 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def sampler_config(args: argparse.Namespace, length: int) -> SamplerConfig:
+def sampler_config(args: argparse.Namespace, length: int, most: int = AUTO_LENGTH) -> SamplerConfig:
     """The sampler's settings; the length counts where the options give none.
+
+    most: tokens of an answer with --length auto, which grows by blocks of `length`.
 
     Raises ValueError: an impossible setting, or one that the rule does not use.
     """
@@ -138,6 +149,9 @@ def sampler_config(args: argparse.Namespace, length: int) -> SamplerConfig:
             raise ValueError(
                 f"--{name} does nothing under --rule {args.rule}; add --rule {RULE_OF[name]}"
             )
+    if args.length == "auto":
+        given |= {"length": most, "append": True}
+        given.setdefault("block_length", min(length, most))
     names = {field.name for field in fields(SamplerConfig)} & given.keys()
     return SamplerConfig(**{"length": length, **{name: given[name] for name in names}})
 
@@ -163,9 +177,14 @@ def answer_in_steps(
     steps = []
 
     def on_step(ids: Tensor, confidence: Tensor) -> None:
-        row = ids[0].tolist()
+        # Of an answer that grows, the blocks that exist: the last one has the last new token.
+        n = ids.shape[1]
+        if config.append:
+            last = int((confidence[0] > 0).nonzero().max())
+            n = min((last // config.block_length + 1) * config.block_length, n)
+        row = ids[0, :n].tolist()
         texts = token_texts(model.tokenizer, row, lm_config.mask_id, lm_config.end_id)
-        steps.append(Step(texts, confidence[0].tolist(), [kinds.get(i, TEXT) for i in row]))
+        steps.append(Step(texts, confidence[0, :n].tolist(), [kinds.get(i, TEXT) for i in row]))
         if show:
             show(steps[-1])
 
@@ -206,7 +225,8 @@ def ask(
     if not (args.length or trained):
         unknown = "the adapters do not record the length of their answers"
         print(f"({unknown}: --length {USUAL_LENGTH})", file=sys.stderr)
-    config = sampler_config(args, length=trained or USUAL_LENGTH)
+    room = model.lm.config.max_length // 2  # the prompt takes less than the other half
+    config = sampler_config(args, trained or USUAL_LENGTH, most=min(AUTO_LENGTH, room))
 
     def show_texts(step: Step) -> None:
         show(step.texts)
@@ -240,7 +260,7 @@ def answer_clip(args: argparse.Namespace) -> None:
         if live:
             print("\r\033[K", end="", file=screen, flush=True)
     print(result.text, flush=True)
-    calls = f"{result.calls} model calls for {len(result.ids)} positions"
+    calls = f"{result.calls} model calls for {len(steps[-1].texts)} positions"
     counts = f"{calls}, {result.n_tokens} of them text"
     print(f"({counts})", file=sys.stderr)
     if args.trace:
