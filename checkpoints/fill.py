@@ -23,6 +23,7 @@ from checkpoints.digests import (
     with_checksums,
 )
 from checkpoints.files import WeightsError, first_line
+from checkpoints.progress import is_hidden
 
 # All other fields of our configs are int.
 FIELD_TYPES = {"rope_theta": (int, float), "norm_eps": (int, float), "tied": (bool,)}
@@ -227,11 +228,8 @@ def fill(
             found[name] = torch.empty_like(tensors[name], device="meta")
     check_fit(needed, found, source, files)
     if note:
-        for name in needed:
-            if not sample(tensors[name]).isfinite().all():
-                raise WeightsError(f"{files.get(name, source)}: {name}: {NOT_FINITE}")
-        named_by_us = ((ours[name], tensors[name]) for name in needed)
-        samples = rounded_digests(named_by_us, described(module.config))
+        named_by_us = {ours[name]: name for name in needed}
+        samples = sampled(module, tensors, named_by_us, source, files)
         note(samples)
 
     # Each tensor is read once: checked, copied and dropped.
@@ -239,8 +237,11 @@ def fill(
     checked = {}
     total = sum(tensor.nbytes for tensor in found.values())
     title = f"loading {Path(source).name}"
-    with tqdm(total=total, desc=title, unit="B", unit_scale=True, delay=1, leave=False) as bar:
+    done = 0
+    layout = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False}
+    with tqdm(total=total, desc=title, disable=is_hidden(), **layout) as bar:
         for name, shape in found.items():
+            done += shape.nbytes
             bar.update(shape.nbytes)
             try:
                 placed[ours[name]] = place(tensors[name], dtype, device)
@@ -250,12 +251,30 @@ def fill(
                 raise WeightsError(f"{files.get(name, source)}: {name}: {error}") from None
             except RuntimeError as error:  # includes torch.OutOfMemoryError
                 raise WeightsError(
-                    f"{source}: after {bar.n / 1e9:.1f} of {total / 1e9:.1f} GB on {device}: "
+                    f"{source}: after {done / 1e9:.1f} of {total / 1e9:.1f} GB on {device}: "
                     f"{first_line(error)}; take a smaller model, --dtype bfloat16, or --device cpu"
                 ) from error
     if note:
         note(with_checksums(samples, checked))
     assign(module, placed)
+
+
+def sampled(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    names: dict[str, str],
+    source: Path,
+    files: Mapping[str, Path],
+) -> str:
+    """The rounded_digests of the file's tensors. names: of ours, those in the file.
+
+    Raises WeightsError: a sample is not finite. source, files: as for fill.
+    """
+    for name in names.values():
+        if not sample(tensors[name]).isfinite().all():
+            raise WeightsError(f"{files.get(name, source)}: {name}: {NOT_FINITE}")
+    named_by_us = ((our, tensors[name]) for our, name in names.items())
+    return rounded_digests(named_by_us, described(module.config))
 
 
 def check_fit(needed: dict, found: dict, source: Path, files: Mapping[str, Path]) -> None:

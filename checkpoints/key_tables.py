@@ -127,7 +127,9 @@ LLADA_FIXED = {
     "include_qkv_bias": (False,),
     "bias_for_layer_norm": (False,),
     "block_group_size": (1,),
+    "embedding_layer_norm": (False,),
     "layer_norm_with_affine": (True,),
+    "norm_after": (False,),
     "rope_full_precision": (True,),
 }
 
@@ -183,7 +185,9 @@ ANY_FIXED = {
     "final_logit_softcapping": (),
     "no_rope_layers": (),
     "partial_rotary_factor": (1,),
+    "quantization": (),
     "quantization_config": (),
+    "use_mrope": (False,),
 }
 
 # Families by model_type ("a2d": autoregressive to diffusion), and the tables of each family.

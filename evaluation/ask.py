@@ -1,7 +1,7 @@
 """The command of sampler.py: ask a question about an audio file and watch the masks fill.
 
     python sampler.py CLIP "QUESTION"                     answers, showing each denoising step
-    python sampler.py CLIP "QUESTION" --trace out.html    also writes a page with a row a step
+    python sampler.py CLIP "QUESTION" --trace out.html    also writes a page with all steps
 
 The answer goes to the standard output. Where that is a terminal, the steps are one changing line of
 it; elsewhere they go to the standard error, so that a script reads the answer alone.
@@ -26,8 +26,8 @@ from checkpoints.files import check_writable
 from data import build_prompt, pad_waveforms, read_audio
 from diffa import AUDIO_PARTS, DIFFA
 from encoder import SAMPLE_RATE, EncoderConfig
-from evaluation.trace import write_trace
-from sampler import CHOICES, Answer, SamplerConfig, answer
+from evaluation.trace import END, MASK, TEXT, Step, write_trace
+from sampler import CHOICES, Answer, Generation, SamplerConfig, answer, generate
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # decodes bytes that are no whole character
 SECONDS_A_STEP = 0.15  # a terminal shows the steps slowly enough to be watched
@@ -140,15 +140,52 @@ def sampler_config(args: argparse.Namespace, length: int) -> SamplerConfig:
     return SamplerConfig(**{"length": length, **{name: given[name] for name in names}})
 
 
+def answer_in_steps(
+    model: DIFFA,
+    waveform: Tensor,
+    name: str,
+    question: str,
+    config: SamplerConfig,
+    *,
+    cut: bool = False,
+    show: Callable[[Step], None] | None = None,
+    decode: Callable[..., Generation] = generate,
+) -> tuple[Answer, list[Step]]:
+    """Answer a question about a clip (S,) at 16 kHz, and keep each step.
+
+    name: of the clip, for errors. cut: shorten a clip that is too long. show: called after each
+    step. decode: as of `answer`. Raises ValueError: something cannot be used.
+    """
+    lm_config = model.lm.config
+    kinds = {lm_config.mask_id: MASK, lm_config.end_id: END}
+    steps = []
+
+    def on_step(ids: Tensor, confidence: Tensor) -> None:
+        row = ids[0].tolist()
+        texts = token_texts(model.tokenizer, row, lm_config.mask_id, lm_config.end_id)
+        steps.append(Step(texts, confidence[0].tolist(), [kinds.get(i, TEXT) for i in row]))
+        if show:
+            show(steps[-1])
+
+    def hear(rows: slice) -> tuple[Tensor, Tensor]:
+        return hear_clips(model, [waveform], [name], cut)
+
+    prompt = build_prompt(model.tokenizer, question)
+    (result,) = answer(
+        model.lm, model.tokenizer, [prompt], hear, config, decode=decode, on_step=on_step
+    )
+    return result, steps
+
+
 def ask(
     args: argparse.Namespace, show: Callable[[list[str]], None]
-) -> tuple[Answer, list[tuple[list[str], list[float]]]]:
+) -> tuple[Answer, list[Step], Tensor]:
     """Answer the question of the command line.
 
     Args:
         show: called after each step with the texts of the answer's G tokens.
     Returns:
-        the answer; and for each step these texts, and the G confidences.
+        the answer; its steps; and what was heard, (S,) at 16 kHz.
     Raises:
         ValueError or OSError: something cannot be used.
     """
@@ -168,20 +205,14 @@ def ask(
         unknown = "the adapters do not record the length of their answers"
         print(f"({unknown}: --length {USUAL_LENGTH})", file=sys.stderr)
     config = sampler_config(args, length=trained or USUAL_LENGTH)
-    lm_config = model.lm.config
-    steps = []
 
-    def on_step(ids: Tensor, confidence: Tensor) -> None:
-        texts = token_texts(model.tokenizer, ids[0].tolist(), lm_config.mask_id, lm_config.end_id)
-        steps.append((texts, confidence[0].tolist()))
-        show(texts)
+    def show_texts(step: Step) -> None:
+        show(step.texts)
 
-    def hear(rows: slice) -> tuple[Tensor, Tensor]:
-        return hear_clips(model, [waveform], [args.clip], args.cut)
-
-    prompt = build_prompt(model.tokenizer, args.question)
-    (result,) = answer(model.lm, model.tokenizer, [prompt], hear, config, on_step=on_step)
-    return result, steps
+    result, steps = answer_in_steps(
+        model, waveform, args.clip, args.question, config, cut=args.cut, show=show_texts
+    )
+    return result, steps, waveform[: model.encoder.config.n_samples]
 
 
 def answer_clip(args: argparse.Namespace) -> None:
@@ -202,15 +233,16 @@ def answer_clip(args: argparse.Namespace) -> None:
             print(one_line(texts, math.inf), file=screen, flush=True)
 
     try:
-        result, steps = ask(args, show)
+        result, steps, heard = ask(args, show)
     finally:
         if live:
             print("\r\033[K", end="", file=screen, flush=True)
     print(result.text, flush=True)
-    counts = f"{result.calls} model calls for {len(result.ids)} positions"
-    print(f"({counts}, {result.n_tokens} of them text)", file=sys.stderr)
+    calls = f"{result.calls} model calls for {len(result.ids)} positions"
+    counts = f"{calls}, {result.n_tokens} of them text"
+    print(f"({counts})", file=sys.stderr)
     if args.trace:
-        write_trace(args.trace, args.question, steps)
+        write_trace(args.trace, args.question, result.text, counts, heard, steps)
 
 
 def main() -> None:

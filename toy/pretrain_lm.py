@@ -27,14 +27,9 @@ from evaluation.wer import word_error_rate
 from sampler import Generation, SamplerConfig, answer, generate
 from toy import grammar
 from toy.autoregressive import CausalLM, next_token_loss
-from toy.imitation import (
-    GAP,
-    ImitationItem,
-    blurred_embeddings,
-    draw_question,
-    pad_items,
-)
+from toy.imitation import GAP, draw_question
 from train_asr import RECIPES
+from training.imitation import ImitationItem, blurred_embeddings, pad_items
 from training.loop import fit
 from training.optimizers import TrainConfig
 from training.run_files import minutes_of
@@ -223,7 +218,7 @@ def pretrain_lm(
 
     Args:
         out: its checkpoints go to OUT/checkpoints. training: as `phases` gives it.
-        title: of the progress bars. identity: what else must be the same when a run resumes.
+        title: of the lines of progress. identity: what else must be the same when a run resumes.
     Returns:
         the last result of the text's exam, with "steps", "losses" of all steps, "minutes" of
         training, and "asked": the kinds of question that each extra round had more of.

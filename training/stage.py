@@ -17,6 +17,7 @@ from checkpoints.command_line import one_line_errors
 from checkpoints.digests import digest
 from checkpoints.files import write_json
 from checkpoints.model import Loaded, load_for_training, save_trained
+from checkpoints.progress import is_quiet
 from data import load_manifest
 from diffa import DIFFA, match_embedding_scale, new_parts
 from diffusion_lm import DiffusionLM
@@ -26,7 +27,7 @@ from training.examples import usable
 from training.loop import Trainer
 from training.recipe import Execution, Recipe, chosen_recipe, given
 from training.run_files import name_on_disk
-from training.validation import Validation
+from training.validation import Validation, sample_answer
 from training.whitening import whiten
 
 # Fields of AdapterConfig that shape the acoustic adapter alone.
@@ -39,7 +40,7 @@ class Stage:
 
     parts: key of diffa.AUDIO_PARTS. target: field of the manifest that holds the answer.
     loss: (model, batch, generator of the step, recipe) -> the losses of the batch's local parts.
-    title: of the progress bar.
+    title: of the line of progress.
     trains_lora: the LoRA that the adapters hold trains, without --lora.
     rejected: field of the worse answer, in stage 4. reference: makes of the model, before it
     trains, what the loss takes as its argument `reference`.
@@ -135,6 +136,11 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     for name in ("train", "execution", "shapes"):
         del identity[name]
 
+    # An answer to look at; a validation shows one of a held-out clip.
+    shown_answer = None
+    if not held_out and processes.world() == 1 and not is_quiet():
+        shown_answer = functools.partial(sample_answer, model, examples, batches)
+
     # The loop.
     trainer = Trainer(
         trained,
@@ -146,6 +152,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         names_of_step=batches.names,
         validate=Validation(model, held_out, batches) if held_out else None,
         keep_best=lambda: save(run.out / "best"),
+        sample=shown_answer,
         metrics=run.out / "metrics.jsonl",
         work=batches.work,
         lr_scale_parts=tuple(n for n in model.trained_parts() if n not in loaded.new),
@@ -334,7 +341,7 @@ def prepare(model: DIFFA, execution: Execution, device: str) -> dict[str, nn.Par
 
 def describe(recipe: Recipe, run: Run, loaded: Loaded, made_of: dict[str, str]) -> None:
     """Print the recipe, and of each part of the model its number of parameters and its source."""
-    if processes.rank() > 0:
+    if processes.rank() > 0 or is_quiet():
         return
     shapes = asdict(loaded.model.config)  # of the model, whatever was asked for
     if loaded.model.acoustic is None:
