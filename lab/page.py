@@ -95,7 +95,7 @@ def answer_file(
     waveform = read_audio(clip)
     result, steps = answer_in_steps(model, waveform, name, question, config)
     seconds = time.perf_counter() - started
-    calls = f"{result.calls} model calls for {len(result.ids)} positions"
+    calls = f"{result.calls} model call{'s' * (result.calls > 1)} for {len(result.ids)} positions"
     costs = f"{calls}, {result.n_tokens} of them text · {seconds:.2f} s"
 
     # The baseline writes from left to right. What it has not written yet has no confidence.
@@ -130,10 +130,11 @@ def errors_in_page(function: Callable) -> Callable:
     @functools.wraps(function)
     def wrapped(*values):
         try:
-            yield from function(*values)
-        except (ValueError, OSError, MemoryError) as error:
+            with one_line_errors("page"):
+                yield from function(*values)
+        except SystemExit as error:
             # A visitor sees the name of a file, not where the server keeps it.
-            message = str(error)
+            message = str(error).removeprefix("page: ")
             for value in values:
                 if isinstance(value, str) and value.startswith("/"):
                     message = message.replace(value, Path(value).name)
@@ -152,12 +153,7 @@ def build_page(model: DIFFA, baseline: DIFFA | None, data: Path):
         kept = gr.State(([], []))  # the steps of this visitor's last answer, and the baseline's
         with gr.Row():
             with gr.Column():
-                clip = gr.Audio(
-                    label="Clip",
-                    sources=["upload", "microphone"],
-                    type="filepath",
-                    elem_id="clip",
-                )
+                clip = gr.Audio(label="Clip", type="filepath", elem_id="clip")
                 sentence = gr.Textbox(label="Sentence for eSpeak")
                 with gr.Row():
                     drawing = gr.Button("Draw a sentence")
