@@ -21,7 +21,7 @@ ASK := $(PY) sampler.py $(RUN)/corpus/audio/test/000000.wav
 TOY_ANSWER := $(TOY) --adapters $(RUN)/stage2 --length 18
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format baseline semantic ablations robustness benchmark real-encoder human plot clean clean-runs
+.PHONY: help demo page tour test lint format baseline semantic ablations robustness benchmark real-encoder human plot clean clean-runs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,14 @@ demo: $(INSTALLED)  ## both stages of DIFFA at toy scale: 13 to 19 minutes on 2 
 	$(PY) -m toy.evaluate --run $(RUN) --check
 	$(ASK) "Repeat the sentence." $(TOY_ANSWER)
 	$(ASK) "Describe the speech." $(TOY_ANSWER) --trace $(RUN)/trace.html
+
+# ADAPTERS may be another run's stage 2.
+page: $(INSTALLED)  ## a page that answers about your clips, at http://127.0.0.1:7860
+	$(PY) -m pip install -q -e ".[page]"
+	$(PY) -m lab.page $(if $(ADAPTERS),--adapters $(ADAPTERS))
+
+tour: $(INSTALLED)  ## draw the pictures of docs/tour.md again
+	$(PY) -m lab.tour
 
 # ---- checks
 
