@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from checkpoints.files import check_writable, parse_json, read_json, whole_file, write_json
+from checkpoints.progress import is_hidden
 from diffa import DIFFA
 
 
@@ -157,7 +158,9 @@ def answer_missing(
 
         # Each answer is written as it comes, unless it is there already.
         pending = pending_batches(order, [name in done for name in names], batch)
-        bar = tqdm(total=len(names), initial=len(done), desc=out.name, unit=" answers")
+        bar = tqdm(
+            total=len(names), initial=len(done), desc=out.name, unit=" answers", disable=is_hidden()
+        )
         with bar, appending(out) as append:
             for i, row in zip(pending, answer_rows(model, pending), strict=True):
                 if names[i] not in done:

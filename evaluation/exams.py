@@ -34,7 +34,7 @@ from checkpoints.model import load_diffa
 from data import AudioError, build_prompt, read_audio
 from diffa import DIFFA
 from encoder import SAMPLE_RATE
-from evaluation.ask import hear_clips
+from evaluation.clips import hear_clips
 from evaluation.exam_files import load_items, resume_predictions, write_predictions
 from evaluation.exam_rules import EXAMS, SUBSETS, Exam, ExamError, find_exam
 from evaluation.exam_scores import score_lines
@@ -68,7 +68,7 @@ def read_clips(items: list[dict], exam: Exam, folder: Path) -> list[ExamClip]:
     # They are read before the model is loaded: a bad clip is known now, not after hours.
     clips = {}
     problems = []
-    for path in tqdm(dict.fromkeys(paths), "reading clips", leave=False):
+    for path in tqdm(dict.fromkeys(paths), "reading clips", leave=False, disable=None):
         try:
             clips[path] = ExamClip(path=path, waveform=read_audio(path, LONGEST / SAMPLE_RATE))
         except AudioError as error:
@@ -115,7 +115,7 @@ def answer_items(
 
     # Replies are appended as they come, those already there excepted.
     n_answered = 0
-    bar = tqdm(total=len(items), initial=len(done), desc=exam.name, unit=" items")
+    bar = tqdm(total=len(items), initial=len(done), desc=exam.name, unit=" items", disable=None)
     with bar, open(lines, "a", encoding="utf-8") as file:
         try:
             for i, reply in zip(pending, replies):
