@@ -351,14 +351,33 @@ def diffusion_loss(
     """Masked-diffusion loss of answers (LLaDA, equation 5: a prompt that is never noised).
 
     Args:
-        prompt: (B, P, D) embeddings before the answer, audio included. prompt_mask: (B, P), true
-            where real, or None.
-        answer_ids: (B, G), padded with the end token. noisy_ids: (B, G), the same after `noise`.
-        t: (B,) noise levels.
+        prompt, prompt_mask, answer_ids, noisy_ids, t: see weighted_losses.
         n_tokens: the divisor of the sum: all answer tokens of the batch, masked or not (as in the
             release). When every answer is padded to G, B * G equals LLaDA's mean over items.
     Returns:
         a scalar.
+    """
+    losses, _ = weighted_losses(lm, prompt, prompt_mask, answer_ids, noisy_ids, t)  # (n,)
+    return losses.sum() / n_tokens
+
+
+def weighted_losses(
+    lm: DiffusionLM,
+    prompt: Tensor,
+    prompt_mask: Tensor | None,
+    answer_ids: Tensor,
+    noisy_ids: Tensor,
+    t: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every masked answer token, weighted by 1/t.
+
+    Args:
+        prompt: (B, P, D) embeddings before the answer, audio included. prompt_mask: (B, P), true
+            where real, or None.
+        answer_ids: (B, G), padded with the end token. noisy_ids: (B, G), the same after `noise`.
+        t: (B,) noise levels.
+    Returns:
+        the losses (n,) of the n masked tokens, and the row of the batch (n,) of each.
     """
     # 1. The sequence: the clean prompt, then the noisy answer.
     x = torch.cat([prompt, lm.embed(noisy_ids)], dim=1)  # (B, P + G, D)
@@ -377,6 +396,4 @@ def diffusion_loss(
     # 4. Weight 1/t: at level t only a fraction t of the tokens is scored, and the weight makes up
     #    for it. With t ~ U(0, 1] the expected loss bounds the negative log-likelihood from above.
     weights = (1.0 / t.to(losses))[:, None].expand_as(is_masked)[is_masked]  # (n,)
-
-    # 5. Normalise by the answer tokens.
-    return (losses * weights).sum() / n_tokens
+    return losses * weights, is_masked.nonzero()[:, 0]

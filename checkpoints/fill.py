@@ -228,11 +228,8 @@ def fill(
             found[name] = torch.empty_like(tensors[name], device="meta")
     check_fit(needed, found, source, files)
     if note:
-        for name in needed:
-            if not sample(tensors[name]).isfinite().all():
-                raise WeightsError(f"{files.get(name, source)}: {name}: {NOT_FINITE}")
-        named_by_us = ((ours[name], tensors[name]) for name in needed)
-        samples = rounded_digests(named_by_us, described(module.config))
+        named_by_us = {ours[name]: name for name in needed}
+        samples = sampled(module, tensors, named_by_us, source, files)
         note(samples)
 
     # Each tensor is read once: checked, copied and dropped.
@@ -260,6 +257,24 @@ def fill(
     if note:
         note(with_checksums(samples, checked))
     assign(module, placed)
+
+
+def sampled(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    names: dict[str, str],
+    source: Path,
+    files: Mapping[str, Path],
+) -> str:
+    """The rounded_digests of the file's tensors. names: of ours, those in the file.
+
+    Raises WeightsError: a sample is not finite. source, files: as for fill.
+    """
+    for name in names.values():
+        if not sample(tensors[name]).isfinite().all():
+            raise WeightsError(f"{files.get(name, source)}: {name}: {NOT_FINITE}")
+    named_by_us = ((our, tensors[name]) for our, name in names.items())
+    return rounded_digests(named_by_us, described(module.config))
 
 
 def check_fit(needed: dict, found: dict, source: Path, files: Mapping[str, Path]) -> None:

@@ -127,7 +127,9 @@ LLADA_FIXED = {
     "include_qkv_bias": (False,),
     "bias_for_layer_norm": (False,),
     "block_group_size": (1,),
+    "embedding_layer_norm": (False,),
     "layer_norm_with_affine": (True,),
+    "norm_after": (False,),
     "rope_full_precision": (True,),
 }
 
@@ -183,7 +185,9 @@ ANY_FIXED = {
     "final_logit_softcapping": (),
     "no_rope_layers": (),
     "partial_rotary_factor": (1,),
+    "quantization": (),
     "quantization_config": (),
+    "use_mrope": (False,),
 }
 
 # Families by model_type ("a2d": autoregressive to diffusion), and the tables of each family.
@@ -219,8 +223,8 @@ LM_TYPES = {family: name for name, family in reversed(LM_FAMILIES.items())}
 # These are causal LMs, unless their config says `"diffusion": true`: then they were adapted.
 CAUSAL_TYPES = ("qwen2", "qwen3", "llama")
 
-# Adapters: the release of DIFFA, and our own `adapters.safetensors`. The release may hold copies of
-# the frozen parts, which are dropped: they have directories of their own.
+# Adapters: the release of DIFFA, and our own `adapters.safetensors`. A file may also hold copies of
+# the frozen parts (copies.py) and LoRA (lora.py).
 
 SEMANTIC_KEYS = {
     "conv1": "semantic_connector.conv.0",
@@ -255,4 +259,3 @@ ACOUSTIC_KEYS = {
 ADAPTER_KEYS = {"prompts": "trainable_prompts.weight"}
 ADAPTER_KEYS |= {f"semantic.{ours}": theirs for ours, theirs in SEMANTIC_KEYS.items()}
 ADAPTER_KEYS |= {f"acoustic.{ours}": theirs for ours, theirs in ACOUSTIC_KEYS.items()}
-ADAPTERS_DROPPED = ("whisper_model.", "llm_model.")

@@ -103,7 +103,10 @@ def check_made_by(out: Path, made_by: dict[str, str]) -> None:
     before = read_json(record)
     changes = []
     for name, value in made_by.items():
-        if before.get(name, value) != value:  # an older record may lack it
+        # An older record may lack it, or have None for the models that the adapters record.
+        recorded = before.get(name, value)
+        unknown = name in ("whisper", "llm") and recorded == "None"
+        if recorded != value and not unknown:
             changes.append(f"{name} {before[name]}, now {value}")
     if changes:
         changed = ", ".join(changes)

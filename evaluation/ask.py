@@ -67,6 +67,8 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
     option("--steps", type=int, help="of the count rule (default: one a token)")
     option("--threshold", type=float, help="of the threshold rule (default: 0.9)")
     option("--factor", type=float, help="of the factor rule (default: 1)")
+    last = "of the factor rule: as in DIFFA-2, one that fails alone stays"
+    option("--last-candidate", action="store_true", help=last)
     option("--temperature", type=float, default=0.0, help=f"of Gumbel noise, 0: none {default}")
     option("--remasking", default="low_confidence", choices=CHOICES["remasking"], help=default)
     option("--cfg-scale", type=float, default=0.0, help=f"of the guidance, 0: none {default}")
@@ -100,14 +102,13 @@ def answer_in_steps(
     config: SamplerConfig,
     *,
     cut: bool = False,
-    show: Callable[[list[str]], None] | None = None,
+    show: Callable[[Step], None] | None = None,
     decode: Callable[..., Generation] = generate,
 ) -> tuple[Answer, list[Step]]:
     """Answer a question about a clip (S,) at 16 kHz, and keep each step.
 
     name: of the clip, for errors. cut: shorten a clip that is too long. show: called after each
-    step with the texts of the answer's G tokens. decode: as of `answer`. Raises ValueError:
-    something cannot be used.
+    step. decode: as of `answer`. Raises ValueError: something cannot be used.
     """
     lm_config = model.lm.config
     kinds = {lm_config.mask_id: MASK, lm_config.end_id: END}
@@ -118,7 +119,7 @@ def answer_in_steps(
         texts = token_texts(model.tokenizer, row, lm_config.mask_id, lm_config.end_id)
         steps.append(Step(texts, confidence[0].tolist(), [kinds.get(i, TEXT) for i in row]))
         if show:
-            show(texts)
+            show(steps[-1])
 
     def hear(rows: slice) -> tuple[Tensor, Tensor]:
         return hear_clips(model, [waveform], [name], cut)
@@ -172,12 +173,12 @@ def load_model(args: argparse.Namespace) -> tuple[DIFFA, SamplerConfig]:
 
 
 def ask(
-    args: argparse.Namespace, show: Callable[[list[str]], None]
+    args: argparse.Namespace, show: Callable[[Step], None]
 ) -> tuple[Answer, list[Step], Tensor]:
     """Answer the question of a command line with one clip.
 
     Args:
-        show: called after each step with the texts of the answer's G tokens.
+        show: called after each step.
     Returns:
         the answer; its steps; and what was heard, (S,) at 16 kHz.
     Raises:
@@ -209,7 +210,13 @@ def answer_live(args: argparse.Namespace, questions: list[Question]) -> None:
         waveform = waveforms[asked.clip]
         try:
             result, steps = answer_in_steps(
-                model, waveform, asked.clip, asked.question, config, cut=args.cut, show=screen.show
+                model,
+                waveform,
+                asked.clip,
+                asked.question,
+                config,
+                cut=args.cut,
+                show=screen.show,
             )
         finally:
             screen.clear()

@@ -7,6 +7,7 @@ import time
 import unicodedata
 
 from checkpoints.progress import is_quiet
+from evaluation.trace import Step
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # decodes bytes that are no whole character
 SECONDS_A_STEP = 0.15  # a terminal shows the steps slowly enough to be watched
@@ -66,16 +67,16 @@ class Screen:
         self.file = sys.stdout if sys.stdout.isatty() else sys.stderr
         self.is_live = self.file.isatty()
 
-    def show(self, texts: list[str]) -> None:
+    def show(self, step: Step) -> None:
         """Show one step."""
         if is_quiet():
             return
         if self.is_live:
             columns = os.get_terminal_size(self.file.fileno()).columns or 80
-            print(f"\r\033[K{one_line(texts, columns)}", end="", file=self.file, flush=True)
+            print(f"\r\033[K{one_line(step.texts, columns)}", end="", file=self.file, flush=True)
             time.sleep(SECONDS_A_STEP)
         else:
-            print(one_line(texts, math.inf), file=self.file, flush=True)
+            print(one_line(step.texts, math.inf), file=self.file, flush=True)
 
     def clear(self) -> None:
         """Remove the line that was shown last."""

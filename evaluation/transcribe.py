@@ -20,7 +20,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from checkpoints.command_line import add_model_arguments, count, model_options, one_line_errors
+from checkpoints.command_line import (
+    add_model_arguments,
+    count,
+    model_options,
+    one_line_errors,
+    settings_of,
+)
 from checkpoints.model import load_diffa
 from data import TRANSCRIBE, build_prompt, is_too_long, load_manifest
 from diffa import AUDIO_PARTS, DIFFA
@@ -121,10 +127,8 @@ def answer_all(
         ValueError: settings or files that cannot be used.
     """
     sampler_config(args, args.length or max(args.steps or 0, USUAL_LENGTH))  # checks the options
-    settings = (
-        *("whisper", "llm", "adapters", "dtype", "audio_context", "random_weights"),
-        *("stage", "question", "length", "rule", "steps", "threshold"),
-    )
+    settings = ("stage", "question", "length", "rule", "steps", "threshold")
+    made_by = settings_of(args) | {name: str(getattr(args, name)) for name in settings}
     speed = Speed()
 
     def load_model() -> DIFFA:
@@ -151,7 +155,7 @@ def answer_all(
         [clip["id"] for clip in clips],
         order,
         args.batch,
-        made_by={name: str(getattr(args, name)) for name in settings} | {"clips": about},
+        made_by=made_by | {"clips": about},
         load_model=load_model,
         answer_rows=answer_rows,
     )

@@ -148,7 +148,8 @@ class Canvas:
             gumbel = -self.config.temperature * (-u.log()).log()
         if self.config.remasking == "random":
             chance = self.uniform(waiting, N)[inside].float()  # (R, N)
-        return Choice(self.config.rule, limit, self.cfg_scale, gumbel, chance)
+        config = self.config
+        return Choice(config.rule, limit, self.cfg_scale, gumbel, chance, config.last_candidate)
 
     def finish_ended(self) -> None:
         """Mark items whose text is complete and fill their masks with end tokens.

@@ -15,7 +15,7 @@ from torch import nn
 from checkpoints.chats import CHATS
 from checkpoints.files import WeightsError
 from checkpoints.lm import load_lm, read_lm_config, save_lm
-from checkpoints.tokenizer import load_tokenizer
+from checkpoints.tokenizer import JSONTokenizer, load_tokenizer
 from checkpoints.whisper import load_whisper
 from data import build_prompt, encode_answers, left_pad
 from diffa import Spliced
@@ -416,8 +416,19 @@ def test_a_tokenizer_without_chat_markers_is_refused(tmp_path):
     config = chat_tokenizer(tmp_path, "chatml")
     file = tmp_path / "tokenizer.json"
     file.write_text(file.read_text().replace("<|im_end|>", "<|im_stop|>"))
-    with pytest.raises(ValueError, match="has neither .*<|im_end|>.* nor "):
+    with pytest.raises(ValueError, match="has no .*<|im_end|>.* nor "):
         load_tokenizer(tmp_path, config)
+
+
+def test_an_adapted_qwen3_may_have_another_mask(tmp_path):
+    byte_level_bpe(tmp_path, "qwen3", first="<|spare|>")
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|mask|>", "<|mosk|>"))
+    markers = JSONTokenizer(file).markers
+    ids = {"mask_id": markers["<|spare|>"], "end_id": markers["<|endoftext|>"]}
+    config = LMConfig(width=8, n_heads=2, family="qwen3", vocab=500, **ids)
+    tokenizer = load_tokenizer(tmp_path, config)
+    assert tokenizer.chat.mask == "<|spare|>" and "<think>" in tokenizer.chat.answer
 
 
 TEMPLATE = """{{ bos_token }}{% for message in messages %}

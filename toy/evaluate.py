@@ -21,7 +21,7 @@ from statistics import mean
 
 import torch
 
-from checkpoints.command_line import DTYPES, one_line_errors
+from checkpoints.command_line import DTYPES, add_force_parts, one_line_errors
 from checkpoints.files import check_writable, read_json, write_json
 from checkpoints.model import load_diffa
 from checkpoints.progress import add_quiet, progress
@@ -243,8 +243,7 @@ def main() -> None:
     dtype = "of the frozen encoder and LM (default: the LM as in its file, the encoder float32)"
     add("--dtype", choices=DTYPES, help=dtype)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    force = "evaluate with other parts than the adapters were trained with"
-    add("--force-parts", dest="allow_other_parts", action="store_true", help=force)
+    add_force_parts(parser)
     add("--check", action="store_true", help="fail when a promise is broken")
     every = f"measure stage 1 by all {len(STAGE1_SETTINGS)} sampler settings"
     add("--every-sampler", action="store_true", help=f"{every} (default: {' and '.join(USUAL)})")

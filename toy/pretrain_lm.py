@@ -27,14 +27,9 @@ from evaluation.wer import word_error_rate
 from sampler import Generation, SamplerConfig, answer, generate
 from toy import grammar
 from toy.autoregressive import CausalLM, next_token_loss
-from toy.imitation import (
-    GAP,
-    ImitationItem,
-    blurred_embeddings,
-    draw_question,
-    pad_items,
-)
+from toy.imitation import GAP, draw_question
 from train_asr import RECIPES
+from training.imitation import ImitationItem, blurred_embeddings, pad_items
 from training.loop import fit
 from training.optimizers import TrainConfig
 from training.run_files import minutes_of
