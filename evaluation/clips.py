@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from checkpoints.command_line import settings_of
 from data import build_prompt, load_manifest, pad_waveforms, read_audio
 from diffa import DIFFA
 from evaluation.answer_files import answer_missing
@@ -172,6 +173,7 @@ def answer_to_file(
         return answered_rows(model, pending, config, args.batch, args.cut)
 
     made_by = {name: str(value) for name, value in vars(args).items() if name not in NO_SETTINGS}
+    made_by |= settings_of(args)
     rows = answer_missing(
         args.out,
         [question.id for question in questions],
