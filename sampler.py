@@ -24,7 +24,7 @@ block by block, and no masks stand behind the current one, as iLLaDA samples.
 From plain to fast: `generate_plain` is the published procedure, `generate` has every rule and cache
 for a batch of prompts, `answer` answers questions about clips with it.
 
-    python sampler.py CLIP "QUESTION" [--trace out.html]      (evaluation/ask.py)
+    python sampler.py CLIP "QUESTION" [--trace out.html]      (evaluation/ask.py; many clips too)
 
 Shapes: B batch, P prompt positions, G answer tokens, L = P + G, V vocabulary, D width; R rows of
 the batch in a call, C conditions (1, or 2 with guidance), M positions that pass through the model,

@@ -33,7 +33,8 @@ from data import TRANSCRIBE, build_prompt, is_too_long, load_manifest
 from diffa import AUDIO_PARTS, DIFFA
 from encoder import SAMPLE_RATE
 from evaluation.answer_files import answer_missing
-from evaluation.ask import USUAL_LENGTH, sampler_config
+from evaluation.ask import sampler_config
+from evaluation.clips import USUAL_LENGTH
 from evaluation.wer_report import report_lines
 from sampler import CHOICES, SamplerConfig, answer
 from training.states import Read, read_padded
