@@ -46,7 +46,7 @@ def read_clips(
     # Several items may share a file. All problems are listed at once.
     clips = {}
     problems = []
-    for path in tqdm(dict.fromkeys(paths), "reading clips", leave=False):
+    for path in tqdm(dict.fromkeys(paths), "reading clips", leave=False, disable=None):
         try:
             clips[path] = ExamClip(path=path, waveform=read_audio(path, LONGEST / SAMPLE_RATE))
         except AudioError as error:
