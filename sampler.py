@@ -24,7 +24,7 @@ block by block, and no masks stand behind the current one, as iLLaDA samples.
 From plain to fast: `generate_plain` is the published procedure, `generate` has every rule and cache
 for a batch of prompts, `answer` answers questions about clips with it.
 
-    python sampler.py CLIP "QUESTION" [--trace out.html]      (evaluation/ask.py)
+    python sampler.py CLIP "QUESTION" [--trace out.html]      (evaluation/ask.py; many clips too)
 
 Shapes: B batch, P prompt positions, G answer tokens, L = P + G, V vocabulary, D width; R rows of
 the batch in a call, C conditions (1, or 2 with guidance), M positions that pass through the model,
@@ -171,12 +171,11 @@ def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple
 
     The confidence is the softmax probability, exp(logit - logsumexp) in float32, without a softmax
     tensor; it is NaN where a logit is NaN or infinite. [MASK] counts in the sum but is never
-    proposed. gumbel: (B, N, V) float64 noise that is added before the maximum.
+    proposed: its logit is overwritten. gumbel: (B, N, V) float64 noise, added before the maximum.
     """
     logits = logits.float()
     total = logits.logsumexp(dim=-1)  # (B, N)
-    never = torch.full_like(total, -torch.inf)
-    logits = logits.select_scatter(never, -1, mask_id)
+    logits[..., mask_id] = -torch.inf
     if gumbel is None:
         best, tokens = logits.max(dim=-1)
     else:
@@ -229,7 +228,7 @@ class Call(NamedTuple):
     """One forward pass: what goes through the model, and which rows of it are predicted."""
 
     x: Tensor  # (C R, M, D) embeddings
-    real: Tensor  # (C R, L), false at padding
+    real: Tensor | None  # (C R, L), false at padding; None: there is none
     cache: KeyValues | None
     indices: Tensor  # (M,) positions of x in the sequence
     output_rows: Tensor  # (N,) rows of x

@@ -72,6 +72,7 @@ class Canvas:
         self.is_rounded = (prompt.mask & ~prompt.is_text).any(dim=1)  # (B,)
         self.prompt = round_rows(conditions, self.is_rounded)  # (C, B, P, D)
         self.real = F.pad(prompt.mask, (0, config.length), value=True)  # (B, L)
+        self.is_padded = not bool(prompt.mask.all())
 
         # Keys and values of every condition, item and position.
         self.cache = None
@@ -129,7 +130,8 @@ class Canvas:
         L = P + self.end
         indices = torch.arange(P + start, P + stop, device=x.device)  # (M,)
         cache = self.cache_of(len(x), L) if self.cache else None
-        return Call(x, self.real[rows, :L].repeat(C, 1), cache, indices, columns - start)
+        real = self.real[rows, :L].repeat(C, 1) if self.is_padded else None  # (C R, L)
+        return Call(x, real, cache, indices, columns - start)
 
     def uniform(self, waiting: Tensor, *shape: int) -> Tensor:
         """Random numbers (B, *shape) in [0, 1), by the generators of the waiting items (B,)."""

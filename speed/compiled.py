@@ -67,6 +67,7 @@ class CompiledCanvas(Canvas):
             is_text=F.pad(prompt.is_text, (pad, 0)),
         )
         super().__init__(lm, padded, config)
+        self.is_padded = True  # for one graph with and without padding
 
     def new_cache(self, rows: int, L: int) -> KeyValues:
         return static_cache(self.lm, rows, L)

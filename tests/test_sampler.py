@@ -12,7 +12,8 @@ from checkpoints.model import save_trained
 from data import build_prompt, build_text_prompt, decode_answer, read_audio
 from diffa import DIFFA, Spliced, splice
 from diffusion_lm import DiffusionLM, LMConfig
-from evaluation.ask import hear_clips, one_line, token_texts
+from evaluation.clips import hear_clips
+from evaluation.screen import one_line, token_texts
 from sampler import (
     SamplerConfig,
     answer,
@@ -962,6 +963,21 @@ def test_the_command_prints_the_answer(toy, command, tone, tmp_path, capsys):
     assert (tmp_path / "t.html").read_text().count("<section>") == out.calls.item()
 
 
+def test_an_answer_of_length_auto_grows_by_blocks_until_it_ends(
+    toy, command, tone, tmp_path, monkeypatch, capsys
+):
+    # An LM that fills a block of 4 a call, and says the end at the 7th position of an answer.
+    said = [[65, 66, 67, 68], [69, 70, toy.lm.config.end_id, 71]]
+
+    def confident(lm, hidden):
+        return torch.nn.functional.one_hot(torch.tensor([said.pop(0)]), lm.config.vocab) * 50.0
+
+    monkeypatch.setattr(DiffusionLM, "head", confident)
+    command(tone(), "--length", "auto", "--block-length", 4, "--trace", tmp_path / "t.html")
+    printed = capsys.readouterr().err
+    assert "2 model calls for 8 positions, 6 of them text" in printed and not said
+
+
 def test_the_command_can_run_the_adapters_as_another_stage(command, tone, monkeypatch):
     stages = []
     monkeypatch.setattr(
@@ -999,6 +1015,8 @@ def test_the_command_hears_a_long_clip_only_with_cut(command, tone, capsys):
         (("--threshold", 2), "outside 1e-09 to 1"),
         (("--steps", 4), "--steps does nothing under --rule threshold; add --rule count"),
         (("--factor", 1, "--rule", "count"), "--factor does nothing under --rule count"),
+        (("--refresh", 2), "refresh 2 does nothing without a cache"),
+        (("--length", "auto", "--block-length", 0), "block_length 0 is outside 1 to"),
     ],
 )
 def test_the_command_fails_in_one_line(command, tmp_path, options, said):
