@@ -80,6 +80,8 @@ class Weights(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, values)
+
+        # Whichever of the two options comes last notices.
         if namespace.random_weights and namespace.adapters != parser.get_default("adapters"):
             parser.error("--random-weights draws new adapters: leave out --adapters")
 
@@ -106,6 +108,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, str]:
     """What decides a model, by the parsed options, as text: with the paths that adapters record."""
     names = ("whisper", "llm", "adapters", "dtype", "audio_context", "random_weights")
     settings = {name: getattr(args, name) for name in names}
+
+    # Random weights have no paths.
     if not args.random_weights:
         info = read_info(args.adapters) if Path(args.adapters).exists() else {}
         for name in ("whisper", "llm"):

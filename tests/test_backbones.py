@@ -87,8 +87,7 @@ def moved_right(logits):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("heads, kv_heads", [(6, 2), (4, 4), (3, 1)])
+@pytest.mark.parametrize("heads, kv_heads, tied", [(6, 2, True), (4, 4, False), (3, 1, True)])
 @pytest.mark.parametrize("family", PEERS)
 def test_logits_equal_transformers_without_the_causal_mask(tmp_path, family, heads, kv_heads, tied):
     shapes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
