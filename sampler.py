@@ -58,6 +58,7 @@ class SamplerConfig:
     threshold: float = 0.9
     factor: float = 1.0
     frechet: float = 0.25
+    last_candidate: bool = False  # of the factor rule, as in DIFFA-2's release; see `commit`
     temperature: float = 0.0  # of the Gumbel noise on the proposals
     remasking: str = "low_confidence"  # "random": proposals are committed by chance instead
     cfg_scale: float = 0.0  # classifier-free guidance; 0: none
@@ -184,13 +185,17 @@ def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple
     return tokens, log_confidence.exp().masked_fill(~log_confidence.isfinite(), torch.nan)
 
 
-def commit(confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor) -> Tensor:
+def commit(
+    confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor, last_candidate: bool = False
+) -> Tensor:
     """Which proposals stay, (B, N) bool: at least one in each row with a mask, only at masks.
 
     Args:
         confidence: (B, N). is_masked: (B, N), true where a mask waits. limit: (), the rule's
             number: tokens of this step, or the setting named like the rule. A tensor, because
             torch.compile would bake a Python float into the graph and recompile for a new value.
+        last_candidate: a proposal that is the only one to fail the factor rule stays too. Quirk of
+            Fast-dLLM's code, and so of DIFFA-2; its paper has no such exception.
     """
     confidence = confidence.masked_fill(~is_masked, -torch.inf)
 
@@ -209,6 +214,9 @@ def commit(confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor) -> T
     elif rule == "factor":
         # The bar rises with the rank while the confidence falls: if one passes, all before it do.
         keep = confidence >= 1 - limit / (rank + 2)
+        if last_candidate:
+            fails = is_masked & ~keep & (rank > 0)
+            keep |= fails.sum(dim=-1, keepdim=True) == 1
     else:
         # c1 + ... + cn - (n - 1) - (1 - cn) falls with n: the same.
         doubts = torch.where(is_before, 1 - other, 0.0).sum(dim=-1)  # (B, N)
@@ -234,6 +242,7 @@ class Choice(NamedTuple):
     cfg_scale: Tensor | None  # ()
     gumbel: Tensor | None  # (R, N, V), see `propose`
     chance: Tensor | None  # (R, N), decides instead of the confidence under random remasking
+    last_candidate: bool = False  # see `commit`
 
 
 def refine(
@@ -256,7 +265,7 @@ def refine(
     is_masked = block_ids == lm.config.mask_id
     proposed, confidence = propose(logits, lm.config.mask_id, choice.gumbel)
     deciding = confidence if choice.chance is None else choice.chance
-    keep = commit(deciding, is_masked, choice.rule, choice.limit)
+    keep = commit(deciding, is_masked, choice.rule, choice.limit, choice.last_candidate)
     return torch.where(keep, proposed, block_ids), confidence, keep
 
 

@@ -1,7 +1,7 @@
 """The command of sampler.py: ask a question about an audio file and watch the masks fill.
 
     python sampler.py CLIP "QUESTION"                     answers, showing each denoising step
-    python sampler.py CLIP "QUESTION" --trace out.html    also writes a page with a row a step
+    python sampler.py CLIP "QUESTION" --trace out.html    also writes a page with all steps
 
 The answer goes to the standard output. Where that is a terminal, the steps are one changing line of
 it; elsewhere they go to the standard error, so that a script reads the answer alone.
@@ -26,8 +26,8 @@ from checkpoints.files import check_writable
 from data import build_prompt, pad_waveforms, read_audio
 from diffa import AUDIO_PARTS, DIFFA
 from encoder import SAMPLE_RATE, EncoderConfig
-from evaluation.trace import write_trace
-from sampler import CHOICES, Answer, SamplerConfig, answer
+from evaluation.trace import END, MASK, TEXT, Step, write_trace
+from sampler import CHOICES, Answer, Generation, SamplerConfig, answer, generate
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # decodes bytes that are no whole character
 SECONDS_A_STEP = 0.15  # a terminal shows the steps slowly enough to be watched
@@ -123,6 +123,8 @@ def make_parser() -> argparse.ArgumentParser:
     option("--threshold", type=float, help="of the threshold rule (default: 0.9)")
     option("--factor", type=float, help="of the factor rule (default: 1)")
     option("--frechet", type=float, help="of the frechet rule (default: 0.25)")
+    last = "of the factor rule: as in DIFFA-2, one that fails alone stays"
+    option("--last-candidate", action="store_true", help=last)
     option("--temperature", type=float, default=0.0, help=f"of Gumbel noise, 0: none {default}")
     option("--remasking", default="low_confidence", choices=CHOICES["remasking"], help=default)
     option("--cfg-scale", type=float, default=0.0, help=f"of the guidance, 0: none {default}")
@@ -154,15 +156,57 @@ def sampler_config(args: argparse.Namespace, length: int, most: int = AUTO_LENGT
     return SamplerConfig(**{"length": length, **{name: given[name] for name in names}})
 
 
+def answer_in_steps(
+    model: DIFFA,
+    waveform: Tensor,
+    name: str,
+    question: str,
+    config: SamplerConfig,
+    *,
+    cut: bool = False,
+    show: Callable[[Step], None] | None = None,
+    decode: Callable[..., Generation] = generate,
+) -> tuple[Answer, list[Step]]:
+    """Answer a question about a clip (S,) at 16 kHz, and keep each step.
+
+    name: of the clip, for errors. cut: shorten a clip that is too long. show: called after each
+    step. decode: as of `answer`. Raises ValueError: something cannot be used.
+    """
+    lm_config = model.lm.config
+    kinds = {lm_config.mask_id: MASK, lm_config.end_id: END}
+    steps = []
+
+    def on_step(ids: Tensor, confidence: Tensor) -> None:
+        # Of an answer that grows, the blocks that exist: the last one has the last new token.
+        n = ids.shape[1]
+        if config.append:
+            last = int((confidence[0] > 0).nonzero().max())
+            n = min((last // config.block_length + 1) * config.block_length, n)
+        row = ids[0, :n].tolist()
+        texts = token_texts(model.tokenizer, row, lm_config.mask_id, lm_config.end_id)
+        steps.append(Step(texts, confidence[0, :n].tolist(), [kinds.get(i, TEXT) for i in row]))
+        if show:
+            show(steps[-1])
+
+    def hear(rows: slice) -> tuple[Tensor, Tensor]:
+        return hear_clips(model, [waveform], [name], cut)
+
+    prompt = build_prompt(model.tokenizer, question)
+    (result,) = answer(
+        model.lm, model.tokenizer, [prompt], hear, config, decode=decode, on_step=on_step
+    )
+    return result, steps
+
+
 def ask(
     args: argparse.Namespace, show: Callable[[list[str]], None]
-) -> tuple[Answer, list[tuple[list[str], list[float]]]]:
+) -> tuple[Answer, list[Step], Tensor]:
     """Answer the question of the command line.
 
     Args:
         show: called after each step with the texts of the answer's G tokens.
     Returns:
-        the answer; and for each step these texts, and the G confidences.
+        the answer; its steps; and what was heard, (S,) at 16 kHz.
     Raises:
         ValueError or OSError: something cannot be used.
     """
@@ -183,26 +227,14 @@ def ask(
         print(f"({unknown}: --length {USUAL_LENGTH})", file=sys.stderr)
     room = model.lm.config.max_length // 2  # the prompt takes less than the other half
     config = sampler_config(args, trained or USUAL_LENGTH, most=min(AUTO_LENGTH, room))
-    lm_config = model.lm.config
-    steps = []
 
-    def on_step(ids: Tensor, confidence: Tensor) -> None:
-        # Of an answer that grows, the blocks that exist: the last one has the last new token.
-        n = ids.shape[1]
-        if config.append:
-            last = int((confidence[0] > 0).nonzero().max())
-            n = min((last // config.block_length + 1) * config.block_length, n)
-        row = ids[0, :n].tolist()
-        texts = token_texts(model.tokenizer, row, lm_config.mask_id, lm_config.end_id)
-        steps.append((texts, confidence[0, :n].tolist()))
-        show(texts)
+    def show_texts(step: Step) -> None:
+        show(step.texts)
 
-    def hear(rows: slice) -> tuple[Tensor, Tensor]:
-        return hear_clips(model, [waveform], [args.clip], args.cut)
-
-    prompt = build_prompt(model.tokenizer, args.question)
-    (result,) = answer(model.lm, model.tokenizer, [prompt], hear, config, on_step=on_step)
-    return result, steps
+    result, steps = answer_in_steps(
+        model, waveform, args.clip, args.question, config, cut=args.cut, show=show_texts
+    )
+    return result, steps, waveform[: model.encoder.config.n_samples]
 
 
 def answer_clip(args: argparse.Namespace) -> None:
@@ -223,15 +255,16 @@ def answer_clip(args: argparse.Namespace) -> None:
             print(one_line(texts, math.inf), file=screen, flush=True)
 
     try:
-        result, steps = ask(args, show)
+        result, steps, heard = ask(args, show)
     finally:
         if live:
             print("\r\033[K", end="", file=screen, flush=True)
     print(result.text, flush=True)
-    counts = f"{result.calls} model calls for {len(steps[-1][0])} positions"
-    print(f"({counts}, {result.n_tokens} of them text)", file=sys.stderr)
+    calls = f"{result.calls} model calls for {len(steps[-1].texts)} positions"
+    counts = f"{calls}, {result.n_tokens} of them text"
+    print(f"({counts})", file=sys.stderr)
     if args.trace:
-        write_trace(args.trace, args.question, steps)
+        write_trace(args.trace, args.question, result.text, counts, heard, steps)
 
 
 def main() -> None:

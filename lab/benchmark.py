@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from checkpoints.command_line import DTYPES, count, one_line_errors
+from checkpoints.command_line import DTYPES, add_force_parts, count, one_line_errors
 from checkpoints.model import randomize
 from data import build_prompt, decode_answer, load_manifest
 from diffa import DIFFA, Spliced, splice
@@ -108,10 +108,12 @@ def random_lm(
 
 
 @torch.inference_mode()
-def load_toy(run: Path, device: str, dtype: torch.dtype | None) -> tuple[DIFFA, Spliced, list[str]]:
-    """A run's stage-1 model, prompts of its first test clips, and their transcripts."""
-    paths = (run / "whisper", run / "llada", run / "stage1")
-    model = DIFFA.from_pretrained(*paths, device=device, dtype=dtype)
+def load_toy(run: Path, **options) -> tuple[DIFFA, Spliced, list[str]]:
+    """A run's stage-1 model, prompts of its first test clips, and their transcripts.
+
+    options: of load_diffa.
+    """
+    model = DIFFA.from_pretrained(run / "whisper", run / "llada", run / "stage1", **options)
     items = load_manifest(run / "corpus/asr_test.json")[:TOY_CLIPS]
     audio = model.eval().hear(*StateCache(model, items)(items))
     prompts = [build_prompt(model.tokenizer, item["input"]) for item in items]
@@ -300,6 +302,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile-all", action="store_true", help=every)
     timed = "steps of the published procedure that are timed (default 8; toy: all)"
     parser.add_argument("--reference-steps", type=count, default=8, help=timed)
+    add_force_parts(parser)
     return parser.parse_args(arguments)
 
 
@@ -312,7 +315,9 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors(NAME):
         base = SamplerConfig(length=length, block_length=block_length, stop_at_end=False)
         if toy:
-            model, batch, transcripts = load_toy(args.run, args.device, dtype)
+            options = {"device": args.device, "dtype": dtype}
+            options["allow_other_parts"] = args.allow_other_parts
+            model, batch, transcripts = load_toy(args.run, **options)
             lm = model.lm
         else:
             lm, batch = random_lm(RANDOM[args.size], args.device, dtype)

@@ -117,11 +117,19 @@ class Canvas:
         differ from the exact one. Between two passes over everything, rows must stay the same.
         """
         C, _, P, _ = self.prompt.shape
-        ids = self.ids[rows, part or slice(0, self.end)]
+        first = 0
+        start = 0
+        if part:
+            # A shifted LM predicts the first token of a part one position before it.
+            start = part.start - self.lm.config.shifted
+            first = P + start
+        stop = part.stop if part else self.end
+        ids = self.ids[rows, max(start, 0) : stop]
         x = round_rows(self.lm.embed(ids), self.is_rounded[rows]).repeat(C, 1, 1)  # (C R, M, D)
-        first = P + part.start if part else 0
         if part is None:
             x = torch.cat([self.prompt[:, rows].flatten(0, 1), x], dim=1)  # (C R, L, D)
+        elif start < 0:
+            x = torch.cat([self.prompt[:, rows, -1:].flatten(0, 1), x], dim=1)
 
         L = P + self.end
         indices = torch.arange(first, first + x.shape[1], device=x.device)  # (M,)
@@ -153,7 +161,8 @@ class Canvas:
             gumbel = -self.config.temperature * (-u.log()).log()
         if self.config.remasking == "random":
             chance = self.uniform(waiting, N)[inside].float()  # (R, N)
-        return Choice(self.config.rule, limit, self.cfg_scale, gumbel, chance)
+        config = self.config
+        return Choice(config.rule, limit, self.cfg_scale, gumbel, chance, config.last_candidate)
 
     def finish_ended(self) -> None:
         """Mark items whose text is complete and fill their masks with end tokens.

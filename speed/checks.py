@@ -31,6 +31,9 @@ def check_settings(config) -> None:
         if getattr(config, name) not in known:
             raise ValueError(f"{name} {getattr(config, name)!r} is none of {', '.join(known)}")
 
+    if config.last_candidate and config.rule != "factor":
+        raise ValueError(f"last_candidate does nothing under rule {config.rule}; use factor")
+
     # NaN is in no range.
     for name, (least, most) in RANGES.items():
         if not least <= getattr(config, name) <= most:

@@ -959,7 +959,7 @@ def test_the_command_prints_the_answer(toy, command, tone, tmp_path, capsys):
     )  # once: $(...) reads it
     assert len(printed.err.splitlines()) == out.calls.item() + 1 and "_ _" in printed.err
     assert f"{out.calls.item()} model calls for 8 positions" in printed.err
-    assert (tmp_path / "t.html").read_text().count("<tr>") == out.calls.item()
+    assert (tmp_path / "t.html").read_text().count("<section>") == out.calls.item()
 
 
 def test_an_answer_of_length_auto_grows_by_blocks_until_it_ends(
