@@ -24,7 +24,7 @@ block by block, and no masks stand behind the current one, as iLLaDA samples.
 From plain to fast: `generate_plain` is the published procedure, `generate` has every rule and cache
 for a batch of prompts, `answer` answers questions about clips with it.
 
-    python sampler.py CLIP "QUESTION" [--trace out.html]      (evaluation/ask.py)
+    python sampler.py CLIP "QUESTION" [--trace out.html]      (evaluation/ask.py; many clips too)
 
 Shapes: B batch, P prompt positions, G answer tokens, L = P + G, V vocabulary, D width; R rows of
 the batch in a call, C conditions (1, or 2 with guidance), M positions that pass through the model,
@@ -65,7 +65,7 @@ class SamplerConfig:
     seed: int = 0  # of temperature and random remasking
     cache: str = "none"
     refresh: int = 1  # blocks that share one pass over the prompt; above 1 only with a cache
-    append: bool = False  # blocks are appended one after another; else all masks are there at once
+    append: bool | None = None  # blocks are appended one by one; None: as the LM was trained
     compile: bool = False  # slow at first (speed/compiled.py)
     second_call: bool = False  # Fast-dLLM's, in a block that is full after its first; to compare
     stop_at_end: bool = True  # an item is done once its end token is committed with all before it

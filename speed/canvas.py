@@ -50,6 +50,7 @@ class Canvas:
         self.confidence = torch.zeros(B, config.length, device=device)  # of committed tokens
         self.calls = torch.zeros(B, dtype=torch.long, device=device)
         self.ended = torch.zeros(B, dtype=torch.bool, device=device)
+        self.appends = lm.config.appends if config.append is None else config.append
         self.end = config.length  # columns of the answer that exist yet
         self.generators = []
         if config.temperature > 0 or config.remasking == "random":
@@ -100,7 +101,7 @@ class Canvas:
 
     def begin(self, block: slice) -> None:
         """Appended blocks: for now, the answer ends with this one."""
-        if self.config.append:
+        if self.appends:
             self.end = block.stop
 
     def cached_part(self, block: slice | None) -> slice:
@@ -117,25 +118,20 @@ class Canvas:
         differ from the exact one. Between two passes over everything, rows must stay the same.
         """
         C, _, P, _ = self.prompt.shape
-        first = 0
-        start = 0
-        if part:
-            # A shifted LM predicts the first token of a part one position before it.
-            start = part.start - self.lm.config.shifted
-            first = P + start
+        # Columns that pass; negative ones are of the prompt. A shifted LM predicts the first token
+        # of a part one position before it.
+        start = part.start - self.lm.config.shifted if part else -P
         stop = part.stop if part else self.end
         ids = self.ids[rows, max(start, 0) : stop]
         x = round_rows(self.lm.embed(ids), self.is_rounded[rows]).repeat(C, 1, 1)  # (C R, M, D)
-        if part is None:
-            x = torch.cat([self.prompt[:, rows].flatten(0, 1), x], dim=1)  # (C R, L, D)
-        elif start < 0:
-            x = torch.cat([self.prompt[:, rows, -1:].flatten(0, 1), x], dim=1)
+        if start < 0:
+            x = torch.cat([self.prompt[:, rows, start:].flatten(0, 1), x], dim=1)
 
         L = P + self.end
-        indices = torch.arange(first, first + x.shape[1], device=x.device)  # (M,)
+        indices = torch.arange(P + start, P + stop, device=x.device)  # (M,)
         cache = self.cache_of(len(x), L) if self.cache else None
         real = self.real[rows, :L].repeat(C, 1) if self.is_padded else None  # (C R, L)
-        return Call(x, real, cache, indices, P + columns - first)
+        return Call(x, real, cache, indices, columns - start)
 
     def uniform(self, waiting: Tensor, *shape: int) -> Tensor:
         """Random numbers (B, *shape) in [0, 1), by the generators of the waiting items (B,)."""

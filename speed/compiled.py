@@ -78,7 +78,7 @@ class CompiledCanvas(Canvas):
 
     def begin(self, block: slice) -> None:
         # What is not appended yet is there, but hidden like padding.
-        if self.config.append:
+        if self.appends:
             answer = self.real[:, -self.config.length :]  # (B, G)
             answer[:, : block.stop] = True
             answer[:, block.stop :] = False

@@ -12,7 +12,8 @@ from checkpoints.model import save_trained
 from data import build_prompt, build_text_prompt, decode_answer, read_audio
 from diffa import DIFFA, Spliced, splice
 from diffusion_lm import DiffusionLM, LMConfig
-from evaluation.ask import hear_clips, one_line, token_texts
+from evaluation.clips import hear_clips
+from evaluation.screen import one_line, token_texts
 from sampler import (
     SamplerConfig,
     answer,
