@@ -36,6 +36,7 @@ from lab.roofline import (
     floor_of_call,
     matrix_products,
     measure_rates,
+    recorded,
     time_in_turns,
 )
 from sampler import Choice, SamplerConfig, generate, generate_plain, refine
@@ -225,9 +226,11 @@ class TimedCall(NamedTuple):
 
 
 @torch.no_grad()
-def calls_of(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> dict[str, TimedCall]:
-    """Both kinds of calls of one prompt's first block, by name."""
-    canvas, compiled = compile_step(lm, prompt, replace(config, cache="dual"))
+def calls_of(
+    lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, joined: bool = True
+) -> dict[str, TimedCall]:
+    """Both kinds of calls of one prompt's first block, by name. joined: see compile_step."""
+    canvas, compiled = compile_step(lm, prompt, replace(config, cache="dual"), joined)
     device = prompt.mask.device
     block = slice(0, config.block_length)
     rows = torch.zeros(1, dtype=torch.long, device=device)  # the only item
@@ -247,7 +250,7 @@ def calls_of(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> dict[st
         works = {
             "eager": functools.partial(refine, *inputs),
             "compiled": functools.partial(compiled, *inputs),
-            "its matrix products alone": matrix_products(lm, *shapes),
+            "its matrix products alone": recorded(matrix_products(lm, *shapes), device),
         }
         calls[name] = TimedCall(works, shapes)
     return calls

@@ -19,6 +19,7 @@ from diffa import Spliced
 from diffusion_lm import DiffusionLM, KeyValues
 from sampler import Call, Choice, SamplerConfig, refine
 from speed.canvas import Canvas
+from speed.joined import join
 
 BUCKET = 64  # prompts are padded to a multiple of this, so that few shapes are compiled
 STATIC_CACHES: weakref.WeakKeyDictionary[DiffusionLM, dict] = weakref.WeakKeyDictionary()
@@ -90,7 +91,12 @@ class CompiledCanvas(Canvas):
 
 
 def compile_step(
-    lm: DiffusionLM, prompt: Spliced, config: SamplerConfig
+    lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, joined: bool = True
 ) -> tuple[CompiledCanvas, Callable]:
-    """The canvas of `generate`, and its step instead of `refine`."""
+    """The canvas of `generate`, and its step instead of `refine`.
+
+    joined: on a GPU, with the products of joined.py.
+    """
+    if joined and prompt.mask.is_cuda:
+        join(lm)
     return CompiledCanvas(lm, prompt, config), compiled_refine(prompt.mask.device.type)
