@@ -163,7 +163,8 @@ def load_lm(
     """The language model of a directory of the hub, of any family in LM_FAMILIES.
 
     Args:
-        dtype: None keeps the file's; on the CPU the parameters are then the mapped file itself.
+        dtype: None keeps the file's; on the CPU the parameters are then the mapped file itself,
+            but float16, in which a CPU computes very slowly, becomes float32.
         lm_class: DiffusionLM, or the subclass that is the autoregressive baseline.
         note: as for fill.
         causal_weights: take a causal LM's weights into a DiffusionLM, to adapt it.
@@ -192,6 +193,8 @@ def load_lm(
 
     # Without a dtype, all parameters take that of the embedding table.
     kept = tensors[embedding].dtype if embedding in tensors else None
+    if kept == torch.float16 and torch.device(device).type == "cpu":
+        kept = torch.float32
     lm = build(lambda: lm_class(config), config.n_layers, len(tensors), path)
     fill(lm, tensors, table, dropped, path, dtype or kept, device, note)
     return use_few_rows(lm).eval()
