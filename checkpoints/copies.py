@@ -86,7 +86,9 @@ def check_copies(file: Path, tensors: Checkpoint, encoder: WhisperEncoder, lm: D
             raise WeightsError(f"{file}: {name} is a copy of nothing in --whisper or --llm")
 
         # The positions of a shortened window are the first ones.
-        copy = tensors[name][: len(parameter)]
+        copy = tensors[name]
+        if copy.ndim == parameter.ndim:
+            copy = copy[: len(parameter)]
         pairs = [
             (sample(copy).to(dtype), sample(parameter).cpu().to(dtype))
             for dtype in (torch.bfloat16, torch.float16)
