@@ -27,7 +27,7 @@ MANIFEST_FIELDS = (
 )  # fmt: skip
 SYSTEM = "You are a helpful voice assistant."
 TRANSCRIBE = "Please transcribe the speech."  # stage 1's instruction, where a corpus brings none
-TEXT_END = "<|endoftext|>"  # ends an answer and pads it, in every family of LMs
+TEXT_END = "<|endoftext|>"  # ends an answer and pads it, in most families of LMs
 
 
 class ManifestError(ValueError):
@@ -120,14 +120,18 @@ def item_problem(item: object, folder: Path) -> str:
 def load_manifest(path: str | Path) -> list[dict]:
     """Items of a manifest; `audio_filepath`, relative to the manifest's folder, is made absolute.
 
-    Raises ManifestError: not a JSON list, empty, or bad fields or absent files (all listed).
+    Raises ManifestError: not a JSON list, empty, a field twice in an item, or bad fields or absent
+    files (all listed).
     """
+    from checkpoints.files import refuse_twice
+
     path = Path(path).absolute()
     if not os.path.isfile(path):
         advice = "`make demo` makes the toy's, python -m corpora.manifests others"
         raise ManifestError(f"{path}: no such manifest; {advice}")
     try:
-        items = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        items = json.loads(text, object_pairs_hook=refuse_twice)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: not valid JSON in UTF-8 ({error})") from error
     if not isinstance(items, list) or not items:
@@ -175,20 +179,16 @@ def build_prompt(tokenizer, instruction: str) -> Prompt:
     tokenizer: with the `chat` format of its LM (checkpoints/tokenizer.py).
     """
     chat = tokenizer.chat
-    opening, closing = chat.turn.split("{text}")
-    system_turn = chat.turn.format(role="system", text=SYSTEM)
-    before = f"{chat.start}{system_turn}{opening.format(role='user')}This is the audio:"
-    after = tokenizer.encode_text(instruction, " <audio>. ", closing + chat.answer)
+    before = chat.opening.replace("{system}", SYSTEM) + "This is the audio:"
+    after = tokenizer.encode_text(instruction, " <audio>. ", chat.answer)
     return Prompt(tokenizer.encode(before), after)
 
 
 def build_text_prompt(tokenizer, text: str) -> Prompt:
     """A user's turn of text without audio, up to where the assistant begins; `after` is empty."""
     chat = tokenizer.chat
-    opening, closing = chat.turn.split("{text}")
-    system_turn = chat.turn.format(role="system", text=SYSTEM)
-    before = f"{chat.start}{system_turn}{opening.format(role='user')}"
-    return Prompt(tokenizer.encode_text(text, before, closing + chat.answer), [])
+    before = chat.opening.replace("{system}", SYSTEM)
+    return Prompt(tokenizer.encode_text(text, before, chat.answer), [])
 
 
 def left_pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -218,7 +218,7 @@ def encode_answers(tokenizer, answers: list[str], length: int) -> Tensor:
 
     Raises ValueError: an answer leaves no room for its end; the message names it.
     """
-    end = tokenizer.id(TEXT_END)
+    end = tokenizer.id(tokenizer.chat.text_end)
     rows = []
     for answer in answers:
         ids = tokenizer.encode_text(answer)
@@ -232,6 +232,6 @@ def encode_answers(tokenizer, answers: list[str], length: int) -> Tensor:
 
 def decode_answer(tokenizer, ids: list[int]) -> str:
     """Text of generated ids up to the first end of turn or of text."""
-    ends = {tokenizer.id(TEXT_END), tokenizer.id(tokenizer.chat.turn_end)}
+    ends = {tokenizer.id(tokenizer.chat.text_end), tokenizer.id(tokenizer.chat.turn_end)}
     stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     return tokenizer.decode(list(ids[:stop])).strip()

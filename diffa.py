@@ -94,7 +94,8 @@ class DIFFA(nn.Module):
         Raises ValueError: the parts are those of no stage in AUDIO_PARTS.
         """
         super().__init__()
-        stages = [stage for stage, names in AUDIO_PARTS.items() if set(names) == set(parts)]
+        heard = set(parts) - {"lora"}
+        stages = [stage for stage, names in AUDIO_PARTS.items() if set(names) == heard]
         if not stages:
             raise ValueError(f"parts {', '.join(parts)} are those of no stage: {AUDIO_PARTS}")
 
@@ -112,6 +113,7 @@ class DIFFA(nn.Module):
         self.prompts = parts.get("prompts")
         self.acoustic = parts.get("acoustic")
         self.semantic = parts["semantic"]
+        self.lora = parts.get("lora")  # DIFFA-2's third stage: attached to the LM
 
     @classmethod
     def from_pretrained(cls, whisper=None, llm=None, adapters=None, **options) -> "DIFFA":
@@ -134,7 +136,8 @@ class DIFFA(nn.Module):
 
     def trained_parts(self) -> dict[str, Part]:
         """What trains, by name, in the order of the prompt."""
-        return {name: getattr(self, name) for name in AUDIO_PARTS[self.stage]}
+        names = (*AUDIO_PARTS[self.stage], *(["lora"] if self.lora is not None else []))
+        return {name: getattr(self, name) for name in names}
 
     @torch.no_grad()
     def encode(self, waveforms: Tensor, n_samples: Tensor) -> tuple[list[Tensor], Tensor]:

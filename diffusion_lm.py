@@ -44,7 +44,10 @@ class LMConfig:
     head_dim: int | None = None  # None: width / n_heads
     qk_norm: bool = False  # an RMSNorm on each head's query and key, as in Qwen3
     tied: bool = False  # the unembedding is the embedding table
-    family: str = "llada"  # or "qwen3": decides the names in files and the chat format
+    qkv_bias: bool = False  # queries, keys and values have biases, as in Qwen2
+    shifted: bool = False  # position i predicts token i + 1, as in Dream
+    appends: bool = False  # answers grow block by block, no masks follow a block, as in iLLaDA
+    family: str = "llada"  # decides names in files and chat format (checkpoints/key_tables.py)
 
     def __post_init__(self):
         if self.head_dim is None and self.width % self.n_heads:
@@ -107,16 +110,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Rotary attention with optional groups of heads and norms on heads; no biases."""
+    """Rotary attention with optional groups of heads, norms on heads, and biases."""
 
     def __init__(self, config: LMConfig):
         super().__init__()
         self.config = config
         query_width = config.n_heads * config.head_dim
         key_width = config.n_kv_heads * config.head_dim
-        self.query = nn.Linear(config.width, query_width, bias=False)
-        self.key = nn.Linear(config.width, key_width, bias=False)
-        self.value = nn.Linear(config.width, key_width, bias=False)
+        self.query = nn.Linear(config.width, query_width, bias=config.qkv_bias)
+        self.key = nn.Linear(config.width, key_width, bias=config.qkv_bias)
+        self.value = nn.Linear(config.width, key_width, bias=config.qkv_bias)
         self.out = nn.Linear(query_width, config.width, bias=False)
         if config.qk_norm:
             self.query_norm = RMSNorm(config.head_dim, config.norm_eps)
@@ -166,9 +169,7 @@ class Attention(nn.Module):
 
         grouped = config.n_heads != config.n_kv_heads
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-        return self.out(
-            mixed.transpose(1, 2).flatten(2)
-        )  # (B, H, N, C) -> (B, N, H C) -> (B, N, D)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # (B, H, N, C) to (B, N, D)
 
 
 class SwiGLU(nn.Module):
@@ -221,7 +222,7 @@ class DiffusionLM(nn.Module):
         return self.embedding(ids)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., D) -> logits (..., V). No shift: position i predicts token i."""
+        """Hidden states (..., D) of `forward` -> logits (..., V) of the tokens at their rows."""
         return self.unembedding(hidden)
 
     def new_cache(self, B: int, L: int) -> KeyValues:
@@ -260,10 +261,16 @@ class DiffusionLM(nn.Module):
             output_rows: (N,) rows of `embeddings` whose hidden states are returned. The last block
                 computes no others.
         Returns:
-            (B, M, D) or (B, N, D) hidden states after the final norm; meaningless at padding.
+            (B, M, D) or (B, N, D) hidden states after the final norm; meaningless at padding. They
+            predict the tokens at their rows: those of a `shifted` LM are from one row before.
         """
         if indices is None:
             indices = torch.arange(embeddings.shape[1], device=embeddings.device)  # (M,)
+
+        # A shifted LM predicts a token one row before it; the first row predicts itself as well.
+        if self.config.shifted:
+            rows = torch.arange(embeddings.shape[1], device=embeddings.device)  # (M,)
+            output_rows = ((rows if output_rows is None else output_rows) - 1).clamp(min=0)
 
         # Positions count real tokens only, so left padding does not move a prompt.
         if mask is None:
@@ -344,14 +351,33 @@ def diffusion_loss(
     """Masked-diffusion loss of answers (LLaDA, equation 5: a prompt that is never noised).
 
     Args:
-        prompt: (B, P, D) embeddings before the answer, audio included. prompt_mask: (B, P), true
-            where real, or None.
-        answer_ids: (B, G), padded with the end token. noisy_ids: (B, G), the same after `noise`.
-        t: (B,) noise levels.
+        prompt, prompt_mask, answer_ids, noisy_ids, t: see weighted_losses.
         n_tokens: the divisor of the sum: all answer tokens of the batch, masked or not (as in the
             release). When every answer is padded to G, B * G equals LLaDA's mean over items.
     Returns:
         a scalar.
+    """
+    losses, _ = weighted_losses(lm, prompt, prompt_mask, answer_ids, noisy_ids, t)  # (n,)
+    return losses.sum() / n_tokens
+
+
+def weighted_losses(
+    lm: DiffusionLM,
+    prompt: Tensor,
+    prompt_mask: Tensor | None,
+    answer_ids: Tensor,
+    noisy_ids: Tensor,
+    t: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every masked answer token, weighted by 1/t.
+
+    Args:
+        prompt: (B, P, D) embeddings before the answer, audio included. prompt_mask: (B, P), true
+            where real, or None.
+        answer_ids: (B, G), padded with the end token. noisy_ids: (B, G), the same after `noise`.
+        t: (B,) noise levels.
+    Returns:
+        the losses (n,) of the n masked tokens, and the row of the batch (n,) of each.
     """
     # 1. The sequence: the clean prompt, then the noisy answer.
     x = torch.cat([prompt, lm.embed(noisy_ids)], dim=1)  # (B, P + G, D)
@@ -363,13 +389,11 @@ def diffusion_loss(
     answer_rows = torch.arange(prompt.shape[1], x.shape[1], device=x.device)  # (G,)
     hidden = lm(x, mask, output_rows=answer_rows)  # (B, G, D)
 
-    # 3. Cross-entropy at the masked positions only. No shift: position i predicts token i.
+    # 3. Cross-entropy at the masked positions only.
     is_masked = noisy_ids == lm.config.mask_id  # (B, G)
     losses = token_losses(lm, hidden[is_masked], answer_ids[is_masked])  # (n,)
 
     # 4. Weight 1/t: at level t only a fraction t of the tokens is scored, and the weight makes up
     #    for it. With t ~ U(0, 1] the expected loss bounds the negative log-likelihood from above.
     weights = (1.0 / t.to(losses))[:, None].expand_as(is_masked)[is_masked]  # (n,)
-
-    # 5. Normalise by the answer tokens.
-    return (losses * weights).sum() / n_tokens
+    return losses * weights, is_masked.nonzero()[:, 0]

@@ -25,7 +25,6 @@ the batch in a call, C conditions (1, or 2 with guidance), M positions that pass
 N positions that are predicted: those of a block, or of it the masked ones.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,21 +37,8 @@ from torch import Tensor
 from data import Prompt, decode_answer
 from diffa import Spliced, splice
 from diffusion_lm import DiffusionLM, KeyValues
-
-CHOICES = {
-    "rule": ("count", "threshold", "factor"),
-    "remasking": ("low_confidence", "random"),
-    "cache": ("none", "prefix", "dual"),
-}
-RANGES = {  # smallest and largest; larger numbers would overflow
-    "length": (1, 2**20),
-    "block_length": (1, 2**20),
-    "threshold": (1e-9, 1),
-    "factor": (1e-9, 1000),
-    "temperature": (0, 100),
-    "cfg_scale": (0, 100),
-    "seed": (0, 2**64 - 1),
-}
+from speed.checks import CHOICES as CHOICES
+from speed.checks import check_finite, check_prompt, check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +51,7 @@ class SamplerConfig:
     rule: str = "count"
     threshold: float = 0.9
     factor: float = 1.0
+    last_candidate: bool = False  # of the factor rule, as in DIFFA-2's release; see `commit`
     temperature: float = 0.0  # of the Gumbel noise on the proposals
     remasking: str = "low_confidence"  # "random": proposals are committed by chance instead
     cfg_scale: float = 0.0  # classifier-free guidance; 0: none
@@ -75,23 +62,11 @@ class SamplerConfig:
     stop_at_end: bool = True  # an item is done once its end token is committed with all before it
 
     def __post_init__(self):
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
         for name in ("block_length", "steps"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.length)
-
-        # NaN is in no range.
-        for name, (least, most) in RANGES.items():
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name} {getattr(self, name)} is outside {least} to {most}")
-
-        # A block takes one step or more, a step commits one token or more.
+        check_settings(self)
         object.__setattr__(self, "block_length", min(self.block_length, self.length))
-        if not self.n_blocks <= self.steps <= self.length:
-            steps = f"{self.steps} steps for {self.n_blocks} blocks and {self.length} tokens"
-            raise ValueError(f"{steps}; use {self.n_blocks} to {self.length}")
 
     @property
     def n_blocks(self) -> int:
@@ -121,16 +96,6 @@ def blocks_of(config: SamplerConfig) -> list[tuple[slice, int]]:
     last = max(config.steps * (G - starts[-1]) // G, 1)
     n_steps = [*split_evenly(config.steps - last, len(blocks) - 1), last]
     return list(zip(blocks, n_steps, strict=True))
-
-
-def check_finite(lm: DiffusionLM, numbers: Tensor) -> None:
-    """Raise ValueError: some of these confidences or logits are NaN or infinite."""
-    if not numbers.isfinite().all():
-        raise ValueError(
-            f"the LM's logits are NaN or infinite in {lm.embedding.weight.dtype}. Use --dtype "
-            "float32 or bfloat16, since numbers above 65,504 overflow in float16; if that does not "
-            "help, weights are damaged: download or train them again"
-        )
 
 
 # The published procedure
@@ -212,13 +177,17 @@ def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple
     return tokens, log_confidence.exp().masked_fill(~log_confidence.isfinite(), torch.nan)
 
 
-def commit(confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor) -> Tensor:
+def commit(
+    confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor, last_candidate: bool = False
+) -> Tensor:
     """Which proposals stay, (B, N) bool: at least one in each row with a mask, only at masks.
 
     Args:
         confidence: (B, N). is_masked: (B, N), true where a mask waits. limit: (), the rule's
             number: tokens of this step, the threshold or the factor. A tensor, because
             torch.compile would bake a Python float into the graph and recompile for a new value.
+        last_candidate: a proposal that is the only one to fail the factor rule stays too. Quirk of
+            Fast-dLLM's code, and so of DIFFA-2; its paper has no such exception.
     """
     confidence = confidence.masked_fill(~is_masked, -torch.inf)
 
@@ -236,6 +205,9 @@ def commit(confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor) -> T
     else:
         # The bar rises with the rank while the confidence falls: if one passes, all before it do.
         keep = confidence >= 1 - limit / (rank + 2)
+        if last_candidate:
+            fails = is_masked & ~keep & (rank > 0)
+            keep |= fails.sum(dim=-1, keepdim=True) == 1
     return (keep | (rank == 0)) & is_masked
 
 
@@ -257,6 +229,7 @@ class Choice(NamedTuple):
     cfg_scale: Tensor | None  # ()
     gumbel: Tensor | None  # (R, N, V), see `propose`
     chance: Tensor | None  # (R, N), decides instead of the confidence under random remasking
+    last_candidate: bool = False  # see `commit`
 
 
 def refine(
@@ -279,160 +252,11 @@ def refine(
     is_masked = block_ids == lm.config.mask_id
     proposed, confidence = propose(logits, lm.config.mask_id, choice.gumbel)
     deciding = confidence if choice.chance is None else choice.chance
-    keep = commit(deciding, is_masked, choice.rule, choice.limit)
+    keep = commit(deciding, is_masked, choice.rule, choice.limit, choice.last_candidate)
     return torch.where(keep, proposed, block_ids), confidence, keep
 
 
 # Generation for a batch, with every rule and cache
-
-
-def check_prompt(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> None:
-    """Raise ValueError: prompt and answer exceed the context, or guidance has no text to mask."""
-    longest = int(prompt.mask.sum(dim=1).max()) if prompt.mask.numel() else 0
-    room = lm.config.max_length - longest
-    if config.length > room:
-        both = f"prompt of {longest} positions and answer of {config.length}"
-        advice = f"ask a shorter question, or for an answer of at most {max(room, 0)}"
-        raise ValueError(f"{both} exceed the LM's context of {lm.config.max_length}; {advice}")
-    if config.cfg_scale > 0 and not (prompt.is_text & prompt.mask).any(dim=1).all():
-        raise ValueError("guidance masks the prompt's text, and a prompt has none; use cfg_scale 0")
-
-
-def round_rows(x: Tensor, is_rounded: Tensor) -> Tensor:
-    """x (..., R, M, D) with the rows of is_rounded (R,) passed through bfloat16."""
-    return torch.where(is_rounded[:, None, None], x.bfloat16().to(x.dtype), x)
-
-
-def item_generators(prompt: Spliced, seed: int) -> list[torch.Generator]:
-    """A generator for each item, seeded from the seed, the item's text and its length.
-
-    An item's answer then does not depend on its neighbours. The audio embeddings are left out,
-    because their last bits may differ in another batch.
-    """
-    generators = []
-    for embeddings, mask, is_text in zip(prompt.embeddings, prompt.mask, prompt.is_text):
-        text = embeddings[mask & is_text].float().cpu().numpy().tobytes()
-        digest = hashlib.sha256(f"{seed} {mask.sum()} ".encode() + text).digest()
-        generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big")))
-    return generators
-
-
-class Canvas:
-    """The answers to a batch of prompts while they are filled in: the state of `generate`."""
-
-    def __init__(self, lm: DiffusionLM, prompt: Spliced, config: SamplerConfig):
-        self.lm = lm
-        self.config = config
-        B, P, _ = prompt.embeddings.shape
-        device = prompt.embeddings.device
-        self.ids = torch.full((B, config.length), lm.config.mask_id, device=device)  # (B, G)
-        self.confidence = torch.zeros(B, config.length, device=device)  # of committed tokens
-        self.calls = torch.zeros(B, dtype=torch.long, device=device)
-        self.ended = torch.zeros(B, dtype=torch.bool, device=device)
-        self.generators = []
-        if config.temperature > 0 or config.remasking == "random":
-            self.generators = item_generators(prompt, config.seed)
-
-        # Guidance adds a second condition, in which every token of the prompt is [MASK]. Quirk of
-        # the release: the audio stays, so the answer moves away from what the LM would say about
-        # the clip without the instruction.
-        conditions = prompt.embeddings[None]  # (C, B, P, D)
-        self.cfg_scale = None
-        if config.cfg_scale > 0:
-            self.cfg_scale = torch.tensor(config.cfg_scale, device=device)
-            blank = lm.embed(torch.tensor(lm.config.mask_id, device=device))  # (D,)
-            without_text = torch.where(prompt.is_text[..., None], blank, prompt.embeddings)
-            conditions = torch.stack([prompt.embeddings, without_text])
-
-        # Quirk of the release: in a prompt with audio, every embedding passes through bfloat16,
-        # whatever the LM's dtype. Its generated ids depend on it.
-        self.is_rounded = (prompt.mask & ~prompt.is_text).any(dim=1)  # (B,)
-        self.prompt = round_rows(conditions, self.is_rounded)  # (C, B, P, D)
-        self.real = F.pad(prompt.mask, (0, config.length), value=True)  # (B, L)
-
-        # Keys and values of every condition, item and position.
-        self.cache = None
-        if config.cache != "none":
-            self.cache = self.new_cache(len(conditions) * B, P + config.length)
-
-    def new_cache(self, rows: int, L: int) -> KeyValues:
-        return self.lm.new_cache(rows, L)
-
-    def cache_of(self, rows: int) -> KeyValues:
-        """The cache of a call with this many rows."""
-        return [(k[:rows], v[:rows]) for k, v in self.cache]
-
-    def masks(self, rows: Tensor | slice, block: slice) -> Tensor:
-        """Where masks stand in the block, (R, N)."""
-        return self.ids[rows, block] == self.lm.config.mask_id
-
-    def rows(self, waiting: Tensor) -> Tensor:
-        """Rows (R,) of the batch that a full call computes: items that are done cost nothing."""
-        return waiting.nonzero()[:, 0]
-
-    def columns(self, rows: Tensor, block: slice) -> Tensor:
-        """Columns (N,) of the answers that a call predicts: those of the block with a mask."""
-        columns = torch.arange(block.start, block.stop, device=self.ids.device)
-        return columns[self.masks(rows, block).any(dim=0)]
-
-    def full_call(self, rows: Tensor, columns: Tensor) -> Call:
-        """A pass over prompt and answer for these rows; it fills their cache."""
-        C, _, P, _ = self.prompt.shape
-        answers = round_rows(self.lm.embed(self.ids[rows]), self.is_rounded[rows])  # (R, G, D)
-        prompts = self.prompt[:, rows].flatten(0, 1)  # (C R, P, D)
-        x = torch.cat([prompts, answers.repeat(C, 1, 1)], dim=1)  # (C R, L, D)
-        cache = self.cache_of(len(x)) if self.cache else None
-        indices = torch.arange(x.shape[1], device=x.device)
-        return Call(x, self.real[rows].repeat(C, 1), cache, indices, P + columns)
-
-    def cached_call(self, rows: Tensor, columns: Tensor, block: slice, full: Call) -> Call:
-        """A pass over what the cache does not hold, after the `full` call that filled it.
-
-        All other keys and values are as old as that call, in which the block was still masked.
-        That is why a cached answer can differ from the exact one.
-        """
-        C, _, P, _ = self.prompt.shape
-        stop = block.stop if self.config.cache == "dual" else self.config.length
-        ids = self.ids[rows, block.start : stop]
-        x = round_rows(self.lm.embed(ids), self.is_rounded[rows])  # (R, M, D)
-        indices = torch.arange(P + block.start, P + stop, device=x.device)  # (M,)
-        return Call(x.repeat(C, 1, 1), full.real, full.cache, indices, columns - block.start)
-
-    def uniform(self, waiting: Tensor, *shape: int) -> Tensor:
-        """Random numbers (B, *shape) in [0, 1), by the generators of the waiting items (B,)."""
-        u = torch.full((len(waiting), *shape), 0.5, dtype=torch.float64)
-        for i in waiting.nonzero()[:, 0].tolist():
-            torch.rand(shape, generator=self.generators[i], out=u[i])
-        return u.to(waiting.device)
-
-    def choice(
-        self, limit: Tensor, waiting: Tensor, block: slice, inside: tuple[Tensor, Tensor]
-    ) -> Choice:
-        """The rule of a step with its random numbers, at rows and columns `inside` the block.
-
-        They are drawn on the CPU for the whole block, even if only some positions are computed, so
-        that an item's numbers do not depend on that.
-        """
-        gumbel = None
-        chance = None
-        N = block.stop - block.start
-        if self.config.temperature > 0:
-            # In float64: float32 would cut the noise's tails and lose diversity (arXiv 2409.02908).
-            u = self.uniform(waiting, N, self.lm.config.vocab)[inside]  # (R, N, V)
-            gumbel = -self.config.temperature * (-u.log()).log()
-        if self.config.remasking == "random":
-            chance = self.uniform(waiting, N)[inside].float()  # (R, N)
-        return Choice(self.config.rule, limit, self.cfg_scale, gumbel, chance)
-
-    def finish_ended(self) -> None:
-        """Mark items whose text is complete and fill their masks with end tokens.
-
-        A text ends at its first end token. Once no mask stands before it, nothing can change it.
-        """
-        is_masked = self.ids == self.lm.config.mask_id  # (B, G)
-        is_end = self.ids == self.lm.config.end_id
-        self.ended = (is_end & (is_masked.cumsum(dim=1) == 0)).any(dim=1)  # (B,)
-        self.ids.masked_fill_(self.ended[:, None] & is_masked, self.lm.config.end_id)
 
 
 def step_limits(config: SamplerConfig, block: slice, n_steps: int) -> list[float]:
@@ -463,7 +287,10 @@ def generate(
 
         canvas, step = compile_step(lm, prompt, config)
     else:
-        canvas, step = Canvas(lm, prompt, config), refine
+        from speed.canvas import Canvas
+
+        canvas = Canvas(lm, prompt, config)
+        step = refine
     calls_twice = config.second_call and config.cache != "none" and config.rule != "count"
 
     for block, n_steps in blocks_of(config):

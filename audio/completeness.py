@@ -12,6 +12,11 @@ import re
 UNKNOWN = 2**62  # libsndfile gives about 2^63 samples where a file does not know its length
 STREAMED = 0x7FFF0000  # sizes in the headers of a WAV that was written to a pipe are above
 JOINED = "several files joined into one, of which only the first can be read; split it"
+NO_INDEX = (
+    "an MP3 of variable rate without an index, or several joined, of which a part would be lost; "
+    "convert it: ffmpeg -i IN.mp3 OUT.wav"
+)
+MOST_BYTES = 2**28  # of an MP3 that is given an index; an hour has fewer
 INCOMPLETE = "cut off: its end is missing; fetch or record it again"
 
 # MPEG audio of layer III: kbit/s by index, Hz by index; version 1, then versions 2 and 2.5.
@@ -48,15 +53,12 @@ def missing_sound(sound, file, n: int) -> str:
 
 def missing_in_mp3(data, n_promised: int, n: int) -> str:
     """Compare decoded samples with the frames in the file."""
-    n_frames, n_indices, frame = count_mp3_frames(data)
+    _, n_frames, n_indices, frame = count_mp3_frames(data)
     slack = 5 * frame  # what an encoder adds at both ends is not decoded
     if n_indices > 1:
         return JOINED
     if n_frames * frame > n + slack:
-        return (
-            "an MP3 of variable rate without an index, or several joined, of which a part would be "
-            "lost; convert it: ffmpeg -i IN.mp3 OUT.wav"
-        )
+        return NO_INDEX
 
     # Without an index, the promised length is a guess.
     return INCOMPLETE if n_indices and n_promised > n + slack else ""
@@ -79,14 +81,44 @@ def mp3_frame(data, at: int) -> tuple[int, int]:
     return samples // 8 * bits // RATES[version][rate] + padding, samples
 
 
-def count_mp3_frames(data) -> tuple[int, int, int]:
-    """Frames with sound, frames that are an index (Xing, Info or VBRI), and samples of a frame."""
+def with_index(file) -> bytes | None:
+    """An MP3 with an index (a Xing frame) that gives its number of frames, so that all are decoded.
+
+    file: open for binary reading. None: it has an index, or is too large for a copy in memory.
+    """
+    file.seek(0)
+    data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        return None
+    first, n_frames, n_indices, _ = count_mp3_frames(data)
+    if n_indices or not n_frames:
+        return None
+
+    # The header of the first frame, at a bit rate with room for the index and without a checksum.
+    header = bytearray(data[first : first + 4])
+    header[1] |= 1
+    header[2] = 0x90 | header[2] & 0x0C
+    is_mono = header[3] >> 6 == 3
+    if header[1] >> 3 & 3 == 3:
+        side = 17 if is_mono else 32
+    else:
+        side = 9 if is_mono else 17
+    index = bytes(header) + bytes(side) + b"Xing\0\0\0\1" + n_frames.to_bytes(4, "big")
+    size, _ = mp3_frame(index, 0)
+    return index.ljust(size, b"\0") + data[first:]
+
+
+def count_mp3_frames(data) -> tuple[int, int, int, int]:
+    """Where the first frame is; frames with sound; frames that are an index (Xing, Info or VBRI);
+    and samples of a frame.
+    """
     # A tag before the sound gives its length in bytes of seven bits.
     at = 0
     if data[:3] == b"ID3":
         sizes = data[6:10]
         at = 10 + (sizes[0] << 21 | sizes[1] << 14 | sizes[2] << 7 | sizes[3])
 
+    first = 0
     n_frames = 0
     n_indices = 0
     samples = 0
@@ -100,13 +132,15 @@ def count_mp3_frames(data) -> tuple[int, int, int]:
             at = data.find(b"\xff", at + 1)
             continue
 
+        if not n_frames + n_indices:
+            first = at
         is_index = re.search(rb"Xing|Info|VBRI", data[at : at + 44])
         n_indices += bool(is_index)
         n_frames += not is_index
         samples = n
         in_step = True
         at += size
-    return n_frames, n_indices, samples
+    return first, n_frames, n_indices, samples
 
 
 def missing_in_ogg(data, rate: int, seconds: float) -> str:

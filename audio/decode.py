@@ -3,6 +3,7 @@
 Shapes: S samples, C channels.
 """
 
+import io
 import math
 import os
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from audio.completeness import missing_sound
+from audio.completeness import NO_INDEX, missing_sound, with_index
 
 LOWEST_RATE = 2000  # Hz; below is no speech
 HIGHEST_RATE = 768_000  # Hz
@@ -52,7 +53,15 @@ def decode(path: str | Path, seconds: float | None = None) -> tuple[np.ndarray, 
 
         # libsndfile gets no name: an ending such as .raw would make it read anything as sound.
         with open(path, "rb") as file, Forward(file.fileno(), closefd=False) as sound:
-            return read_mono(sound, file, seconds), sound.samplerate
+            try:
+                return read_mono(sound, file, seconds), sound.samplerate
+            except AudioError as error:
+                # libsndfile guesses the length of an MP3 without an index, often too short.
+                indexed = with_index(file) if str(error) == NO_INDEX else None
+                if indexed is None:
+                    raise
+            with Forward(io.BytesIO(indexed)) as sound:
+                return read_mono(sound, file, seconds), sound.samplerate
     except (FileNotFoundError, NotADirectoryError):
         raise AudioError(f"{name}: no such audio file") from None
     except AudioError as error:

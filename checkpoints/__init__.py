@@ -5,11 +5,13 @@ downloads.py     files that are missing: the command that downloads each
 key_tables.py    names in published checkpoints <-> names in our modules
 fill.py          fills a module from the tensors of a file by a key table
 whisper.py       loads and saves the encoder
-lm.py            loads and saves the language model, LLaDA's or Qwen3's
+lm.py            loads and saves the language model, in the format of its family
+unsupported.py   language models that would answer wrongly here: refused with the reason
 adapters.py      loads and saves trained adapters, the release's or ours
 origins.py       what adapters were trained with: recorded and compared
 digests.py       short names for weights and files
 model.py         loads a whole DIFFA, saves its trained parts, makes random weights
-tokenizer.py     tokenizers behind one interface, and the chat format of each family of LMs
+tokenizer.py     tokenizers behind one interface
+chats.py         how each family of LMs writes a conversation
 command_line.py  what all commands share: options of the model, errors in one line
 """

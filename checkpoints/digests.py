@@ -2,12 +2,17 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+# Kinds of checksums, the finest first. A file of 32 bits has all of them, one of 16 bits its own.
+KINDS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+AT_ONCE = 1 << 24  # numbers that are converted at a time
 
 
 def sample(tensor: Tensor) -> Tensor:
@@ -39,9 +44,47 @@ def rounded_digests(tensors: Iterable[tuple[str, Tensor]], more: str = "") -> st
     return "-".join(digest(tensors, more, dtype) for dtype in (torch.bfloat16, torch.float16))
 
 
+def checksums(tensor: Tensor) -> dict[str, int]:
+    """CRC-32 over all numbers of a tensor, by kind."""
+    found = {}
+    for kind, dtype in KINDS.items():
+        if tensor.dtype in (dtype, torch.float32, torch.float64):
+            found[kind] = 0
+            for part in tensor.detach().flatten().split(AT_ONCE):
+                numbers = part.to(dtype).view(torch.uint8).cpu().numpy()
+                found[kind] = zlib.crc32(numbers, found[kind])
+    return found
+
+
+def with_checksums(samples: str, found: dict[str, dict[str, int]]) -> str:
+    """The rounded_digests of weights, and a digest of all their numbers for each kind.
+
+    found: the checksums of every tensor by its name.
+    """
+    parts = [samples]
+    for kind in KINDS:
+        if found and all(kind in checks for checks in found.values()):
+            listed = sorted((name, checks[kind]) for name, checks in found.items())
+            parts.append(f"{kind}:{hashlib.sha256(repr(listed).encode()).hexdigest()[:16]}")
+    return "-".join(parts)
+
+
 def same_weights(first: str, second: str) -> bool:
-    """True for the rounded_digests of the same weights, in files of the same dtype or not."""
-    return not set(first.split("-")).isdisjoint(second.split("-"))
+    """True for the digests of the same weights, in files of the same dtype or not.
+
+    The samples must agree in one of the roundings. Of the checksums, the finest kind that both have
+    decides. Digests of before, and files of bfloat16 beside float16, have none in common.
+    """
+    known = [set(text.split("-")) for text in (first, second)]
+    samples = [{part for part in parts if ":" not in part} for parts in known]
+    if samples[0].isdisjoint(samples[1]):
+        return False
+
+    for kind in KINDS:
+        whole = [{part for part in parts if part.startswith(f"{kind}:")} for parts in known]
+        if whole[0] and whole[1]:
+            return whole[0] == whole[1]
+    return True
 
 
 def described(config) -> str:

@@ -14,6 +14,10 @@ PUBLISHED = {
     | {size: f"openai/whisper-{size}" for size in WHISPER_SIZES},
     "llm": {
         "": "GSAI-ML/LLaDA-8B-Instruct",
+        "illada": "GSAI-ML/iLLaDA-8B-Instruct",
+        "dream": "Dream-org/Dream-v0-Instruct-7B",
+        "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "qwen2.5": "dllm-hub/Qwen2.5-Coder-0.5B-Instruct-diffusion-mdlm-v0.1",
         "qwen": "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1",
         "1.5": "GSAI-ML/LLaDA-1.5",
         "instruct": "GSAI-ML/LLaDA-8B-Instruct",

@@ -72,7 +72,9 @@ def refuse_twice(pairs: list[tuple[str, object]]) -> dict:
     found = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name!r} is twice in one object")
+            key, known = pairs[0]
+            begins = f"{key!r}: {str(known)[:40]!r}"
+            raise ValueError(f"{name!r} is twice in one object, which begins with {begins}")
         found[name] = value
     return found
 

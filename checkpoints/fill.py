@@ -15,8 +15,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from checkpoints.digests import described, rounded_digests, sample
+from checkpoints.digests import (
+    checksums,
+    described,
+    rounded_digests,
+    sample,
+    with_checksums,
+)
 from checkpoints.files import WeightsError, first_line
+from checkpoints.progress import is_hidden
 
 # All other fields of our configs are int.
 FIELD_TYPES = {"rope_theta": (int, float), "norm_eps": (int, float), "tied": (bool,)}
@@ -67,6 +74,20 @@ def their_name(table: dict[str, str], ours: str) -> str:
         return table[template].format(*numbers)
     module, _, leaf = template.rpartition(".")
     return f"{table[module].format(*numbers)}.{leaf}"
+
+
+def fitting_table(
+    table: dict[str, str], ours: str, prefixes: tuple[str, ...], tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """The key table without the first prefix under whose names the file holds our tensor `ours`.
+
+    Classes of transformers save the same tensors under `model.encoder.`, `encoder.` or no prefix.
+    """
+    for prefix in prefixes:
+        shorter = {name: theirs.removeprefix(prefix) for name, theirs in table.items()}
+        if their_name(shorter, ours) in tensors:
+            return shorter
+    return table
 
 
 def named(module: nn.Module, table: dict[str, str]) -> dict[str, Tensor]:
@@ -189,7 +210,8 @@ def fill(
         table: a key table. dropped: prefixes of names to leave out.
         source: the path that errors name.
         dtype: of the parameters; None keeps the file's.
-        note: called with the rounded_digests of the file's tensors before they are copied.
+        note: called with the rounded_digests of the file's tensors before they are copied, and with
+            their checksums as well once they are.
     Raises:
         WeightsError: tensors do not fit (all are listed, with shapes and files) or are not finite,
             memory is full, or the device cannot be used.
@@ -206,28 +228,53 @@ def fill(
             found[name] = torch.empty_like(tensors[name], device="meta")
     check_fit(needed, found, source, files)
     if note:
-        for name in needed:
-            if not sample(tensors[name]).isfinite().all():
-                raise WeightsError(f"{files.get(name, source)}: {name}: {NOT_FINITE}")
-        named_by_us = ((ours[name], tensors[name]) for name in needed)
-        note(rounded_digests(named_by_us, described(module.config)))
+        named_by_us = {ours[name]: name for name in needed}
+        samples = sampled(module, tensors, named_by_us, source, files)
+        note(samples)
 
+    # Each tensor is read once: checked, copied and dropped.
     placed = {}
+    checked = {}
     total = sum(tensor.nbytes for tensor in found.values())
     title = f"loading {Path(source).name}"
-    with tqdm(total=total, desc=title, unit="B", unit_scale=True, delay=1, leave=False) as bar:
+    done = 0
+    layout = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False}
+    with tqdm(total=total, desc=title, disable=is_hidden(), **layout) as bar:
         for name, shape in found.items():
+            done += shape.nbytes
             bar.update(shape.nbytes)
             try:
                 placed[ours[name]] = place(tensors[name], dtype, device)
+                if note:
+                    checked[ours[name]] = checksums(tensors[name])
             except ValueError as error:
                 raise WeightsError(f"{files.get(name, source)}: {name}: {error}") from None
             except RuntimeError as error:  # includes torch.OutOfMemoryError
                 raise WeightsError(
-                    f"{source}: after {bar.n / 1e9:.1f} of {total / 1e9:.1f} GB on {device}: "
+                    f"{source}: after {done / 1e9:.1f} of {total / 1e9:.1f} GB on {device}: "
                     f"{first_line(error)}; take a smaller model, --dtype bfloat16, or --device cpu"
                 ) from error
+    if note:
+        note(with_checksums(samples, checked))
     assign(module, placed)
+
+
+def sampled(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    names: dict[str, str],
+    source: Path,
+    files: Mapping[str, Path],
+) -> str:
+    """The rounded_digests of the file's tensors. names: of ours, those in the file.
+
+    Raises WeightsError: a sample is not finite. source, files: as for fill.
+    """
+    for name in names.values():
+        if not sample(tensors[name]).isfinite().all():
+            raise WeightsError(f"{files.get(name, source)}: {name}: {NOT_FINITE}")
+    named_by_us = ((our, tensors[name]) for our, name in names.items())
+    return rounded_digests(named_by_us, described(module.config))
 
 
 def check_fit(needed: dict, found: dict, source: Path, files: Mapping[str, Path]) -> None:

@@ -11,8 +11,8 @@ def blocks(theirs: str, names: dict[str, str]) -> dict[str, str]:
     return {f"blocks.{{}}.{ours}": f"{theirs}.{name}" for ours, name in names.items()}
 
 
-# Whisper. The hub (`openai/whisper-*`) and OpenAI's `.pt` hold the same tensors. The decoder, which
-# DIFFA does not use, is dropped.
+# Whisper. The hub (`openai/whisper-*`) and OpenAI's `.pt` hold the same tensors. What DIFFA does
+# not use is dropped: the decoder, and the head of a classifier.
 
 WHISPER_KEYS = {
     "conv1": "model.encoder.conv1",
@@ -32,7 +32,14 @@ WHISPER_KEYS = {
         "mlp_out": "fc2",
     },
 )
-WHISPER_DROPPED = ("model.decoder.", "proj_out.")
+WHISPER_DROPPED = (
+    "model.decoder.",
+    "decoder.",
+    "proj_out.",
+    "projector.",
+    "classifier.",
+    "layer_weights",
+)
 WHISPER_CONFIG = {
     "n_mels": "num_mel_bins",
     "width": "d_model",
@@ -71,8 +78,8 @@ OPENAI_CONFIG = {
     "context": "n_audio_ctx",
 }
 
-# Language models. LLaDA and Qwen3 are one architecture with different names and switches. A tied
-# unembedding is absent from the file.
+# Language models. All are one architecture with different names and switches. A tied unembedding is
+# absent from the file.
 
 LLADA_KEYS = {
     "embedding": "model.transformer.wte",
@@ -118,6 +125,12 @@ LLADA_FIXED = {
     "scale_logits": (False,),
     "include_bias": (False,),
     "include_qkv_bias": (False,),
+    "bias_for_layer_norm": (False,),
+    "block_group_size": (1,),
+    "embedding_layer_norm": (False,),
+    "layer_norm_with_affine": (True,),
+    "norm_after": (False,),
+    "rope_full_precision": (True,),
 }
 
 QWEN3_KEYS = {
@@ -153,17 +166,65 @@ QWEN3_CONFIG = {
     "norm_eps": "rms_norm_eps",
     "tied": "tie_word_embeddings",
 }
+# Qwen3's names are also those of Llama, Qwen2, Dream and iLLaDA, which have no norms on heads.
 QWEN3_FIXED = {"hidden_act": ("silu",), "attention_bias": (False,), "use_sliding_window": (False,)}
-
-# Families by model_type ("a2d": autoregressive to diffusion), and the tables of each family.
-LM_FAMILIES = {"llada": "llada", "a2d-qwen3": "qwen3", "qwen3": "qwen3"}
-LM_TABLES = {
-    "llada": (LLADA_KEYS, LLADA_CONFIG, LLADA_FIXED),
-    "qwen3": (QWEN3_KEYS, QWEN3_CONFIG, QWEN3_FIXED),
+QWEN2_FIXED = {"hidden_act": ("silu",), "mlp_bias": (False,), "use_sliding_window": (False,)}
+LLAMA_FIXED = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "rope_interleaved": (False,),
+    "sliding_window": (),
+    "layer_norm_eps": (),
 }
 
-# Adapters: the release of DIFFA, and our own `adapters.safetensors`. The release may hold copies of
-# the frozen parts, which are dropped: they have directories of their own.
+# Fields of any family that would change what is computed.
+ANY_FIXED = {
+    "attn_logit_softcapping": (),
+    "clip_qkv": (),
+    "final_logit_softcapping": (),
+    "no_rope_layers": (),
+    "partial_rotary_factor": (1,),
+    "quantization": (),
+    "quantization_config": (),
+    "use_mrope": (False,),
+}
+
+# Families by model_type ("a2d": autoregressive to diffusion), and the tables of each family.
+LM_FAMILIES = {
+    "llada": "llada",
+    "illada": "illada",
+    "Dream": "dream",
+    "a2d-qwen2": "qwen2",
+    "a2d-qwen3": "qwen3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "llama": "llama",
+}
+LM_TABLES = {
+    "llada": (LLADA_KEYS, LLADA_CONFIG, LLADA_FIXED | ANY_FIXED),
+    "illada": (QWEN3_KEYS, QWEN3_CONFIG, LLAMA_FIXED | ANY_FIXED),
+    "dream": (QWEN3_KEYS, QWEN3_CONFIG, QWEN2_FIXED | ANY_FIXED),
+    "qwen2": (QWEN3_KEYS, QWEN3_CONFIG, QWEN2_FIXED | ANY_FIXED),
+    "qwen3": (QWEN3_KEYS, QWEN3_CONFIG, QWEN3_FIXED | ANY_FIXED),
+    "llama": (QWEN3_KEYS, QWEN3_CONFIG, LLAMA_FIXED | ANY_FIXED),
+}
+# What no config says: fields of ours by family.
+LM_SWITCHES = {
+    "llada": {},
+    "illada": {"appends": True},
+    "dream": {"qkv_bias": True, "shifted": True},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True},
+    "llama": {},
+}
+# The model_type that each family is saved with: the first one.
+LM_TYPES = {family: name for name, family in reversed(LM_FAMILIES.items())}
+# These are causal LMs, unless their config says `"diffusion": true`: then they were adapted.
+CAUSAL_TYPES = ("qwen2", "qwen3", "llama")
+
+# Adapters: the release of DIFFA, and our own `adapters.safetensors`. A file may also hold copies of
+# the frozen parts (copies.py) and LoRA (lora.py).
 
 SEMANTIC_KEYS = {
     "conv1": "semantic_connector.conv.0",
@@ -198,4 +259,3 @@ ACOUSTIC_KEYS = {
 ADAPTER_KEYS = {"prompts": "trainable_prompts.weight"}
 ADAPTER_KEYS |= {f"semantic.{ours}": theirs for ours, theirs in SEMANTIC_KEYS.items()}
 ADAPTER_KEYS |= {f"acoustic.{ours}": theirs for ours, theirs in ACOUSTIC_KEYS.items()}
-ADAPTERS_DROPPED = ("whisper_model.", "llm_model.")

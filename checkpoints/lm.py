@@ -1,7 +1,8 @@
-"""Loads and saves language models: LLaDA's (`GSAI-ML/LLaDA-*`) and Qwen3's (`dllm-hub/Qwen3-*`).
+"""Loads and saves language models in the formats of their families: see docs/backbones.md.
 
-The autoregressive baseline has the same formats. A field of ours in its config.json marks it:
-`"causal": true`.
+Two fields of ours in config.json mark what the format does not say. `"causal": true` is the
+autoregressive baseline. `"diffusion": true` is a masked-diffusion LM in the format of a causal LM,
+made from one by `python -m training.adapt_lm`; its `mask_token_id` is recorded.
 """
 
 from collections.abc import Callable
@@ -18,29 +19,48 @@ from checkpoints.files import (
     save_tensors,
     write_json,
 )
-from checkpoints.fill import build, fill, named, read_fields, their_name
-from checkpoints.key_tables import LM_FAMILIES, LM_TABLES
+from checkpoints.fill import build, fill, fitting_table, named, read_fields, their_name
+from checkpoints.key_tables import (
+    CAUSAL_TYPES,
+    LM_FAMILIES,
+    LM_SWITCHES,
+    LM_TABLES,
+    LM_TYPES,
+)
+from checkpoints.unsupported import refuse_unsupported
+from data import TEXT_END
 from diffusion_lm import DiffusionLM, LMConfig
 from speed.few_rows import use_few_rows
 
 
-def read_lm_config(path: str | Path) -> LMConfig:
-    """Shapes and special ids of a language model directory, without its weights."""
+def read_lm_config(path: str | Path, causal_weights: bool = False) -> LMConfig:
+    """Shapes and special ids of a language model directory, without its weights.
+
+    causal_weights: take the weights of a causal LM as well; its mask_id may be -1, unknown.
+
+    Raises WeightsError: as for load_lm.
+    """
     path = Path(path)
     require(llm=path)
     source = path / "config.json"
+    refuse_unsupported(path)
     raw = read_config(path, tuple(LM_FAMILIES))
+    if is_causal(raw) and not causal_weights and not raw.get("causal"):
+        raise WeightsError(
+            f'{source}: model_type {raw["model_type"]!r} is a causal LM, and no "diffusion": true '
+            "says that it was adapted; adapt it with python -m training.adapt_lm"
+        )
 
     # What the config implies where it does not state it, and what it never states.
     family = LM_FAMILIES[raw["model_type"]]
+    more = LM_SWITCHES[family]
     if family == "llada":
         implied = implied_by_llada(raw)
-        more = {}
     else:
-        implied = {"tie_word_embeddings": False}
-        more = {"qk_norm": True} | qwen3_ids(raw, path)
-    implied |= {"rope_theta": rope_theta(raw, source)}
+        implied = implied_by_llama(raw)
+        more = more | special_ids(raw, path, family)
     raw |= {theirs: value for theirs, value in implied.items() if raw.get(theirs) is None}
+    raw["rope_theta"] = rope_theta(raw, source)
 
     _, table, fixed = LM_TABLES[family]
     config = read_fields(LMConfig, raw, table, fixed, source, family=family, **more)
@@ -62,44 +82,62 @@ def implied_by_llada(raw: dict) -> dict:
     }
 
 
+def implied_by_llama(raw: dict) -> dict:
+    """Values of fields that a config of Llama or Qwen3 may leave out, as in transformers."""
+    heads = raw.get("num_attention_heads")
+    width = raw.get("hidden_size")
+    divides = type(heads) is type(width) is int and heads > 0
+    return {
+        "tie_word_embeddings": False,
+        "num_key_value_heads": heads,
+        "head_dim": width // heads if divides else None,
+    }
+
+
+def is_causal(raw: dict) -> bool:
+    """Whether a config is that of an autoregressive LM: the baseline, or one never adapted."""
+    adapted = raw["model_type"] not in CAUSAL_TYPES or raw.get("diffusion") is True
+    return bool(raw.get("causal")) or not adapted
+
+
 def rope_theta(raw: dict, source: Path) -> float | None:
     """The base of the rotary positions, wherever a config states it; None if it does not.
 
-    transformers 5 writes rope_parameters, older versions rope_theta and rope_scaling.
+    transformers 5 writes rope_parameters, which wins over rope_theta; rope_scaling wins over both.
 
-    Raises WeightsError: the config stretches its rotary positions, or states two bases.
+    Raises WeightsError: the config stretches its rotary positions, or rotates a part of a head.
     """
-    stated = {"rope_theta": raw.get("rope_theta")}
+    theta = raw.get("rope_theta")
     for name in ("rope_parameters", "rope_scaling"):
         rope = raw.get(name) or {}
         kind = rope.get("rope_type", rope.get("type", "default")) if type(rope) is dict else None
-        if kind != "default":
-            raise WeightsError(
-                f"{source}: cannot run its stretched rotary positions ({str(rope)[:60]})"
-            )
-        stated[f"rope_theta in {name}"] = rope.get("rope_theta")
+        if kind != "default" or rope.get("partial_rotary_factor", 1) not in (None, 1):
+            problem = f"cannot run its stretched rotary positions ({name}: {str(rope)[:60]})"
+            raise WeightsError(f"{source}: {problem}")
 
-    # Programs differ in which one they follow: the weights were trained with one of them.
-    stated = {name: value for name, value in stated.items() if value is not None}
-    values = list(stated.values())
-    if any(value != values[0] for value in values):
-        listed = ", ".join(f"{name} is {repr(value)[:60]}" for name, value in stated.items())
-        raise WeightsError(f"{source}: {listed}; remove the one that the weights do not have")
-    return values[0] if values else None
+        # Bases by layer are dictionaries of their own.
+        if nested := [key for key, value in rope.items() if type(value) is dict]:
+            raise WeightsError(f"{source}: rotary positions differ by layer ({name}: {nested[0]})")
+        if rope.get("rope_theta") is not None:
+            theta = rope["rope_theta"]
+    return theta
 
 
-def qwen3_ids(raw: dict, path: Path) -> dict[str, int]:
-    """mask_id and end_id of a Qwen3 directory; -1 where unknown.
+def special_ids(raw: dict, path: Path, family: str) -> dict[str, int]:
+    """mask_id and end_id of a directory in any format but LLaDA's; -1 where unknown.
 
-    Qwen3's config may lack mask_token_id, and its eos (end of turn) is not the token that pads
-    answers. Both are looked up by name in tokenizer.json.
+    The config may lack mask_token_id, and its eos (end of turn) is not the token that pads
+    answers. Both are looked up by name in tokenizer.json. iLLaDA's eos ends its only turn.
     """
     added = added_ids(path)
-    ends = (added.get("<|endoftext|>"), raw.get("pad_token_id"), raw.get("eos_token_id"), -1)
-    masks = (raw.get("mask_token_id"), added.get("<|mask|>"), -1)
+    masks = [raw.get("mask_token_id"), added.get("<[MASK]>" if family == "illada" else "<|mask|>")]
+    ends = [added.get(name) for name in (TEXT_END, "<|end_of_text|>")]
+    ends += [raw.get("pad_token_id"), raw.get("eos_token_id")]
+    if family == "illada":
+        ends = [raw.get("eos_token_id"), added.get("<[end▁of▁sentence]>")]
     return {
-        "end_id": next(i for i in ends if type(i) is int),
-        "mask_id": next(i for i in masks if type(i) is int),
+        "end_id": next((i for i in ends if type(i) is int), -1),
+        "mask_id": next((i for i in masks if type(i) is int), -1),
     }
 
 
@@ -120,23 +158,27 @@ def load_lm(
     device: str = "cpu",
     lm_class: type[DiffusionLM] = DiffusionLM,
     note: Callable[[str], None] | None = None,
+    causal_weights: bool = False,
 ) -> DiffusionLM:
-    """The language model of a LLaDA or Qwen3 directory.
+    """The language model of a directory of the hub, of any family in LM_FAMILIES.
 
     Args:
         dtype: None keeps the file's; on the CPU the parameters are then the mapped file itself.
         lm_class: DiffusionLM, or the subclass that is the autoregressive baseline.
         note: as for fill.
+        causal_weights: take a causal LM's weights into a DiffusionLM, to adapt it.
     Raises:
         WeightsError: files are missing, damaged, or of another architecture; or the directory holds
-            the autoregressive baseline and lm_class is not it, or the other way round.
+            a causal LM and lm_class is not one, or the other way round.
     """
     path = Path(path)
-    config = read_lm_config(path)
-    check_kind(path, lm_class)
+    config = read_lm_config(path, causal_weights or lm_class is not DiffusionLM)
+    if not causal_weights:
+        check_kind(path, lm_class)
 
     tensors = read_checkpoint(path)
     table, _, _ = LM_TABLES[config.family]
+    table = fitting_table(table, "embedding.weight", ("", "model."), tensors)
     embedding = their_name(table, "embedding.weight")
     unembedding = their_name(table, "unembedding.weight")
 
@@ -158,7 +200,7 @@ def load_lm(
 def check_kind(path: Path, lm_class: type[DiffusionLM]) -> None:
     """Raise WeightsError when the directory is not of the kind of lm_class: see load_lm."""
     source = path / "config.json"
-    causal = bool(read_json(source).get("causal"))
+    causal = is_causal(read_json(source))
     kinds = ["a diffusion LM", "an autoregressive baseline"]
     if causal == (lm_class is DiffusionLM):
         raise WeightsError(
@@ -173,13 +215,16 @@ def save_lm(lm: DiffusionLM, path: str | Path, n_shards: int = 1, **config_field
     Args:
         config_fields: more fields of config.json; causal=True marks the autoregressive baseline.
     Raises:
-        ValueError: LLaDA's format cannot describe this LM.
+        ValueError: the family's format cannot describe this LM.
     """
     path = Path(path)
     config = lm.config
     own_heads = config.qk_norm or config.head_dim * config.n_heads != config.width
     if config.family == "llada" and own_heads:
         raise ValueError("LLaDA's format has no norms on heads, no width of heads: take 'qwen3'")
+    for name in ("qk_norm", "qkv_bias", "shifted", "appends"):
+        if getattr(config, name) != LM_SWITCHES[config.family].get(name, False):
+            raise ValueError(f"the format of {config.family!r} has another {name} than this LM")
 
     # Shards, each with every n-th tensor, and their index.
     table, config_table, _ = LM_TABLES[config.family]
@@ -193,10 +238,12 @@ def save_lm(lm: DiffusionLM, path: str | Path, n_shards: int = 1, **config_field
     index = {"metadata": {}, "weight_map": weight_map}
     write_json(path / "model.safetensors.index.json", index)
 
-    # The config, with the ids under the names that both families know.
+    # The config, with the ids under the names that all families know.
     raw = {theirs: getattr(config, ours) for ours, theirs in config_table.items()}
+    if LM_TYPES[config.family] in CAUSAL_TYPES:
+        raw["diffusion"] = not config_fields.get("causal", False)
     raw |= {
-        "model_type": "llada" if config.family == "llada" else "a2d-qwen3",
+        "model_type": LM_TYPES[config.family],
         "vocab_size": config.vocab,
         "mask_token_id": config.mask_id,
         "eos_token_id": config.end_id,

@@ -1,72 +1,16 @@
-"""Text <-> ids: tokenizers behind one small interface, and the chat format of each family of LMs.
-
-Chat markers are always looked up by name in the tokenizer, never by number.
-"""
+"""Text <-> ids: the tokenizers of all families of LMs behind one small interface."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import sentencepiece
 import tokenizers
 
+from checkpoints.chats import CHATS, ChatFormat, chat_format
 from checkpoints.digests import file_digest
 from checkpoints.files import MOST_TEXT, first_line, refuse_pointer
-from data import TEXT_END
 from diffusion_lm import LMConfig
-
-# LLaDA's markers (its tokenizer_config.json).
-START = "<|startoftext|>"
-HEADER = "<|start_header_id|>"
-HEADER_END = "<|end_header_id|>"
-TURN_END = "<|eot_id|>"
-MASK = "<|mdm_mask|>"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatFormat:
-    """How a family writes a conversation."""
-
-    turn: str  # of system and user, with {role} and {text}
-    start: str  # before the first turn
-    answer: str  # opens the assistant's turn
-    turn_end: str
-    mask: str
-    published: dict[str, int]  # all markers, with their ids in the published tokenizer
-
-
-CHATS = {
-    "llada": ChatFormat(
-        turn=f"{HEADER}{{role}}{HEADER_END}\n\n{{text}}{TURN_END}",
-        start=START,
-        answer=f"{HEADER}assistant{HEADER_END}\n\n",
-        turn_end=TURN_END,
-        mask=MASK,
-        published={
-            START: 126_080,
-            TEXT_END: 126_081,
-            MASK: 126_336,
-            HEADER: 126_346,
-            HEADER_END: 126_347,
-            TURN_END: 126_348,
-        },
-    ),
-    "qwen3": ChatFormat(
-        turn="<|im_start|>{role}\n{text}<|im_end|>\n",
-        start="",
-        # An empty thought: thinking is off.
-        answer="<|im_start|>assistant\n<think>\n\n</think>\n\n",
-        turn_end="<|im_end|>",
-        mask="<|mask|>",
-        published={
-            TEXT_END: 151_643,
-            "<|im_start|>": 151_644,
-            "<|im_end|>": 151_645,
-            "<|mask|>": 151_669,
-        },
-    ),
-}
 
 
 class Tokenizer(Protocol):
@@ -173,7 +117,7 @@ class ByteTokenizer(Tokenizer):
         self.markers = self.chat.published
 
         # The toy's vocabulary is small: its mask and end are followed by the other markers.
-        known = {self.chat.mask: lm_config.mask_id, TEXT_END: lm_config.end_id}
+        known = {self.chat.mask: lm_config.mask_id, self.chat.text_end: lm_config.end_id}
         if lm_config.mask_id != self.markers[self.chat.mask]:
             others = [marker for marker in self.markers if marker not in known]
             first = max(known.values()) + 1
@@ -207,7 +151,10 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
     kinds = {"tokenizer.json": JSONTokenizer, "tokenizer.model": SentencePieceTokenizer}
     files = [Path(path) / name for name in kinds if (Path(path) / name).is_file()]
     if not files:
-        raise ValueError(f"{path}: lacks {' or '.join(kinds)}; is the download complete?")
+        advice = "is the download complete?"
+        if (Path(path) / "vocab.json").is_file():
+            advice = "docs/backbones.md says how to make it from vocab.json and merges.txt"
+        raise ValueError(f"{path}: lacks {' or '.join(kinds)}; {advice}")
     file = files[0]
     refuse_pointer(file, most=MOST_TEXT)
 
@@ -218,10 +165,10 @@ def load_tokenizer(path: str | Path, lm_config: LMConfig) -> Tokenizer:
     tokenizer.digest = file_digest(file)
 
     # Of a published model the ids of all markers are known; of any other, the two in its config.
-    chat = tokenizer.chat = CHATS[lm_config.family]
+    chat = tokenizer.chat = chat_format(tokenizer.markers, lm_config, file)
     is_published = lm_config.mask_id == chat.published[chat.mask]
     expected = chat.published if is_published else {}
-    expected = expected | {chat.mask: lm_config.mask_id, TEXT_END: lm_config.end_id}
+    expected = expected | {chat.mask: lm_config.mask_id, chat.text_end: lm_config.end_id}
 
     # Does it belong to this LM?
     for piece in chat.published:

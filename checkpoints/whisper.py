@@ -19,7 +19,7 @@ from checkpoints.files import (
     unpickle,
     write_json,
 )
-from checkpoints.fill import Unfilled, assign, build, fill, named, read_fields
+from checkpoints.fill import Unfilled, assign, build, fill, fitting_table, named, read_fields
 from encoder import FRAMES_PER_SECOND, EncoderConfig, WhisperEncoder
 
 
@@ -71,7 +71,8 @@ def load_whisper(
     if path.is_dir():
         config = read_whisper_config(path)
         tensors = read_checkpoint(path)
-        table = keys.WHISPER_KEYS
+        prefixes = ("", "model.", "model.encoder.")
+        table = fitting_table(keys.WHISPER_KEYS, "conv1.weight", prefixes, tensors)
         dropped = keys.WHISPER_DROPPED
     else:
         config, tensors = read_openai(path)

@@ -4,7 +4,7 @@
     python -m corpora.manifests vctk ROOT --out manifests --held-out 5
 
 The first writes OUT/librispeech-dev-clean.json. With --held-out there are OUT/vctk_train.json and
-OUT/vctk_test.json, the latter with that percentage of the speakers. Each item has a *seed
+OUT/vctk_test.json, the latter with about that percentage of the speakers. Each item has a *seed
 transcript*: one line with all that is known of the clip. `python -m corpora.targets` makes targets
 from it.
 """
@@ -14,6 +14,7 @@ import collections
 import functools
 import json
 import math
+import re
 import sys
 import zlib
 from collections.abc import Iterable
@@ -21,8 +22,9 @@ from pathlib import Path
 
 from checkpoints.command_line import one_line_errors
 from checkpoints.files import check_writable, whole_file
+from corpora.layout import Clip, CorpusError, Missing
 from corpora.measure import measured, seed_transcript
-from corpora.readers import READERS, Clip, CorpusError
+from corpora.readers import READERS
 from corpora.workers import map_in_processes
 from data import TRANSCRIBE, AudioError, read_audio
 from encoder import SAMPLE_RATE
@@ -51,23 +53,23 @@ def transcription_item(
     }
 
 
-def corpus_item(clip: Clip, corpus: str) -> dict | str:
+def corpus_item(clip: Clip, corpus: str) -> dict | Missing:
     """A clip's manifest item; if the clip cannot be read, the reason."""
     # A manifest is UTF-8, and could not name the file.
     name = str(clip.path).encode(errors="backslashreplace").decode()
     if name != str(clip.path):
-        return f"{name}: its name is not UTF-8; rename it"
+        return Missing("its name is not UTF-8; rename it", name)
     try:
         waveform = read_audio(clip.path)  # (S,)
     except AudioError as error:
-        return str(error)
+        return Missing(str(error).removeprefix(f"{name}: "), name)
     seconds = len(waveform) / SAMPLE_RATE
     if round(seconds, 3) == 0:
-        return f"{clip.path}: lasts less than a millisecond"
+        return Missing("lasts less than a millisecond", name)
 
     # What the corpus says has precedence over what is measured.
-    known = {name: value for name, value in clip.attributes.items() if value}
-    attributes = measured(waveform, clip.words, known.get("Gender", "")) | known
+    measures = measured(waveform, clip.words, clip.attributes.get("Gender", ""))
+    attributes = measures | clip.attributes
 
     item = transcription_item(
         audio_id=f"{corpus}-{clip.id}",
@@ -80,8 +82,67 @@ def corpus_item(clip: Clip, corpus: str) -> dict | str:
     return item | {"speaker": clip.speaker, "attributes": attributes}
 
 
-def make_manifests(clips: Iterable[Clip], corpus: str, out: Path, held_out: float = 0.0) -> None:
-    """Write the manifests of a corpus's clips; print what was written and which clips were skipped.
+def missing_lines(missing: list[Missing]) -> list[str]:
+    """Reasons, each with its number and an example; details in parentheses are not told apart."""
+    groups = collections.defaultdict(list)
+    for found in missing:
+        groups[re.sub(r" \(.*\)", "", found.reason)].append(found.name)
+    ranked = sorted(groups.items(), key=lambda pair: -len(pair[1]))
+    return [f"  {len(names)}: {reason}, such as {names[0]}" for reason, names in ranked]
+
+
+def held_out_rank(clip: Clip) -> int:
+    """Ten times the percentage above which --held-out takes a clip to the test.
+
+    It depends on the speaker's name alone (or on that of the session or dialogue), so no voice is
+    in both manifests, and a speaker stays where it is when others come or go.
+    """
+    name = (clip.held_out_with or clip.speaker).encode(errors="surrogatepass")
+    return zlib.crc32(name) % 1000
+
+
+def split_clips(
+    found: Iterable[Clip | Missing], corpus: str, held_out: float
+) -> tuple[dict[str, list[Clip]], list[Missing]]:
+    """The clips of each manifest by its name, and what is missing.
+
+    Raises CorpusError: there is no clip, or one manifest would be empty.
+    """
+    files = collections.defaultdict(list)
+    missing = []
+    ranks = []
+    ids = set()
+    for clip in found:
+        if isinstance(clip, Missing):
+            missing.append(clip)
+            continue
+        if clip.id in ids:
+            missing.append(Missing("a second clip with the id of another", str(clip.path)))
+            continue
+
+        ids.add(clip.id)
+        rank = held_out_rank(clip)
+        ranks.append(rank)
+        part = "_test" if rank < 10 * held_out else "_train"
+        files[f"{corpus}{part if held_out else ''}"].append(clip)
+
+    if not files:
+        reasons = "\n".join(["", *missing_lines(missing)])
+        raise CorpusError(f"{corpus}: no clip found; --help shows the layout{reasons}")
+    if held_out and len(files) == 1:
+        (name,) = files
+        advice = "there is only one speaker"
+        if min(ranks) < max(ranks):
+            bounds = f"above {min(ranks) / 10:g}, and at most {max(ranks) / 10:g}"
+            advice = f"choose a percentage {bounds}"
+        raise CorpusError(f"--held-out {held_out:g} takes all speakers to {name}; {advice}")
+    return files, missing
+
+
+def make_manifests(
+    found: Iterable[Clip | Missing], corpus: str, out: Path, held_out: float = 0.0
+) -> None:
+    """Write the manifests of a corpus's clips; print what was written, skipped and missing.
 
     Args:
         corpus: its name, which begins the names of files and items.
@@ -90,41 +151,32 @@ def make_manifests(clips: Iterable[Clip], corpus: str, out: Path, held_out: floa
         CorpusError: there is no clip, none can be read, or one manifest would be empty.
         OSError: a manifest cannot be written.
     """
-    # A speaker's name decides between training and test, so no voice is in both.
-    files = collections.defaultdict(list)
-    for clip in clips:
-        name = clip.speaker.encode(errors="surrogatepass")
-        part = "_test" if zlib.crc32(name) % 1000 < 10 * held_out else "_train"
-        files[out / f"{corpus}{part if held_out else ''}.json"].append(clip)
-
     # Before all clips are read: will there be something to write, and a place for it?
-    if not files:
-        raise CorpusError(f"{corpus}: no clip found; --help shows the layout")
-    if held_out and len(files) == 1:
-        (name,) = files
-        raise CorpusError(
-            f"--held-out {held_out:g} takes all speakers to {name.name}; choose another percentage"
-        )
+    files, missing = split_clips(found, corpus, held_out)
+    if missing:
+        print("\n".join([f"{corpus}: missing or left out", *missing_lines(missing)]))
     out.mkdir(parents=True, exist_ok=True)
-    for path in files:
-        check_writable(path)
+    for name in files:
+        check_writable(out / f"{name}.json")
 
     # Clips that cannot be read are left out; the first reasons are enough to find the cause.
     items = {}
-    for path, found in files.items():
+    for name, clips in files.items():
         item_of = functools.partial(corpus_item, corpus=corpus)
-        results = map_in_processes(item_of, found, path.stem)
-        items[path] = [result for result in results if isinstance(result, dict)]
-        skipped = [result for result in results if isinstance(result, str)]
-        for reason in skipped[:20]:
-            print(f"skipped: {reason}", file=sys.stderr)  # it takes names in any alphabet
-        print(f"{path.stem}: {len(skipped)} clips skipped")
-        if not items[path]:
-            raise CorpusError(f"{path.stem}: none of its {len(found)} clips can be read")
+        results = map_in_processes(item_of, clips, name)
+        items[name] = [result for result in results if isinstance(result, dict)]
+        skipped = [result for result in results if isinstance(result, Missing)]
+        for clip in skipped[:20]:
+            # The standard error takes names in any alphabet.
+            print(f"skipped: {clip.name}: {clip.reason}", file=sys.stderr)
+        print("\n".join([f"{name}: {len(skipped)} clips skipped", *missing_lines(skipped)]))
+        if not items[name]:
+            raise CorpusError(f"{name}: none of its {len(clips)} clips can be read")
 
-    for path in items:
-        write_manifest(path, items[path])
-        print(f"{len(items[path])} items in {path}")
+    for name in items:
+        path = out / f"{name}.json"
+        write_manifest(path, items[name])
+        print(f"{len(items[name])} items in {path}")
 
 
 def percentage(text: str) -> float:

@@ -1,192 +1,180 @@
 """Public corpora as they lie on disk once unpacked: one function a corpus.
 
-Each takes the corpus's folder, ROOT, and yields a `Clip` for every recording that it finds there.
+Each takes the corpus's folder, ROOT (or the folder above it), and yields a `Clip` for every
+recording that it finds there, and a `Missing` for what should be there and is not.
 """
 
-import codecs
+import csv
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torchaudio
 
-GENDERS = {"M": "male", "F": "female"}
+from checkpoints.files import refuse_twice
+from corpora.layout import (
+    Clip,
+    CorpusError,
+    Missing,
+    find_home,
+    read_lines,
+    read_text,
+    text_of,
+    visible,
+)
+from corpora.vocabulary import attributes_of
+
+LIBRISPEECH_SUBSETS = (
+    "dev-clean", "dev-other", "test-clean", "test-other",
+    "train-clean-100", "train-clean-360", "train-other-500",
+)  # fmt: skip
+IEMOCAP_CLIPS = 10_039  # rated ones of the whole corpus
+
+Found = Iterator[Clip | Missing]
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A recording and what the corpus says of it; words and values of attributes are "" if unknown.
-
-    speaker: who must not be in both training and test. attributes: such as {"Gender": "female"}.
-    """
-
-    id: str
-    path: Path
-    speaker: str
-    words: str
-    attributes: dict[str, str]
-
-
-class CorpusError(ValueError):
-    """A folder that is not laid out as the corpus is; the message says what was looked for."""
-
-
-def need(path: Path) -> Path:
-    """The path, if it exists. Raises CorpusError."""
-    if not path.exists():
-        raise CorpusError(
-            f"{path} is not there: ROOT should be the folder that the corpus unpacks to, "
-            "as --help shows it"
-        )
-    return path
-
-
-def read_text(path: Path) -> str:
-    """A file's text, whatever the locale: UTF-8, UTF-16 with its mark, or Windows-1252.
-
-    Older corpora hold single bytes of Windows-1252. Raises CorpusError: no such file.
-    """
-    if not need(path).is_file():
-        raise CorpusError(f"{path} is not a file")
-    content = path.read_bytes()
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16", "replace")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252", "replace")
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a file that are not blank, without spaces around them.
-
-    Not splitlines, which also breaks at characters that belong to a text.
-    """
-    lines = read_text(path).replace("\r", "\n").split("\n")
-    return [line.strip() for line in lines if line.strip()]
-
-
-def text_of(row: dict, field: str) -> str:
-    """A field of a row of metadata, "" where it is absent or not text."""
-    value = row.get(field)
-    return value.strip() if isinstance(value, str) else ""
-
-
-def librispeech(root: Path, subset: str, download: bool) -> Iterator[Clip]:
+def librispeech(root: Path, subset: str, download: bool) -> Found:
     """ROOT/LibriSpeech/{SPEAKERS.TXT, SUBSET/SPEAKER/CHAPTER/{S-C.trans.txt, S-C-0000.flac}}."""
     # torchaudio's class verifies the archive's checksum.
+    known = f"the subsets of LibriSpeech are {', '.join(LIBRISPEECH_SUBSETS)}"
     if download:
+        if subset not in LIBRISPEECH_SUBSETS:
+            raise CorpusError(f"--subset {subset} cannot be fetched; {known}")
         root.mkdir(parents=True, exist_ok=True)
         try:
             torchaudio.datasets.LIBRISPEECH(root, url=subset, download=True)
-        except Exception as error:  # of the network, the archive or the subset
+        except Exception as error:  # of the network or the archive
             advice = f"remove {root / subset}.tar.gz, if it is there, and try again"
             raise CorpusError(f"--subset {subset} cannot be fetched ({error}); {advice}") from None
-    home = need(root / "LibriSpeech")
+    home = root / "LibriSpeech"
+    if not home.exists():
+        home = find_home(root, "SPEAKERS.TXT")
     if not (home / subset).is_dir():
         found = ", ".join(sorted(path.name for path in home.iterdir() if path.is_dir()))
-        raise CorpusError(f"--subset {subset} is not in {home}, which holds {found or 'no folder'}")
+        holds = f"--subset {subset} is not in {home}, which holds {found or 'no folder'}"
+        raise CorpusError(f"{holds}; {known}")
 
     # Rows such as "14 | F | dev-clean | 25.03 | NAME"; comments begin with a semicolon.
     genders = {}
     for line in read_lines(home / "SPEAKERS.TXT"):
         if "|" in line and not line.startswith(";"):
             speaker, gender, *_ = line.split("|")
-            genders[speaker.strip()] = GENDERS.get(gender.strip(), "")
+            genders[speaker.strip()] = gender.strip()
 
     # Rows such as "14-208-0000 THE WORDS".
-    for transcripts in sorted((home / subset).glob("*/*/*.trans.txt")):
+    for transcripts in visible(home / subset, "*/*/*.trans.txt"):
         speaker = transcripts.parts[-3]
+        attributes = attributes_of(Gender=genders.get(speaker, ""))
         for line in read_lines(transcripts):
             name, *words = line.split()
-            audio = transcripts.parent / f"{name}.flac"
-            attributes = {"Gender": genders.get(speaker, "")}
-            yield Clip(name, audio, speaker, " ".join(words).lower(), attributes)
+            yield Clip(
+                id=name,
+                path=transcripts.parent / f"{name}.flac",
+                speaker=speaker,
+                words=" ".join(words).lower(),
+                attributes=attributes,
+            )
 
 
-def vctk(root: Path) -> Iterator[Clip]:
+def vctk(root: Path) -> Found:
     """ROOT/{speaker-info.txt, txt/p225/ID.txt, wav48_silence_trimmed/p225/ID_mic1.flac}.
 
-    Release 0.80 has wav48/p225/ID.wav instead. An ID is such as p225_001.
+    Release 0.80 has wav48/p225/ID.wav instead. An ID is such as p225_001. A clip without a text,
+    as all of p315, is one without words.
     """
-    # Rows such as "p225  23  F  English  Southern  England". Release 0.80 writes 225.
+    # Rows such as "p225  23  F  English  Southern  England", maybe with a header before them.
+    # Release 0.80 writes 225.
+    home = find_home(root, "speaker-info.txt")
     speakers = {}
-    for line in read_lines(root / "speaker-info.txt"):
+    for line in read_lines(home / "speaker-info.txt"):
         name, age, gender, accent, *_ = [*line.split(), "", "", "", ""]
-        speakers[f"p{name}" if name.isdecimal() else name] = {
-            "Gender": GENDERS.get(gender, ""),
-            "Age": age,
-            "Accent": re.sub(r"(?<=[a-z])(?=[A-Z])", " ", accent),
-        }
+        speaker = f"p{name}" if name.isdecimal() else name
+        speakers[speaker] = attributes_of(Gender=gender, Age=age, Accent=accent)
 
-    # The first microphone of release 0.92, or the one of 0.80. A few texts were never recorded.
-    for text in sorted(need(root / "txt").glob("*/*.txt")):
-        speaker = text.parent.name
-        audio = root / "wav48_silence_trimmed" / speaker / f"{text.stem}_mic1.flac"
-        if not audio.is_file():
-            audio = root / "wav48" / speaker / f"{text.stem}.wav"
-        if audio.is_file():
-            words = " ".join(read_text(text).split())
-            yield Clip(text.stem, audio, speaker, words, speakers.get(speaker, {}))
+    # Of two microphones the first is taken; some clips have the second alone.
+    sounds = {}
+    for path in visible(home, "wav48_silence_trimmed/*/*.flac") + visible(home, "wav48/*/*.wav"):
+        sounds.setdefault((path.parent.name, re.sub(r"_mic\d$", "", path.stem)), path)
+    texts = {(path.parent.name, path.stem): path for path in visible(home, "txt/*/*.txt")}
+
+    for speaker, name in sorted(sounds.keys() | texts.keys()):
+        key = (speaker, name)
+        if key not in sounds:
+            yield Missing("a text without sound", name)
+            continue
+        if key not in texts:
+            yield Missing("a sound without text, kept as a clip without words", name)
+        yield Clip(
+            id=name,
+            path=sounds[key],
+            speaker=speaker,
+            words=" ".join(read_text(texts[key]).split()) if key in texts else "",
+            attributes=speakers.get(speaker, {}),
+        )
 
 
-def accentdb(root: Path) -> Iterator[Clip]:
+def accentdb(root: Path) -> Found:
     """ROOT/data/ACCENT/SPEAKER/*.wav; it comes without words."""
-    for audio in sorted(need(root / "data").glob("*/*/*.wav")):
+    for audio in visible(find_home(root, "data") / "data", "*/*/*.wav"):
         accent = audio.parts[-3]
         speaker = f"{accent}-{audio.parts[-2]}"
-        attributes = {"Accent": accent.replace("_", " ")}
-        yield Clip(f"{speaker}-{audio.stem}", audio, speaker, "", attributes)
+        yield Clip(
+            id=f"{speaker}-{audio.stem}",
+            path=audio,
+            speaker=speaker,
+            words="",
+            attributes=attributes_of(Accent=accent),
+        )
 
 
-# "oth" and "xxx", on which the raters did not agree, are not among them.
-IEMOCAP_EMOTIONS = {
-    "ang": "angry", "hap": "happy", "sad": "sad", "neu": "neutral", "fru": "frustrated",
-    "exc": "excited", "fea": "fearful", "sur": "surprised", "dis": "disgusted",
-}  # fmt: skip
-
-
-def iemocap(root: Path) -> Iterator[Clip]:
+def iemocap(root: Path) -> Found:
     """ROOT/SessionN/{sentences/wav/NAME/ID.wav, dialog/{EmoEvaluation,transcriptions}/NAME.txt}.
 
-    A clip has no emotion where the raters did not agree.
+    A clip has no emotion where the raters did not agree. The two speakers of a session talk to each
+    other, so it is sessions that are held out.
     """
-    need(root / "Session1")
-    for rated in sorted(root.glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")):
+    home = find_home(root, "Session1")
+    n_clips = 0
+    for rated in visible(home, "Session[1-5]/dialog/EmoEvaluation/Ses*.txt"):
         session = rated.parents[2]
-        transcripts = read_text(session / "dialog" / "transcriptions" / rated.name)
-
-        # Lines such as "Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me."
-        spoken = re.findall(r"^(Ses\S+) \[[\d.\s-]+\]: *(.*)$", transcripts, re.MULTILINE)
-        words = dict(spoken)
+        transcripts = session / "dialog" / "transcriptions" / rated.name
+        words = {}
+        if transcripts.is_file():
+            # Lines such as "Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me. [LAUGHTER]", where
+            # tags are no words.
+            spoken = r"^(Ses\S+) \[[\d.\s-]+\]: *(.*)$"
+            for name, text in re.findall(spoken, read_text(transcripts), re.MULTILINE):
+                words[name] = " ".join(re.sub(r"\[[^\]]*\]", " ", text).split())
+        else:
+            yield Missing("a file of transcripts; its clips are without words", str(transcripts))
 
         # Lines such as "[6.2901 - 8.2357] Ses01F_impro01_F000 neu [2.5, 2.5, 2.5]", with tabs. The
         # turn, F000, says which of the session's two speakers it is.
         turn = r"^\[[\d.]+ - [\d.]+\]\t(\S+)\t(\w+)\t"
         for name, emotion in re.findall(turn, read_text(rated), re.MULTILINE):
             gender = name.split("_")[-1][:1]
+            n_clips += 1
             yield Clip(
                 id=name,
                 path=session / "sentences" / "wav" / rated.stem / f"{name}.wav",
                 speaker=f"{session.name}{gender}",
-                words=words.get(name, "").strip(),
-                attributes={
-                    "Gender": GENDERS.get(gender, ""),
-                    "Emotion": IEMOCAP_EMOTIONS.get(emotion, ""),
-                },
+                words=words.get(name, ""),
+                attributes=attributes_of(Gender=gender, Emotion=emotion),
+                held_out_with=session.name,
             )
+    print(f"iemocap: {n_clips:,} rated clips; the whole corpus has {IEMOCAP_CLIPS:,}")
 
 
-def dailytalk(root: Path) -> Iterator[Clip]:
+def dailytalk(root: Path) -> Found:
     """ROOT/{metadata.json, data/DIALOG/TURN_SPEAKER_dDIALOG.wav}.
 
     All dialogues have the same two speakers, so it is dialogues that are held out.
     """
-    metadata = root / "metadata.json"
+    home = find_home(root, "metadata.json")
+    metadata = home / "metadata.json"
     try:
-        dialogs = json.loads(read_text(metadata))
+        dialogs = json.loads(read_text(metadata), object_pairs_hook=refuse_twice)
         turns = [
             (dialog, number, turn)
             for dialog in sorted(dialogs, key=int)
@@ -200,31 +188,51 @@ def dailytalk(root: Path) -> Iterator[Clip]:
     # A turn without a field has no recording, or a fact less.
     for dialog, number, turn in turns:
         turn = turn if isinstance(turn, dict) else {}
-        name = f"{number}_{turn.get('speaker')}_d{dialog}"
-        audio = root / "data" / dialog / f"{name}.wav"
-        emotion = text_of(turn, "emotion").replace("no emotion", "neutral")
-        attributes = {"Emotion": emotion, "Intent": text_of(turn, "act")}
-        yield Clip(name, audio, f"dialog {dialog}", text_of(turn, "text"), attributes)
+        speaker = turn.get("speaker")
+        name = f"{number}_{speaker}_d{dialog}"
+        emotion = text_of(turn, "emotion")
+        yield Clip(
+            id=name,
+            path=home / "data" / dialog / f"{name}.wav",
+            speaker=f"speaker {speaker}",
+            words=text_of(turn, "text"),
+            attributes=attributes_of(Emotion=emotion, Intent=text_of(turn, "act")),
+            held_out_with=f"dialog {dialog}",
+        )
 
 
-def voxceleb1(root: Path) -> Iterator[Clip]:
-    """ROOT/{vox1_meta.csv, [dev/ or test/]wav/idNNNNN/VIDEO/00001.wav}; it comes without words."""
-    # Tab-separated, with a header.
-    header, *lines = [line.split("\t") for line in read_lines(root / "vox1_meta.csv")] or [[]]
+def voxceleb1(root: Path) -> Found:
+    """ROOT/{vox1_meta.csv, ANY FOLDERS/idNNNNN/VIDEO/00001.wav}; it comes without words.
+
+    Folders may be links. Speakers lie in ROOT or up to three folders below, such as dev/wav.
+    """
+    # Tabs as published, or commas as in copies of it; with a header.
+    home = find_home(root, "vox1_meta.csv")
+    lines = read_lines(home / "vox1_meta.csv")
+    separator = "\t" if lines and "\t" in lines[0] else ","
+    header, *rows = list(csv.reader(lines, delimiter=separator)) or [[]]
+    header = [cell.strip() for cell in header]
     if not {"VoxCeleb1 ID", "Gender", "Nationality"} <= set(header):
-        raise CorpusError(f"{root / 'vox1_meta.csv'} lacks VoxCeleb1 ID, Gender or Nationality")
+        raise CorpusError(f"{home / 'vox1_meta.csv'} lacks VoxCeleb1 ID, Gender or Nationality")
     speakers = {}
-    for line in lines:
-        row = dict(zip(header, line))
-        speakers[row["VoxCeleb1 ID"]] = {
-            "Gender": GENDERS.get(text_of(row, "Gender").upper(), ""),
-            "Nationality": text_of(row, "Nationality"),
-        }
+    for row in rows:
+        row = dict(zip(header, row))
+        speakers[text_of(row, "VoxCeleb1 ID")] = attributes_of(
+            Gender=text_of(row, "Gender"), Nationality=text_of(row, "Nationality")
+        )
 
-    for audio in sorted(root.glob("**/wav/id*/*/*.wav")):
-        speaker, video = audio.parts[-3:-1]
-        name = f"{speaker}-{video}-{audio.stem}"
-        yield Clip(name, audio, speaker, "", speakers.get(speaker, {}))
+    # A pattern of single folders follows links; "**" would not.
+    for depth in range(4):
+        for audio in visible(home, "*/" * depth + "id*/*/*.wav"):
+            speaker, video = audio.parts[-3:-1]
+            if re.fullmatch(r"id\d+", speaker):
+                yield Clip(
+                    id=f"{speaker}-{video}-{audio.stem}",
+                    path=audio,
+                    speaker=speaker,
+                    words="",
+                    attributes=speakers.get(speaker, {}),
+                )
 
 
 READERS = (librispeech, vctk, accentdb, iemocap, dailytalk, voxceleb1)

@@ -22,11 +22,11 @@ import torch
 from tqdm import tqdm
 
 from checkpoints.command_line import DTYPES, count, one_line_errors
-from checkpoints.files import check_writable, read_text, whole_file
+from checkpoints.files import check_writable, read_text, refuse_twice, whole_file
 from checkpoints.lm import load_lm
 from checkpoints.tokenizer import Tokenizer, load_tokenizer
 from corpora.manifests import write_manifest
-from data import TEXT_END, ManifestError, build_text_prompt, load_manifest
+from data import ManifestError, build_text_prompt, load_manifest
 from diffusion_lm import DiffusionLM
 from sampler import SamplerConfig, answer
 
@@ -95,7 +95,7 @@ def read_answers(path: Path) -> Answers:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=refuse_twice)
             name = row["id"]
             answer = row["answer"].strip()
             answer.encode()  # half a character cannot be trained on
@@ -129,7 +129,7 @@ def lm_answers(
     prompts = fitting or prompts  # if none fits, the sampler says why
 
     answers = answer(lm, tokenizer, list(prompts.values()), None, config, batch=batch)
-    ends = {tokenizer.id(TEXT_END), tokenizer.id(tokenizer.chat.turn_end)}
+    ends = {tokenizer.id(tokenizer.chat.text_end), tokenizer.id(tokenizer.chat.turn_end)}
 
     # An answer with no end token filled its whole length.
     replies = tqdm(zip(prompts, answers), "answering", len(prompts), leave=False)
@@ -177,7 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
         if way in ("external", "rewrite"):
             option("--answers", type=Path, required=True, help='JSONL of {"id", "answer"}')
         if way in ("self", "rewrite"):
-            option("--llm", required=True, help="LLaDA or Qwen3-diffusion directory (hub format)")
+            option("--llm", required=True, help="directory of a diffusion LM (hub format)")
             option("--length", type=count, default=128, help="tokens of an answer (default 128)")
             option("--batch", type=count, default=16, help="prompts at once (default 16)")
             option("--dtype", choices=DTYPES, default="bfloat16")

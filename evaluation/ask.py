@@ -113,6 +113,8 @@ def make_parser() -> argparse.ArgumentParser:
     option("--steps", type=int, help="of the count rule (default: one a token)")
     option("--threshold", type=float, help="of the threshold rule (default: 0.9)")
     option("--factor", type=float, help="of the factor rule (default: 1)")
+    last = "of the factor rule: as in DIFFA-2, one that fails alone stays"
+    option("--last-candidate", action="store_true", help=last)
     option("--temperature", type=float, default=0.0, help=f"of Gumbel noise, 0: none {default}")
     option("--remasking", default="low_confidence", choices=CHOICES["remasking"], help=default)
     option("--cfg-scale", type=float, default=0.0, help=f"of the guidance, 0: none {default}")

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 import train_asr
 import train_instruct
-from checkpoints.command_line import one_line_errors
+from checkpoints.command_line import add_force_parts, one_line_errors
 from checkpoints.files import read_json, write_json
 from checkpoints.lm import load_lm
 from checkpoints.model import load_diffa
@@ -50,8 +50,9 @@ from sampler import SamplerConfig
 from toy.autoregressive import CausalLM, next_token_stage_loss
 from toy.evaluate import answers_to, mean_calls, questions
 from toy.grammar import ATTRIBUTES, Attributes
-from toy.imitation import ImitationItem, imitate_clip
+from toy.imitation import imitate_clip
 from toy.pretrain_lm import ANSWER_LENGTH, answer_text
+from training.imitation import ImitationItem
 from training.recipe import Recipe
 from training.stage import Run, Stage, run_stage
 from training.states import StateCache
@@ -76,6 +77,7 @@ class Plan:
     seeds: list[int]
     steps: int  # of every stage 2
     device: str
+    allow_other_parts: bool = False  # see load_diffa
 
     def file(self, name: str) -> Path:
         """A path in RUN/ablations."""
@@ -86,7 +88,7 @@ class Plan:
         models = {"whisper": self.run / "whisper", "llm": self.run / "llada"}
         if arm == "baseline":
             models |= {"llm": existing(self.run / "baseline"), "lm_class": CausalLM}
-        return models | {"device": self.device}
+        return models | {"device": self.device, "allow_other_parts": self.allow_other_parts}
 
     def load(self, arm: str, seed: int) -> DIFFA:
         """The trained model of an arm and a seed."""
@@ -315,6 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400, help="of every stage 2 (default 400)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_force_parts(parser)
     args = parser.parse_args(arguments)
 
     plan = Plan(**(vars(args) | {"seeds": list(dict.fromkeys(args.seeds))}))

@@ -13,7 +13,6 @@ import bisect
 import itertools
 import json
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from checkpoints.tokenizer import load_tokenizer
 from toy.autoregressive import CausalLM, greedy
 from toy.pretrain_lm import GATE, GrammarText, new_lm, phases, short_of, text_loss
 from training.loop import fit
+from training.run_files import minutes_of
 
 
 def existing(path: Path) -> Path:
@@ -81,7 +81,13 @@ def pretrain_baseline(run: Path, seed: int, device: str) -> dict:
 
     save_lm(lm, run / "baseline", causal=True)
     shutil.copy(run / "llada/tokenizer.model", run / "baseline/tokenizer.model")
-    return result | {"steps": steps, "asked": record["asked"], "losses": losses}
+    minutes = minutes_of(checkpoint.parent, [checkpoint.stem])
+    return result | {
+        "steps": steps,
+        "asked": record["asked"],
+        "losses": losses,
+        "minutes": minutes,
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -92,10 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(arguments)
 
-    started = time.perf_counter()
     with one_line_errors(name):
         result = pretrain_baseline(args.run, args.seed, args.device)
-    result["minutes"] = (time.perf_counter() - started) / 60
     write_json(args.run / "baseline.json", result)
     tqdm.write(json.dumps({k: v for k, v in result.items() if k != "losses"}))
 

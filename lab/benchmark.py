@@ -18,10 +18,11 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from checkpoints.command_line import DTYPES, count, one_line_errors
+from checkpoints.command_line import DTYPES, add_force_parts, count, one_line_errors
 from checkpoints.model import randomize
 from data import build_prompt, decode_answer, load_manifest
 from diffa import DIFFA, Spliced, splice
@@ -47,6 +48,7 @@ NAME = "python -m lab.benchmark"
 RANDOM = {
     "150m": LMConfig(width=1024, n_layers=12, n_heads=16, ffn=3072),
     "llada-8b": SIZES["llada-8b"],
+    "qwen3-0.6b": SIZES["qwen3-0.6b"],
 }
 # Of a random prompt: 439 audio embeddings of a 30 s clip, 30 tokens before, 30 after.
 POSITIONS = 499
@@ -68,9 +70,9 @@ class Row:
     same: str = "-"  # percent of positions that equal the exact answer
     wer: str = "-"  # percent
 
-    def line(self, yardstick: float) -> str:
+    def cells(self, yardstick: float) -> list[str]:
         """The row of the table under HEADS. yardstick: seconds that the speed-up is relative to."""
-        cells = [
+        return [
             self.name,
             f"{self.calls:.1f}",
             f"{1000 * self.seconds / self.calls:.1f}",
@@ -82,7 +84,6 @@ class Row:
             self.same,
             self.wer,
         ]
-        return f"| {' | '.join(cells)} |"
 
 
 # ---- models and prompts
@@ -107,10 +108,12 @@ def random_lm(
 
 
 @torch.inference_mode()
-def load_toy(run: Path, device: str, dtype: torch.dtype | None) -> tuple[DIFFA, Spliced, list[str]]:
-    """A run's stage-1 model, prompts of its first test clips, and their transcripts."""
-    paths = (run / "whisper", run / "llada", run / "stage1")
-    model = DIFFA.from_pretrained(*paths, device=device, dtype=dtype)
+def load_toy(run: Path, **options) -> tuple[DIFFA, Spliced, list[str]]:
+    """A run's stage-1 model, prompts of its first test clips, and their transcripts.
+
+    options: of load_diffa.
+    """
+    model = DIFFA.from_pretrained(run / "whisper", run / "llada", run / "stage1", **options)
     items = load_manifest(run / "corpus/asr_test.json")[:TOY_CLIPS]
     audio = model.eval().hear(*StateCache(model, items)(items))
     prompts = [build_prompt(model.tokenizer, item["input"]) for item in items]
@@ -180,8 +183,11 @@ def time_setting(
     n = len(prompts)
 
     # The compiler sees every prompt twice before it is timed, since a GPU records the second time.
+    # Without it, the first answer on a GPU loads its libraries.
     for prompt in prompts * (2 if config.compile else 0):
         generate(lm, prompt, config)
+    if device.type == "cuda" and not config.compile:
+        decode(lm, prompts[0], config)
 
     for prompt in prompts:
         started = clock(device)
@@ -211,37 +217,58 @@ def agreement(a: list[list[int]], b: list[list[int]], end_id: int | None) -> flo
     return 100 * statistics.mean(same)
 
 
-@torch.no_grad()
-def time_calls(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, rates: Rates) -> str:
-    """A table of both kinds of calls with the dual cache, and of their matrix products alone.
+class TimedCall(NamedTuple):
+    """One kind of call with the dual cache: three ways to compute it, and its M, L, N."""
 
-    Each cell has a median time, and the same as a multiple of the floor.
-    """
-    device = prompt.mask.device
+    works: dict[str, Callable[[], object]]
+    shapes: tuple[int, int, int]
+
+
+@torch.no_grad()
+def calls_of(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> dict[str, TimedCall]:
+    """Both kinds of calls of one prompt's first block, by name."""
     canvas, compiled = compile_step(lm, prompt, replace(config, cache="dual"))
+    device = prompt.mask.device
     block = slice(0, config.block_length)
     rows = torch.zeros(1, dtype=torch.long, device=device)  # the only item
     columns = canvas.columns(rows, block)  # (N,)
     choice = Choice(config.rule, torch.tensor(1.0, device=device), None, None, None)
 
+    # The ids as `generate` takes them: other strides would be compiled anew.
+    ids = canvas.ids[rows[:, None], columns]  # (1, N)
+
     # The full pass comes first, because it fills the cache.
     full = canvas.full_call(rows, columns)
     cached = canvas.cached_call(rows, columns, block, full)
-    table = []
-    for name, call, rounds in (("full pass", full, 3), ("block step", cached, 9)):
+    calls = {}
+    for name, call in (("full pass", full), ("block step", cached)):
         shapes = (call.x.shape[1], call.real.shape[1], len(columns))  # M, L, N
-        inputs = (lm, call, canvas.ids[:, block], choice)
+        inputs = (lm, call, ids, choice)
         works = {
             "eager": functools.partial(refine, *inputs),
             "compiled": functools.partial(compiled, *inputs),
             "its matrix products alone": matrix_products(lm, *shapes),
         }
+        calls[name] = TimedCall(works, shapes)
+    return calls
 
-        floor = floor_of_call(lm, rates, *shapes)
-        times = time_in_turns(works, device, rounds).values()
+
+@torch.no_grad()
+def time_calls(
+    lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, rates: Rates
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of a table of both kinds of calls, and of their matrix products alone.
+
+    Each cell has a median time, and the same as a multiple of the floor.
+    """
+    table = []
+    for name, call in calls_of(lm, prompt, config).items():
+        floor = floor_of_call(lm, rates, *call.shapes)
+        rounds = 3 if name == "full pass" else 9
+        times = time_in_turns(call.works, prompt.mask.device, rounds).values()
         cells = [f"{1000 * t:.1f} ms, {t / floor:.2f} x" for t in times]
         table.append([name, *cells, f"{1000 * floor:.1f} ms"])
-    return markdown(["one call", *works, "floor"], table)
+    return ["one call", *call.works, "floor"], table
 
 
 def compare_batch(lm: DiffusionLM, batch: Spliced, config: SamplerConfig) -> str:
@@ -275,6 +302,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile-all", action="store_true", help=every)
     timed = "steps of the published procedure that are timed (default 8; toy: all)"
     parser.add_argument("--reference-steps", type=count, default=8, help=timed)
+    add_force_parts(parser)
     return parser.parse_args(arguments)
 
 
@@ -287,7 +315,9 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors(NAME):
         base = SamplerConfig(length=length, block_length=block_length, stop_at_end=False)
         if toy:
-            model, batch, transcripts = load_toy(args.run, args.device, dtype)
+            options = {"device": args.device, "dtype": dtype}
+            options["allow_other_parts"] = args.allow_other_parts
+            model, batch, transcripts = load_toy(args.run, **options)
             lm = model.lm
         else:
             lm, batch = random_lm(RANDOM[args.size], args.device, dtype)
@@ -314,7 +344,7 @@ def main(arguments: list[str] | None = None) -> None:
         if toy:
             texts = [decode_answer(model.tokenizer, ids) for ids in row.ids]
             row.wer = f"{word_error_rate(texts, transcripts):.1f} %"
-        print(row.line(yardstick), flush=True)
+        print(f"| {' | '.join(row.cells(yardstick))} |", flush=True)
 
     show(row)
     exact = {("count", length): row.ids} if toy else {}
@@ -329,7 +359,7 @@ def main(arguments: list[str] | None = None) -> None:
             exact.setdefault(key, row.ids)
         show(row)
 
-    print(f"\n{time_calls(lm, prompts[0], base, rates)}\n")
+    print(f"\n{markdown(*time_calls(lm, prompts[0], base, rates))}\n")
 
     # Random weights would take minutes in a batch on a CPU.
     for config in settings:

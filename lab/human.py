@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.command_line import one_line_errors
+from checkpoints.command_line import add_force_parts, one_line_errors
 from checkpoints.files import read_json, write_json
 from corpora.manifests import transcription_item, write_manifest
 from corpora.measure import seed_transcript
@@ -158,9 +158,12 @@ def make_corpus(
 
 
 # ---- the report
-def transcribe_prompts(run: Path, whisper: Path, device: str) -> dict:
-    """WER in percent of RUN/stage1 on the recorded test prompts, and every answer."""
-    model = DIFFA.from_pretrained(whisper, run / "llada", run / "stage1", device=device).eval()
+def transcribe_prompts(run: Path, whisper: Path, **options) -> dict:
+    """WER in percent of RUN/stage1 on the recorded test prompts, and every answer.
+
+    options: of load_diffa.
+    """
+    model = DIFFA.from_pretrained(whisper, run / "llada", run / "stage1", **options).eval()
     items = load_manifest(run / "corpus/asr_test.json")
     replies = answers_to(model, StateCache(model, items), items, THRESHOLD)
     targets = [item["transcription"] for item in items]
@@ -192,6 +195,7 @@ def human_parser() -> argparse.ArgumentParser:
     lm = commands.add_parser("lm", help="train the LM")
     report = commands.add_parser("report", help="measure the WER")
     report.add_argument("--whisper", type=Path, required=True, help="of stage 1")
+    add_force_parts(report)
     for command in (corpus, lm):
         command.add_argument("--seed", type=int, default=0)
     for command in (lm, report):

@@ -65,19 +65,19 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     return Rates(bandwidth=n_bytes / min(times), flops=measured_peak(device, dtype))
 
 
-def floor_of_call(lm: DiffusionLM, rates: Rates, M: int, L: int, N: float) -> float:
-    """Least seconds of one call for one item: M of L positions pass through, N are scored."""
+def floor_of_call(lm: DiffusionLM, rates: Rates, M: int, L: int, N: float, B: int = 1) -> float:
+    """Least seconds of one call for B items: M of L positions pass through, N are scored."""
     c = lm.config
     weights = c.n_layers * sum(block_weights(c)) + c.vocab * c.width
-    cached = 2 * c.n_layers * (L + M) * c.n_kv_heads * c.head_dim  # L read, M written
+    cached = 2 * B * c.n_layers * (L + M) * c.n_kv_heads * c.head_dim  # L read, M written
     n_bytes = (weights + cached) * lm.embedding.weight.dtype.itemsize
-    return max(n_bytes / rates.bandwidth, lm_flops(c, 1, M, L, N) / rates.flops)
+    return max(n_bytes / rates.bandwidth, lm_flops(c, B, M, L, N) / rates.flops)
 
 
 def floor_of_answer(
-    lm: DiffusionLM, rates: Rates, config: SamplerConfig, P: int, calls: float
+    lm: DiffusionLM, rates: Rates, config: SamplerConfig, P: int, calls: float, B: int = 1
 ) -> float:
-    """Least seconds of an answer of `calls` calls; blocks are taken to need equally many."""
+    """Least seconds of B answers at once, in `calls` calls; each block is taken to need as many."""
     G = config.length
     N = config.block_length
     opening = min(config.n_blocks / calls, 1)  # fraction of the calls that open a block
@@ -85,14 +85,14 @@ def floor_of_answer(
     # The i-th of a block's k calls scores the 1 - i / k of it that is still masked. Compiled calls
     # score the whole block.
     scored = G / config.n_blocks * (1 if config.compile else (1 + opening) / 2)
-    full = floor_of_call(lm, rates, P + G, P + G, scored)
+    full = floor_of_call(lm, rates, P + G, P + G, scored, B)
     if config.cache == "none":
         return calls * full
 
     # With a cache, the other calls pass only the block, or all from the block on.
     rest = range(G, 0, -N)
     widths = rest if config.cache == "prefix" else [min(N, width) for width in rest]
-    cached = statistics.mean(floor_of_call(lm, rates, M, P + G, scored) for M in widths)
+    cached = statistics.mean(floor_of_call(lm, rates, M, P + G, scored, B) for M in widths)
     return calls * (opening * full + (1 - opening) * cached)
 
 

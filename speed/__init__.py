@@ -1,5 +1,7 @@
-"""What makes it fast and is not needed to understand it.
+"""What makes the sampler fast and safe, and is not needed to understand it.
 
+canvas.py      the state of sampler.generate: rows, columns, cache, random numbers
+checks.py      settings, prompts and weights that the sampler refuses
 few_rows.py    products of few rows with large weights on a CPU
 compiled.py    torch.compile, and CUDA graphs that replay
 """

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from diffa import Spliced
 from diffusion_lm import DiffusionLM, KeyValues
-from sampler import Call, Canvas, Choice, SamplerConfig, refine
+from sampler import Call, Choice, SamplerConfig, refine
+from speed.canvas import Canvas
 
 BUCKET = 64  # prompts are padded to a multiple of this, so that few shapes are compiled
 STATIC_CACHES: weakref.WeakKeyDictionary[DiffusionLM, dict] = weakref.WeakKeyDictionary()

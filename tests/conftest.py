@@ -19,10 +19,10 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoints.chats import HEADER, HEADER_END, MASK, START, TURN_END
 from checkpoints.files import write_json
 from checkpoints.lm import save_lm
 from checkpoints.model import save_trained
-from checkpoints.tokenizer import HEADER, HEADER_END, MASK, START, TURN_END
 from checkpoints.whisper import save_whisper
 from corpora.manifests import write_manifest
 from data import SYSTEM, TEXT_END, TRANSCRIBE

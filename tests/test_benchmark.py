@@ -74,7 +74,9 @@ def test_a_cache_lowers_the_floor_of_an_answer_but_not_of_its_first_call(cache):
 @pytest.mark.parametrize("cache, widths", [("prefix", [10, 6, 2]), ("dual", [4, 4, 2])])
 def test_the_floor_knows_a_short_last_block(monkeypatch, cache, widths):
     passed = []
-    monkeypatch.setattr(roofline, "floor_of_call", lambda lm, rates, M, L, N: passed.append(M) or 1)
+    monkeypatch.setattr(
+        roofline, "floor_of_call", lambda lm, rates, M, L, N, B: passed.append(M) or 1
+    )
     config = SamplerConfig(length=10, block_length=4, cache=cache)
     assert roofline.floor_of_answer(DiffusionLM(SMALL), RATES, config, 100, 6) == 6
     assert passed == [110, *widths]

@@ -231,14 +231,19 @@ def test_weights_that_need_a_scale_are_not_taken_as_numbers(dirs, dtype):
         ({"rope_theta": 5e5}, 5e5),
         ({"rope_theta": None, "rope_parameters": {"rope_theta": 1e4}}, 1e4),
         ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1_000_000}}, 1e6),
-        ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e4}}, None),
-        ({"rope_theta": 1e6, "rope_scaling": {"rope_theta": 1e4, "rope_type": "default"}}, None),
+        ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e4}}, 1e4),
+        ({"rope_theta": 1e6, "rope_scaling": {"rope_theta": 1e4, "rope_type": "default"}}, 1e4),
         ({"rope_theta": None}, None),
         ({"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2}}, None),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, None),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, None),
+        ({"rope_parameters": [1e4]}, None),
     ],
 )
 @pytest.mark.parametrize("family", ["llada", "qwen3"])
-def test_the_base_of_the_rotary_positions_is_stated_once(toy_dirs, tmp_path, family, fields, theta):
+def test_rope_parameters_win_over_rope_theta_as_in_transformers(
+    toy_dirs, tmp_path, family, fields, theta
+):
     save_lm(DiffusionLM(QWEN3) if family == "qwen3" else load_lm(toy_dirs["llm"]), tmp_path)
     edit_config(tmp_path, **fields)
     if theta:

@@ -18,7 +18,7 @@ ALLOWED = {
     "audio": [],
     "data": ["encoder", "audio"],
     "diffa": ["encoder", "adapters", "diffusion_lm", "data"],
-    "sampler": ["diffa", "diffusion_lm", "data"],
+    "sampler": ["diffa", "diffusion_lm", "data", "speed"],  # of speed, what it refuses
     "speed": LOWER_SIX,
     "checkpoints": [*LOWER_SIX, "speed"],
     "training": [*LOWER_SIX, "checkpoints"],

@@ -10,6 +10,7 @@ from conftest import SHAPES, edit_config, edit_tensors
 
 import data
 from checkpoints import fill
+from checkpoints.command_line import settings_of
 from checkpoints.digests import digest
 from checkpoints.files import WeightsError, read_json
 from checkpoints.lm import load_lm, save_lm
@@ -72,6 +73,30 @@ def test_another_config_of_the_same_weights_is_another_lm(dirs, adapters, fields
         load_diffa(**dirs, adapters=adapters)
 
 
+@pytest.mark.parametrize("piece", ["whisper", "llm"])
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])
+def test_one_changed_number_anywhere_is_noticed(dirs, toy, tmp_path, piece, saved):
+    save_lm(load_lm(dirs["llm"]).to(saved), dirs["llm"])
+    save_whisper(load_whisper(dirs["whisper"], saved), dirs["whisper"])
+    model = DIFFA.from_pretrained(**dirs, stage="stage2", **SHAPES)
+    save_trained(model, tmp_path / "stage2", **dirs)
+    load_diffa(**dirs, adapters=tmp_path / "stage2")
+
+    # Past the first number: a sample of 64 takes every n-th.
+    name = {"whisper": "model.encoder.layers.1.fc1.weight", "llm": "model.transformer.wte.weight"}
+    edit_tensors(dirs[piece], lambda t: t[name[piece]].view(-1)[1:2].mul_(1.01))
+    with pytest.raises(WeightsError, match="another (encoder|LM)"):
+        load_diffa(**dirs, adapters=tmp_path / "stage2")
+
+
+def test_digests_of_before_have_samples_alone(dirs, adapters):
+    recorded = read_json(adapters / "config.json")["trained_with"]
+    assert recorded["lm"].count("-") == 4 and recorded["lm"].count(":") == 3
+    short = {part: "-".join(recorded[part].split("-")[:2]) for part in ("encoder", "lm")}
+    edit_config(adapters, trained_with=recorded | short)
+    load_diffa(**dirs, adapters=adapters)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_same_weights_in_another_dtype_or_in_shards_are_the_same(dirs, adapters, dtype):
     save_lm(load_lm(dirs["llm"]).to(dtype), dirs["llm"], n_shards=3)
@@ -130,6 +155,26 @@ def test_the_command_takes_the_recorded_models_and_can_be_forced(
     with pytest.raises(SystemExit, match="a window of 0.8 s, not 0.6 s; leave --audio-context"):
         command("--audio-context", 0.6)
     command("--audio-context", 0.6, "--force-parts")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_adapters_beside_random_weights_are_refused(tmp_path, capsys, order):
+    options = [("--adapters", str(tmp_path)), ("--random-weights", "toy+toy")][::order]
+    words = ["clip", "What?", *(word for option in options for word in option)]
+    with pytest.raises(SystemExit) as stopped:
+        ask.make_parser().parse_args(words)
+    assert stopped.value.code == 2 and "leave out --adapters" in capsys.readouterr().err
+    assert ask.make_parser().parse_args(["clip", "What?", *options[order == 1]]).clip == "clip"
+
+
+def test_what_adapters_record_are_the_settings_of_a_command(dirs, adapters, tmp_path):
+    args = ask.make_parser().parse_args(["clip", "What?", "--adapters", str(adapters)])
+    settings = settings_of(args)
+    assert (settings["whisper"], settings["llm"]) == (str(dirs["whisper"]), str(dirs["llm"]))
+    args.llm = "other"
+    assert settings_of(args)["llm"] == "other"
+    args.random_weights = "toy+toy"
+    assert settings_of(args)["whisper"] == "None"
 
 
 # Parts that are missing

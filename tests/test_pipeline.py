@@ -29,6 +29,7 @@ from toy import (
     pretrain_lm,
     report,
 )
+from training.imitation import blurred_embeddings, pad_items
 from training.run_files import load_newest
 
 
@@ -336,12 +337,12 @@ def test_a_mixed_word_is_still_most_of_all_itself(run):
     lm, tokenizer = model.lm, model.tokenizer
     gap = tokenizer.id(imitation.GAP)
     items = pretrain_lm.GrammarText(tokenizer, 0).draw(rng, 8, stretched=True, wanted=[])
-    ids, _, is_audio = imitation.pad_items(items, "cpu")
+    ids, _, is_audio = pad_items(items, "cpu")
     words = is_audio & (ids != gap)
     silent = is_audio & (ids == gap)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        heard = imitation.blurred_embeddings(lm, ids, is_audio, gap, 0.7, generator)
+        heard = blurred_embeddings(lm, ids, is_audio, gap, 0.7, generator)
         clean = lm.embed(ids)
     nearest = torch.cdist(heard[words], lm.embedding.weight.detach()).argmin(dim=-1)
     assert torch.equal(nearest, ids[words])

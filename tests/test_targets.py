@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from checkpoints.tokenizer import TURN_END
+from checkpoints.chats import TURN_END
 from corpora import targets
 from data import TEXT_END, load_manifest
 from diffa import DIFFA

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import tokenizers
 
+from checkpoints.chats import CHATS
 from checkpoints.files import LFS_POINTER, WeightsError
 from checkpoints.lm import added_ids
-from checkpoints.tokenizer import CHATS, ByteTokenizer, JSONTokenizer, load_tokenizer
+from checkpoints.tokenizer import ByteTokenizer, JSONTokenizer, load_tokenizer
 from data import (
     SYSTEM,
     TEXT_END,

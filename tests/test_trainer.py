@@ -16,7 +16,7 @@ from torch import nn
 from training.flops import Work
 from training.loop import fit
 from training.optimizers import TrainConfig, learning_rate
-from training.run_files import checkpoints, load_newest, read_metrics
+from training.run_files import checkpoints, load_newest, minutes_of, read_metrics
 
 CONFIG = TrainConfig(steps=12, batch=4, lr=0.05, warmup=3, save_every=4, seed=7)
 
@@ -79,6 +79,20 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, whole):
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     assert len(load_newest(checkpoint)["losses"]) == 4  # killed at step 6, saved at 4
     same(run(checkpoint), whole)
+
+
+def test_minutes_add_up_over_all_processes_of_a_run_and_its_phases(tmp_path):
+    checkpoint = tmp_path / "first.pt"
+    with pytest.raises(SystemExit, match="stopped at step"):
+        run(checkpoint, at(2, interrupt))
+
+    # As if the first process had taken an hour.
+    newest = checkpoints(checkpoint)[0]
+    torch.save(load_newest(checkpoint) | {"minutes": 60.0}, newest)
+    run(checkpoint)
+    run(tmp_path / "second.pt")
+    assert 60 < minutes_of(tmp_path, ["first"]) < 61
+    assert 60 < minutes_of(tmp_path, ["first", "second", "absent"]) < 61
 
 
 @pytest.mark.parametrize("step", [0, 5, 11])

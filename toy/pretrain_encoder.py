@@ -30,6 +30,7 @@ from toy import grammar
 from training.loop import fit
 from training.optimizers import TrainConfig
 from training.order import pick
+from training.run_files import minutes_of
 
 ENCODER = TrainConfig(steps=800, batch=32, lr=4e-3, warmup=60, optimizer="muon")
 
@@ -178,4 +179,5 @@ def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str) -> dict:
 
     result = examine_encoder(model.eval(), test, device)
     save_whisper(model.encoder, out / "whisper")
-    return result | {"losses": losses}
+    minutes = minutes_of(checkpoint.parent, [checkpoint.stem])
+    return result | {"losses": losses, "minutes": minutes}

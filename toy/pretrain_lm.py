@@ -18,24 +18,21 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from checkpoints.chats import MASK
 from checkpoints.lm import save_lm
-from checkpoints.tokenizer import MASK, Tokenizer
+from checkpoints.tokenizer import Tokenizer
 from data import TEXT_END, Prompt, encode_answers
 from diffusion_lm import SIZES, DiffusionLM, LMConfig, diffusion_loss, noise, noise_levels
 from evaluation.wer import word_error_rate
 from sampler import Generation, SamplerConfig, answer, generate
 from toy import grammar
 from toy.autoregressive import CausalLM, next_token_loss
-from toy.imitation import (
-    GAP,
-    ImitationItem,
-    blurred_embeddings,
-    draw_question,
-    pad_items,
-)
+from toy.imitation import GAP, draw_question
 from train_asr import RECIPES
+from training.imitation import ImitationItem, blurred_embeddings, pad_items
 from training.loop import fit
 from training.optimizers import TrainConfig
+from training.run_files import minutes_of
 
 NEXT_TOKEN = TrainConfig(steps=500, batch=32, lr=2e-3, warmup=50, optimizer="muon")
 DIFFUSION = replace(NEXT_TOKEN, steps=800)
@@ -221,16 +218,18 @@ def pretrain_lm(
 
     Args:
         out: its checkpoints go to OUT/checkpoints. training: as `phases` gives it.
-        title: of the progress bars. identity: what else must be the same when a run resumes.
+        title: of the lines of progress. identity: what else must be the same when a run resumes.
     Returns:
-        the last result of the text's exam, with "steps", "losses" of all steps, and "asked": the
-        kinds of question that each extra round had more of.
+        the last result of the text's exam, with "steps", "losses" of all steps, "minutes" of
+        training, and "asked": the kinds of question that each extra round had more of.
     Raises:
         ValueError: the checkpoints are of a run with other settings, or all damaged.
     """
     first, second, *extra = training
+    names = []
 
     def train(lm, config, name, what, **options) -> list[float]:
+        names.append(name)
         loss_of_step = functools.partial(text_loss, lm, text, config, **options)
         path = out / "checkpoints" / f"{name}.pt"
         parameters = dict(lm.named_parameters())
@@ -262,4 +261,5 @@ def pretrain_lm(
         result = text.examine(lm)
 
     save_lm(lm, out / "llada")
-    return result | {"steps": len(losses), "asked": asked, "losses": losses}
+    minutes = minutes_of(out / "checkpoints", names)
+    return result | {"steps": len(losses), "asked": asked, "losses": losses, "minutes": minutes}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from checkpoints.command_line import add_model_arguments, count, count_or_zero, number, seed
+from checkpoints.progress import add_quiet
 from training.optimizers import OPTIMIZERS, TrainConfig
 
 
@@ -44,6 +45,7 @@ class Recipe:
     dtype: of the frozen parts and of the arithmetic; the adapters' weights are float32.
     bucket_by_length: clips of similar length in a batch.
     whiten: a new acoustic adapter starts on whitened states (whitening.py).
+    beta, samples: of stage 4 alone (preference.py).
     """
 
     train: TrainConfig
@@ -55,6 +57,8 @@ class Recipe:
     dtype: str = "float32"
     bucket_by_length: bool = False
     whiten: bool = False
+    beta: float | None = None
+    samples: int | None = None
     execution: Execution = field(default_factory=Execution)
 
 
@@ -108,6 +112,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, **defaults: str) -> 
     add("--compile", action="store_true", default=None, help="torch.compile")
     add("--shard", action="store_true", default=None, help="the LM over the processes (FSDP2)")
 
+    add_quiet(parser)
+
     # Those of this stage: train, out, adapters.
     parser.set_defaults(**defaults)
 
@@ -142,7 +148,8 @@ def chosen_recipe(recipes: dict[str, Recipe], options: dict) -> Recipe:
             raise ValueError(f"{option} has no effect without --validation MANIFEST")
 
     # The fields of the recipe itself.
-    own = given(Recipe, {name: options[name] for name in ("answer_length", "t_min", "dtype")})
+    names = ("answer_length", "t_min", "dtype", "beta", "samples")
+    own = given(Recipe, {name: options.get(name) for name in names})
     whiten = options["whiten"] or recipe.whiten
     train = replace(recipe.train, **train)
     return replace(recipe, **own, train=train, execution=execution, whiten=whiten)

@@ -73,6 +73,12 @@ def load_newest(path: Path) -> dict | None:
     return None
 
 
+def minutes_of(folder: Path, names: list[str]) -> float:
+    """Minutes of training that led to these checkpoints, over all processes that took part."""
+    newest = [load_newest(folder / f"{name}.pt") for name in names]
+    return sum(saved.get("minutes", 0.0) for saved in newest if saved)
+
+
 def with_new_names(saved: dict) -> dict:
     """A checkpoint with the present names of settings."""
     saved["run"] = {RENAMED.get(name, name): value for name, value in saved["run"].items()}

@@ -1,0 +1,334 @@
+"""What one GPU makes of full-size shapes: sampling against its floors, and training steps.
+
+    python -m lab.gpu --out docs/gpu.md             all parts, at most 240 s; also writes gpu.json
+    python -m lab.gpu --out x.md --parts stage1     one part
+    python -m lab.gpu --out x.md --tiny             toy shapes on any device, to try the script
+
+Weights are random and drawn on the device. Each part is a process of its own with a time limit. It
+writes each table when it is measured, so a failure or a full memory loses only what comes after.
+The parts: stage1 and stage2 time training steps, all others are sizes of lab.benchmark to sample
+with.
+
+Shapes: B items, P prompt positions, G answer tokens, L = P + G, n masked tokens.
+"""
+
+import argparse
+import functools
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import train_asr
+import train_instruct
+from checkpoints.command_line import count
+from checkpoints.files import write_json
+from checkpoints.model import load_for_training
+from data import Prompt
+from diffa import DIFFA
+from diffusion_lm import LMConfig
+from encoder import SAMPLE_RATE
+from lab.benchmark import (
+    BATCH,
+    HEADS,
+    RANDOM,
+    calls_of,
+    one_by_one,
+    random_lm,
+    take,
+    time_calls,
+    time_setting,
+)
+from lab.findings import markdown
+from lab.roofline import clock, floor_of_answer, measure_rates, time_in_turns
+from sampler import SamplerConfig, generate, generate_plain
+from training.batches import Batch, Part
+from training.flops import lm_flops, measured_peak
+from training.optimizers import make_optimizers
+from training.stage import prepare
+
+LIMITS = {"stage1": 60, "stage2": 50, "llada-8b": 170, "qwen3-0.6b": 90}  # seconds of a part
+LEAST = 15  # seconds; with less left a part is not started
+STAGES = {"stage1": train_asr, "stage2": train_instruct}
+GPUS = 4  # the paper's: the batch of a step is divided by them
+# Mean seconds of a clip: 960 hours in 21,970 steps of 128, 10 epochs; 127.01 hours, 96,874 clips.
+SECONDS = {"stage1": 12.3, "stage2": 4.7}
+AROUND = 30  # tokens of the prompt before the audio, and after it
+TINY = LMConfig(width=32, n_layers=2, n_heads=2, ffn=48, vocab=272, mask_id=256, end_id=257)
+
+
+class Report:
+    """The tables of one part, in a JSON file that is always complete."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.tables: list[dict] = []
+
+    def add(self, title: str, heads: list[str], rows: list[list[str]]) -> None:
+        self.tables.append({"title": title, "heads": heads, "rows": rows})
+        write_json(self.path, self.tables)
+
+
+# ---- sampling
+def compilations() -> int:
+    """Graphs that torch.compile has made in this process."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def profile(work: Callable[[], object], device: torch.device, most: int = 12) -> list[list[str]]:
+    """Where the time of some work goes: its longest kernels, with calls, ms and percent."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    side = "device" if device.type == "cuda" else "cpu"
+    activities = [ProfilerActivity.CUDA, ProfilerActivity.CPU]
+    work()
+    with record(activities=activities if device.type == "cuda" else activities[1:]) as recorded:
+        work()
+        clock(device)
+
+    # The host's calls that launch a kernel would count it twice.
+    spent = {}
+    for event in recorded.key_averages():
+        if side == "cpu" or "cuda" in str(event.device_type).lower():
+            spent[event.key] = (event.count, getattr(event, f"self_{side}_time_total") / 1000)
+    total = sum(ms for _, ms in spent.values()) or 1.0
+    longest = sorted(spent.items(), key=lambda item: -item[1][1])[:most]
+    rows = [[n[:70], str(c), f"{ms:.3f}", f"{100 * ms / total:.0f} %"] for n, (c, ms) in longest]
+    return [*rows, ["all kernels", str(sum(c for c, _ in spent.values())), f"{total:.3f}", "100 %"]]
+
+
+def sample(report: Report, name: str, device: str, tiny: bool) -> None:
+    """Single calls and whole answers against their floors, eager and compiled; a profile."""
+    config = TINY if tiny else RANDOM[name]
+    lm, batch = random_lm(config, device, None)
+    prompt = one_by_one(batch)[0]
+    weight = lm.embedding.weight
+    rates = measure_rates(weight.device, weight.dtype)
+    heads = ["read, GB/s", "bfloat16 products, TFLOP/s" if weight.is_cuda else "products, TFLOP/s"]
+    report.add("rates", heads, [[f"{rates.bandwidth / 1e9:.0f}", f"{rates.flops / 1e12:.1f}"]])
+
+    length = 16 if tiny else 128
+    base = SamplerConfig(length=length, block_length=length // 4, stop_at_end=False)
+    steps = max(round(length / 3.25), base.n_blocks)
+    dual = replace(base, cache="dual", steps=steps)
+
+    # The published procedure, a few of its calls, then ours.
+    floor_of = functools.partial(floor_of_answer, lm, rates)
+    generate_plain(lm, prompt, base, max_steps=1)
+    plain = functools.partial(generate_plain, max_steps=4)
+    reference = time_setting(lm, [prompt], base, floor_of, plain)
+    reference.name = f"generate_plain, {length} steps"
+    rows = [reference]
+    configs = [replace(dual, cache="none"), dual, replace(dual, compile=True)]
+    for setting in configs:
+        started = clock(weight.device)
+        rows.append(time_setting(lm, [prompt], setting, floor_of))
+        taken = clock(weight.device) - started
+    cells = [row.cells(reference.seconds)[:8] for row in rows]
+    report.add("one answer", HEADS.split()[:8], cells)
+
+    # Other numbers and prompts of the same padded length must not compile anything again.
+    made = compilations()
+    shorter = take(prompt, slice(None), slice(5, None))  # (1, P - 5)
+    for setting in (replace(configs[-1], steps=steps + 1), configs[-1]):
+        generate(lm, shorter, setting)
+    skips = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+    row = [str(made), str(compilations() - made), str(skips), f"{taken:.0f}"]
+    heads = ["graphs", "compiled again", "graphs without CUDA graph", "s to compile and time"]
+    report.add("compilation", heads, [row])
+
+    # Single calls, and where the time of the slower kind goes.
+    report.add("one call", *time_calls(lm, prompt, base, rates))
+    for kind, call in calls_of(lm, prompt, base).items():
+        heads = [f"kernels of a compiled {kind}", "calls", "ms", "share"]
+        report.add(f"profile of a {kind}", heads, profile(call.works["compiled"], weight.device))
+
+    # Eight at once against one.
+    many = take(batch, [0] * BATCH)
+    works = {
+        f"{BATCH} at once": functools.partial(generate, lm, many, configs[-1]),
+        "one": functools.partial(generate, lm, prompt, configs[-1]),
+    }
+    at_once, alone = time_in_turns(works, weight.device, rounds=2).values()
+    floors = [floor_of(dual, prompt.mask.shape[1], steps, B=B) for B in (BATCH, 1)]
+    row = [f"{BATCH / at_once:.2f}", f"{1 / alone:.2f}", f"{BATCH * alone / at_once:.2f} x"]
+    heads = [f"{BATCH} at once, answers/s", "one, answers/s", "ratio", "ratio of the floors"]
+    report.add("batch", heads, [[*row, f"{BATCH * floors[1] / floors[0]:.2f} x"]])
+
+
+# ---- training
+def random_batch(
+    model: DIFFA, n: int, seconds: float, recipe
+) -> tuple[Callable[[], Batch], Tensor]:
+    """A batch of n clips of noise, encoded anew in each step, and the positions of each prompt."""
+    device = model.device
+    window = model.encoder.config.n_samples
+    real = min(round(seconds * SAMPLE_RATE), window)
+    waveforms = torch.zeros(n, window, device=device)
+    waveforms[:, :real].normal_(std=0.1)
+    n_samples = torch.full((n,), real, device=device)
+    ids = list(range(AROUND))
+
+    def hear() -> tuple[Tensor, Tensor]:
+        states = model.encode(waveforms, n_samples)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
+            return model.hear(*states)
+
+    part = Part(
+        rows=torch.arange(n).numpy(),
+        prompts=[Prompt(ids, ids)] * n,
+        readable=torch.ones(n, dtype=torch.bool, device=device),
+        hear=hear,
+    )
+    answer_ids = torch.randint(0, 250, (n, recipe.answer_length))
+    batch = Batch(answer_ids=answer_ids, parts=lambda: iter([part]))
+    with torch.no_grad():
+        audio = hear()[1].sum(dim=1)  # (B,)
+    return batch, audio + 2 * AROUND
+
+
+def train(report: Report, name: str, device: str, tiny: bool) -> None:
+    """A step of the paper's recipe on its share of the batch, by three ways to run the blocks."""
+    script = STAGES[name]
+    recipe = script.RECIPES["paper"]
+    size = "toy+toy" if tiny else "small+llada-8b"
+    dtype = getattr(torch, recipe.dtype)
+    options = script.RECIPES["toy"].shapes | {"audio_context": 1.0} if tiny else {}
+    model = load_for_training(
+        stage=script.STAGE.parts, dtype=dtype, device=device, random_weights=size, **options
+    ).model
+    peak = measured_peak(device, dtype)
+    n = recipe.train.batch // GPUS
+    batch, positions = random_batch(model, 2 if tiny else n, SECONDS[name], recipe)
+    B, G = batch.answer_ids.shape
+    L = int(positions.max()) + G
+
+    def step(optimizers: list, trained: dict) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for loss in script.STAGE.loss(model, batch, generator, recipe):
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), recipe.train.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    # About half of the answer's tokens are masked, and only these are scored.
+    flops = lm_flops(model.lm.config, B, L, L, G / 2, backward=True)
+    usual = replace(recipe.execution, recompute=False)
+    ways = {
+        "blocks recomputed (the recipe)": replace(usual, recompute=True),
+        "all kept": usual,
+        "all kept, blocks compiled": replace(usual, compile=True),
+    }
+    rows = []
+    for way, execution in ways.items():
+        for block in model.lm.blocks:
+            block.__dict__.pop("forward", None)  # what recomputing put there
+        trained = prepare(model, execution, device)
+        optimizers = make_optimizers(trained, recipe.train)
+        cells = ["out of memory", "", ""]
+        try:
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            work = {"step": functools.partial(step, optimizers, trained)}
+            (taken,) = time_in_turns(work, model.device, rounds=2).values()
+            memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
+            cells = [f"{taken:.3f}", f"{100 * flops / taken / peak:.0f} %", f"{memory:.1f}"]
+        except torch.cuda.OutOfMemoryError:
+            pass
+        rows.append([way, *cells])
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+        # Again for each way: the next one may take longer than the time limit.
+        title = f"a step of {B} clips of {SECONDS[name]} s, {L} positions each, G = {G}"
+        report.tables.clear()
+        report.add(title, ["way", "s", f"of {peak / 1e12:.0f} TFLOP/s", "peak GiB"], rows)
+
+
+# ---- all parts
+def command_of(name: str, path: Path, tiny: bool) -> list[str]:
+    """The command that measures one part and writes its tables to path."""
+    options = ["--tiny"] if tiny else []
+    return [sys.executable, "-m", "lab.gpu", "--parts", name, "--only", str(path), *options]
+
+
+def run_part(name: str, path: Path, seconds: float, tiny: bool) -> dict:
+    """Run one part in a process of its own. Returns its tables, its seconds, and what failed."""
+    path.unlink(missing_ok=True)
+    started = time.perf_counter()
+    failure = ""
+    try:
+        command = command_of(name, path, tiny)
+        done = subprocess.run(command, timeout=seconds, capture_output=True, text=True)
+        if done.returncode:
+            failure = (done.stderr.strip().splitlines() or [f"rc {done.returncode}"])[-1]
+    except subprocess.TimeoutExpired:
+        failure = f"stopped after {seconds:.0f} s"
+    taken = round(time.perf_counter() - started, 1)
+    tables = json.loads(path.read_text()) if path.exists() else []
+    path.unlink(missing_ok=True)
+    return {"seconds": taken, "failure": failure, "tables": tables}
+
+
+def page(results: dict) -> str:
+    """The report as Markdown."""
+    lines = ["# One GPU", "", results["machine"], ""]
+    for name, part in results["parts"].items():
+        lines += [f"## {name}", "", f"{part['seconds']} s with start and loading.", ""]
+        if part["failure"]:
+            lines += [f"Not finished: {part['failure']}", ""]
+        for table in part["tables"]:
+            lines += [f"{table['title']}:", "", markdown(table["heads"], table["rows"]), ""]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lab.gpu", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("gpu.md"), help="the report, Markdown")
+    parser.add_argument("--parts", nargs="+", choices=LIMITS, default=list(LIMITS))
+    parser.add_argument("--seconds", type=count, default=240, help="for all parts together")
+    parser.add_argument("--tiny", action="store_true", help="toy shapes, to try the script")
+    parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)  # a part's own process
+    args = parser.parse_args(arguments)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.only:
+        (name,) = args.parts
+        torch.manual_seed(0)
+        measure = train if name in STAGES else sample
+        measure(Report(args.only), name, device, args.tiny)
+        return
+    if device == "cpu" and not args.tiny:
+        sys.exit("python -m lab.gpu: there is no GPU; --tiny tries the script without one")
+
+    # The report is written after each part.
+    card = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
+    command = f"python -m lab.gpu{' --tiny' if args.tiny else ''}"
+    machine = f"`{command}`, {card}, torch {torch.__version__}, {date.today()}."
+    results = {"machine": machine, "parts": {}}
+    started = time.perf_counter()
+    for name in args.parts:
+        left = args.seconds - (time.perf_counter() - started)
+        part = {"seconds": 0, "failure": "no time left", "tables": []}
+        if left >= LEAST:
+            limit = min(left, LIMITS[name])
+            part = run_part(name, args.out.with_suffix(f".{name}.json"), limit, args.tiny)
+        results["parts"][name] = part
+        write_json(args.out.with_suffix(".json"), results)
+        args.out.write_text(page(results))
+        print(f"{name}: {part['seconds']} s {part['failure'] or 'done'}", flush=True)
+    print(args.out.read_text())
+
+
+if __name__ == "__main__":
+    main()

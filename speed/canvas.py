@@ -1,0 +1,162 @@
+"""The answers to a batch of prompts while they are filled in: what `sampler.generate` works on.
+
+A canvas decides which rows of the batch and which positions a call computes, and what it reads from
+the cache. It also draws the random numbers.
+
+Shapes: B batch, P prompt positions, G answer tokens, L = P + G, V vocabulary, D width; R rows of
+the batch in a call, C conditions (1, or 2 with guidance), M positions that pass through the model,
+N positions that are predicted.
+"""
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffa import Spliced
+from diffusion_lm import DiffusionLM, KeyValues
+from sampler import Call, Choice, SamplerConfig
+
+
+def round_rows(x: Tensor, is_rounded: Tensor) -> Tensor:
+    """x (..., R, M, D) with the rows of is_rounded (R,) passed through bfloat16."""
+    return torch.where(is_rounded[:, None, None], x.bfloat16().to(x.dtype), x)
+
+
+def item_generators(prompt: Spliced, seed: int) -> list[torch.Generator]:
+    """A generator for each item, seeded from the seed, the item's text and its length.
+
+    An item's answer then does not depend on its neighbours. The audio embeddings are left out,
+    because their last bits may differ in another batch.
+    """
+    generators = []
+    for embeddings, mask, is_text in zip(prompt.embeddings, prompt.mask, prompt.is_text):
+        text = embeddings[mask & is_text].float().cpu().numpy().tobytes()
+        digest = hashlib.sha256(f"{seed} {mask.sum()} ".encode() + text).digest()
+        generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big")))
+    return generators
+
+
+class Canvas:
+    """The state of `generate`."""
+
+    def __init__(self, lm: DiffusionLM, prompt: Spliced, config: SamplerConfig):
+        self.lm = lm
+        self.config = config
+        B, P, _ = prompt.embeddings.shape
+        device = prompt.embeddings.device
+        self.ids = torch.full((B, config.length), lm.config.mask_id, device=device)  # (B, G)
+        self.confidence = torch.zeros(B, config.length, device=device)  # of committed tokens
+        self.calls = torch.zeros(B, dtype=torch.long, device=device)
+        self.ended = torch.zeros(B, dtype=torch.bool, device=device)
+        self.generators = []
+        if config.temperature > 0 or config.remasking == "random":
+            self.generators = item_generators(prompt, config.seed)
+
+        # Guidance adds a second condition, in which every token of the prompt is [MASK]. Quirk of
+        # the release: the audio stays, so the answer moves away from what the LM would say about
+        # the clip without the instruction.
+        conditions = prompt.embeddings[None]  # (C, B, P, D)
+        self.cfg_scale = None
+        if config.cfg_scale > 0:
+            self.cfg_scale = torch.tensor(config.cfg_scale, device=device)
+            blank = lm.embed(torch.tensor(lm.config.mask_id, device=device))  # (D,)
+            without_text = torch.where(prompt.is_text[..., None], blank, prompt.embeddings)
+            conditions = torch.stack([prompt.embeddings, without_text])
+
+        # Quirk of the release: in a prompt with audio, every embedding passes through bfloat16,
+        # whatever the LM's dtype. Its generated ids depend on it.
+        self.is_rounded = (prompt.mask & ~prompt.is_text).any(dim=1)  # (B,)
+        self.prompt = round_rows(conditions, self.is_rounded)  # (C, B, P, D)
+        self.real = F.pad(prompt.mask, (0, config.length), value=True)  # (B, L)
+
+        # Keys and values of every condition, item and position.
+        self.cache = None
+        if config.cache != "none":
+            self.cache = self.new_cache(len(conditions) * B, P + config.length)
+
+    def new_cache(self, rows: int, L: int) -> KeyValues:
+        return self.lm.new_cache(rows, L)
+
+    def cache_of(self, rows: int) -> KeyValues:
+        """The cache of a call with this many rows."""
+        return [(k[:rows], v[:rows]) for k, v in self.cache]
+
+    def masks(self, rows: Tensor | slice, block: slice) -> Tensor:
+        """Where masks stand in the block, (R, N)."""
+        return self.ids[rows, block] == self.lm.config.mask_id
+
+    def rows(self, waiting: Tensor) -> Tensor:
+        """Rows (R,) of the batch that a full call computes: items that are done cost nothing."""
+        return waiting.nonzero()[:, 0]
+
+    def columns(self, rows: Tensor, block: slice) -> Tensor:
+        """Columns (N,) of the answers that a call predicts: those of the block with a mask."""
+        columns = torch.arange(block.start, block.stop, device=self.ids.device)
+        return columns[self.masks(rows, block).any(dim=0)]
+
+    def full_call(self, rows: Tensor, columns: Tensor) -> Call:
+        """A pass over prompt and answer for these rows; it fills their cache."""
+        C, _, P, _ = self.prompt.shape
+        answers = round_rows(self.lm.embed(self.ids[rows]), self.is_rounded[rows])  # (R, G, D)
+        prompts = self.prompt[:, rows].flatten(0, 1)  # (C R, P, D)
+        x = torch.cat([prompts, answers.repeat(C, 1, 1)], dim=1)  # (C R, L, D)
+        cache = self.cache_of(len(x)) if self.cache else None
+        indices = torch.arange(x.shape[1], device=x.device)
+        return Call(x, self.real[rows].repeat(C, 1), cache, indices, P + columns)
+
+    def cached_call(self, rows: Tensor, columns: Tensor, block: slice, full: Call) -> Call:
+        """A pass over what the cache does not hold, after the `full` call that filled it.
+
+        All other keys and values are as old as that call, in which the block was still masked.
+        That is why a cached answer can differ from the exact one.
+        """
+        C, _, P, _ = self.prompt.shape
+        stop = block.stop if self.config.cache == "dual" else self.config.length
+
+        # A shifted LM predicts the first token of the block one position before it.
+        start = block.start - self.lm.config.shifted
+        ids = self.ids[rows, max(start, 0) : stop]
+        x = round_rows(self.lm.embed(ids), self.is_rounded[rows]).repeat(C, 1, 1)  # (C R, M, D)
+        if start < 0:
+            x = torch.cat([self.prompt[:, rows, -1:].flatten(0, 1), x], dim=1)
+        indices = torch.arange(P + start, P + stop, device=x.device)  # (M,)
+        return Call(x, full.real, full.cache, indices, columns - start)
+
+    def uniform(self, waiting: Tensor, *shape: int) -> Tensor:
+        """Random numbers (B, *shape) in [0, 1), by the generators of the waiting items (B,)."""
+        u = torch.full((len(waiting), *shape), 0.5, dtype=torch.float64)
+        for i in waiting.nonzero()[:, 0].tolist():
+            torch.rand(shape, generator=self.generators[i], out=u[i])
+        return u.to(waiting.device)
+
+    def choice(
+        self, limit: Tensor, waiting: Tensor, block: slice, inside: tuple[Tensor, Tensor]
+    ) -> Choice:
+        """The rule of a step with its random numbers, at rows and columns `inside` the block.
+
+        They are drawn on the CPU for the whole block, even if only some positions are computed, so
+        that an item's numbers do not depend on that.
+        """
+        gumbel = None
+        chance = None
+        N = block.stop - block.start
+        if self.config.temperature > 0:
+            # In float64: float32 would cut the noise's tails and lose diversity (arXiv 2409.02908).
+            u = self.uniform(waiting, N, self.lm.config.vocab)[inside]  # (R, N, V)
+            gumbel = -self.config.temperature * (-u.log()).log()
+        if self.config.remasking == "random":
+            chance = self.uniform(waiting, N)[inside].float()  # (R, N)
+        config = self.config
+        return Choice(config.rule, limit, self.cfg_scale, gumbel, chance, config.last_candidate)
+
+    def finish_ended(self) -> None:
+        """Mark items whose text is complete and fill their masks with end tokens.
+
+        A text ends at its first end token. Once no mask stands before it, nothing can change it.
+        """
+        is_masked = self.ids == self.lm.config.mask_id  # (B, G)
+        is_end = self.ids == self.lm.config.end_id
+        self.ended = (is_end & (is_masked.cumsum(dim=1) == 0)).any(dim=1)  # (B,)
+        self.ids.masked_fill_(self.ended[:, None] & is_masked, self.lm.config.end_id)

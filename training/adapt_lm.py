@@ -1,0 +1,259 @@
+"""Turn a causal LM into a masked-diffusion LM that reads text and what imitates audio.
+
+    python -m training.adapt_lm --lm smollm2 --text texts/train.txt --validation texts/test.txt \\
+        --out runs/smol/lm
+
+No small masked-diffusion LM is published, and small causal ones are. Their weights are a good
+start: attention opens in both directions at once, position i predicts token i from the first step
+on (no shift of the logits), and the loss is LLaDA's (diffusion_lm.diffusion_loss). Everything
+trains but the embedding table, so that audio adapters and text keep the table of the causal LM.
+
+The batches (text_rows.py) also teach what DIFFA needs before any adapter exists: to quote its
+prompt, and to read words and the attributes of a voice from blurred embeddings. A run that was
+stopped or killed resumes when the same command is run again.
+
+Shapes: B batch, P prompt positions, G answer tokens, D LM width, V vocabulary.
+"""
+
+import argparse
+import hashlib
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from checkpoints.chats import CHATS
+from checkpoints.command_line import DTYPES, count, count_or_zero, one_line_errors, seed
+from checkpoints.digests import digest
+from checkpoints.files import check_writable, read_text, write_json
+from checkpoints.lm import added_ids, load_lm, save_lm
+from checkpoints.tokenizer import Tokenizer, load_tokenizer
+from diffusion_lm import DiffusionLM, diffusion_loss, noise, noise_levels
+from training.exam import Exam
+from training.flops import Work, lm_flops, measured_peak
+from training.imitation import blurred_embeddings
+from training.loop import Trainer
+from training.optimizers import TrainConfig
+from training.recipe import given, learning_rate
+from training.text_rows import Mixture, TextRows
+
+# Ours throughout; no paper says how a small LM is adapted for DIFFA.
+TRAIN = TrainConfig(
+    steps=2000,
+    batch=128,
+    lr=6e-4,
+    warmup=100,
+    schedule="cosine",
+    weight_decay=0.0,  # the causal weights are kept where nothing speaks against them
+    clip=1.0,
+    optimizer="adamw",
+    save_every=500,
+    validate_every=500,
+    keep=1,
+)
+T_MIN = 0.3  # with few masks, the rest of the answer gives a word away, and the prompt is not read
+PLAIN_T_MIN = 0.1  # of plain text, which has no prompt
+BLUR = 0.6  # largest fraction of other words in a word that imitates audio
+JITTER = 0.7  # largest noise on it, relative to the embeddings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation:
+    """The LM, its tokenizer, and how it is computed.
+
+    autocast: to bfloat16. The weights that train are float32.
+    """
+
+    lm: DiffusionLM
+    tokenizer: Tokenizer
+    autocast: bool
+    work: Work
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.embedding.weight.device
+
+    def loss(self, rows: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Masked-diffusion loss of a batch of TextRows (LLaDA, equation 5)."""
+        lm = self.lm
+        B, G = rows["answer_ids"].shape
+
+        # Forward process.
+        t_min = PLAIN_T_MIN if rows["is_plain"] else T_MIN
+        t = noise_levels(B, generator, t_min, stratified=True)  # (B,)
+        noisy_ids = noise(rows["answer_ids"], t, lm.config.mask_id, generator)  # (B, G)
+
+        # On a GPU the noise of the embeddings is drawn there, from the seed of the step.
+        blurring = generator
+        if self.device.type != "cpu":
+            blurring = torch.Generator(self.device).manual_seed(generator.initial_seed())
+
+        def moved(values: Tensor) -> Tensor:
+            return values.to(self.device, non_blocking=True)
+
+        ids, mask, is_audio = (moved(rows[name]) for name in ("ids", "mask", "is_audio"))
+        prompt = blurred_embeddings(lm, ids, is_audio, lm.config.mask_id, BLUR, blurring, JITTER)
+
+        # A backward pass costs twice the forward pass: all weights train.
+        L = ids.shape[1] + G
+        self.work.tokens += B * L
+        self.work.flops += 3 * lm_flops(lm.config, B, L, L, G)
+
+        answer_ids = moved(rows["answer_ids"])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            return diffusion_loss(lm, prompt, mask, answer_ids, moved(noisy_ids), t, B * G)
+
+
+def choose_mask(path: Path, name: str | None) -> int:
+    """The id of the added token that becomes [MASK]: `name`, or the last one that is free.
+
+    Raises ValueError: there is no such token.
+    """
+    formats = "".join(f"{chat.published} {chat.answer}" for chat in CHATS.values())
+    free = {token: i for token, i in added_ids(path).items() if token not in formats}
+    if name is None and free:
+        return max(free.values())
+    if name not in free:
+        listed = ", ".join(list(free)[-5:]) or "none"
+        raise ValueError(f"{path}: --mask {name} is no added token that is free; {listed} are")
+    return free[name]
+
+
+def load_causal(path: Path, mask: str | None, device: str) -> tuple[DiffusionLM, Tokenizer]:
+    """A causal LM's weights in a DiffusionLM (float32), with a [MASK], and its tokenizer."""
+    lm = load_lm(path, torch.float32, device, causal_weights=True)
+    lm.config = replace(lm.config, mask_id=choose_mask(path, mask))
+    tokenizer = load_tokenizer(path, lm.config)
+
+    with torch.no_grad():
+        # On the CPU they may be the mapped file, which must not change.
+        for parameter in lm.parameters():
+            parameter.data = parameter.clone()
+
+        # The unused rows of a published table are all one vector, near to the chat markers. The
+        # mask gets a vector of its own.
+        table = lm.embedding.weight  # (V, D)
+        drawn = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(0))
+        table[lm.config.mask_id] = drawn.to(device) * table.pow(2).mean().sqrt()
+    return lm, tokenizer
+
+
+def read_lines(files: list[Path]) -> list[str]:
+    """The lines of text files that are not empty. Raises ValueError: there are none."""
+    lines = [line for file in files for line in read_text(file).splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{', '.join(map(str, files))}: no line of text")
+    return lines
+
+
+def adapt(
+    source: Path,
+    text: list[Path],
+    out: Path,
+    *,
+    config: TrainConfig,
+    mixture: Mixture,
+    validation: Path | None,
+    validation_items: int,
+    mask: str | None,
+    device: str,
+    dtype: str,
+    workers: int,
+) -> None:
+    """Adapt the LM in `source` and write it to `out`; options as on the command line.
+
+    Raises:
+        ValueError, OSError: texts, a tokenizer or weights that cannot be used. SystemExit: see
+        Trainer.run.
+    """
+    # A mistake shows before anything large is read.
+    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out / "config.json")
+    lines = read_lines(text)
+    held_out = read_lines([validation]) if validation else []
+
+    lm, tokenizer = load_causal(source, mask, device)
+    lm.embedding.requires_grad_(False)
+    work = Work(peak=measured_peak(device, DTYPES[dtype]))
+    adaptation = Adaptation(
+        lm=lm.train(), tokenizer=tokenizer, autocast=dtype == "bfloat16", work=work
+    )
+    gap_id = lm.config.mask_id
+    rows = TextRows(tokenizer, lines, mixture, gap_id, config.seed)
+    exam = None
+    if held_out:
+        others = TextRows(tokenizer, held_out, mixture, gap_id, seed=0)
+        exam = Exam(adaptation, others, validation_items)
+
+    # A run resumes only with the same LM, text and mixture.
+    identity = asdict(mixture) | {"lm": digest(lm.named_parameters()), "dtype": dtype}
+    identity["text"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    trained = {name: p for name, p in lm.named_parameters() if p.requires_grad}
+    batches = None
+
+    def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
+        nonlocal batches
+        if batches is None:
+            pin = adaptation.device.type == "cuda"
+            batches = rows.batches(range(step, config.steps), workers, pin)
+        return adaptation.loss(next(batches), generator)
+
+    trainer = Trainer(
+        trained,
+        loss_of_step,
+        config,
+        out / "checkpoint.pt",
+        "adapting",
+        identity=identity,
+        validate=exam,
+        metrics=out / "metrics.jsonl",
+        work=work,
+    )
+    losses = trainer.run()
+
+    # In the hub's layout, with the dtype of the source.
+    kept = load_lm(source, causal_weights=True).embedding.weight.dtype
+    save_lm(lm.to(kept), out)
+    shutil.copy(source / "tokenizer.json", out)
+    write_json(out / "training.json", {"losses": losses, "minutes": trainer.minutes()})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and adapt."""
+    parser = argparse.ArgumentParser(description="Turn a causal LM into a masked-diffusion LM.")
+    option = parser.add_argument
+    option("--lm", dest="source", type=Path, required=True, help="directory (hub format)")
+    option("--text", type=Path, nargs="+", required=True, help="files of one sentence a line")
+    option("--validation", type=Path, help="such a file of sentences that do not train")
+    option("--validation-items", type=count, default=200, help="sentences a figure (default 200)")
+    option("--out", type=Path, required=True, help="directory of the new LM, and of the run")
+    option("--mask", metavar="TOKEN", help="added token that becomes [MASK] (default: the last)")
+    option("--answer-length", type=count, help="tokens that are noised (default 32)")
+
+    # Optimisation, and how it is executed.
+    option("--steps", type=count, help=f"(default {TRAIN.steps})")
+    option("--batch", type=count, help=f"rows of a step (default {TRAIN.batch})")
+    option("--lr", type=learning_rate, help=f"peak learning rate (default {TRAIN.lr})")
+    option("--seed", type=seed, help="of rows and noise (default 0)")
+    option("--validate-every", type=count_or_zero, help=f"steps (default {TRAIN.validate_every})")
+    option("--save-every", type=count, help=f"steps (default {TRAIN.save_every})")
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    option("--device", default=usual, help="(default: %(default)s)")
+    dtypes = ("float32", "bfloat16")
+    option("--dtype", choices=dtypes, default="bfloat16", help="of the arithmetic")
+    option("--workers", type=count_or_zero, default=2, help="processes that make rows (default 2)")
+    args = parser.parse_args(arguments)
+
+    config = replace(TRAIN, **given(TrainConfig, vars(args)))
+    mixture = Mixture(batch=config.batch, **given(Mixture, {"answer_length": args.answer_length}))
+    names = ("source", "text", "out", "validation", "validation_items", "mask")
+    names += ("device", "dtype", "workers")
+    with one_line_errors("python -m training.adapt_lm"):
+        options = {name: getattr(args, name) for name in names}
+        adapt(config=config, mixture=mixture, **options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Warm-up of the semantic adapter: it learns to say words before an LM reads them. Ours.
+
+    python -m training.align --llm runs/smol/lm --whisper whisper-tiny.en \\
+        --train CORPUS/asr_train.json --out runs/smol/align
+    python train_asr.py --adapters runs/smol/align ...
+
+A small LM gives a new adapter a weak signal: through it, the first words come after thousands of
+clips. Here each audio embedding is compared with the rows of the LM's own embedding table, and CTC
+(Graves et al. 2006) asks that they spell the transcript, in order, with silence between. The LM's
+blocks do not run, so a step costs a fraction of one of stage 1. The paper has no such warm-up.
+
+Shapes: B batch, b clips of one part, A audio embeddings, G answer tokens, n distinct tokens of the
+batch, D LM width.
+"""
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffa import DIFFA
+from training.batches import Batch
+from training.optimizers import TrainConfig
+from training.recipe import Execution, Recipe, add_training_arguments
+from training.stage import Stage, run_command
+
+SHARPNESS = 30.0  # logits are cosines times this
+
+RECIPES = {
+    "paper": Recipe(
+        # Ours, at the scale of the paper's stage 1.
+        train=TrainConfig(
+            epochs=1, batch=128, lr=1e-3, warmup=1000, schedule="linear", optimizer="adamw"
+        ),
+        answer_length=128,
+        t_min=0.0,
+        stratified=False,
+        match_embedding_scale=True,  # cosines do not teach the size of an embedding
+        shapes={},
+        dtype="bfloat16",
+        bucket_by_length=True,
+        execution=Execution(workers=8, cache="none"),
+    ),
+    "toy": Recipe(
+        train=TrainConfig(
+            steps=600, batch=32, lr=2e-3, warmup=50, schedule="cosine", optimizer="muon"
+        ),
+        answer_length=32,
+        t_min=0.0,
+        stratified=False,
+        match_embedding_scale=True,
+        shapes={"n_queries": 8, "qformer_layers": 2, "ffn": 512, "dropout": 0.0},
+        bucket_by_length=True,
+    ),
+}
+
+
+def table_logits(audio: Tensor, table: Tensor, silence_seed: int = 0) -> Tensor:
+    """Logits (b, A, n + 1) of silence, then of each row of `table` (n, D), for audio (b, A, D).
+
+    Silence is one fixed random direction: the LM was adapted to ignore noise (adapt_lm.py).
+    """
+    drawn = torch.randn(1, table.shape[1], generator=torch.Generator().manual_seed(silence_seed))
+    rows = torch.cat([drawn.to(table), table]).float()  # (n + 1, D)
+    return SHARPNESS * F.normalize(audio.float(), dim=-1) @ F.normalize(rows, dim=-1).T
+
+
+def spelling_loss(
+    model: DIFFA, batch: Batch, generator: torch.Generator, recipe: Recipe
+) -> Iterator[Tensor]:
+    """The CTC losses of a batch's parts, for each token of the batch's transcripts."""
+    # Tokens of other transcripts in the batch are the alternatives to each token.
+    end_id = model.lm.config.end_id
+    is_word = batch.answer_ids != end_id  # (B, G)
+    tokens, numbers = batch.answer_ids.unique(return_inverse=True)  # (n,), (B, G)
+    table = model.lm.embedding.weight[tokens.to(model.device)]  # (n, D)
+    n_tokens = int(is_word.sum())
+
+    for part in batch.parts():
+        audio, mask = part.hear()  # (b, A, D), (b, A)
+        logits = table_logits(audio, table)
+        log_probabilities = logits.log_softmax(dim=-1).transpose(0, 1)  # (A, b, n + 1)
+
+        # A clip that could not be read has no loss, nor one with more tokens than embeddings.
+        targets = part.take(numbers) + 1  # (b, G), 0 is silence
+        lengths = part.take(is_word).sum(dim=1)
+        inputs = (log_probabilities, targets, mask.sum(dim=1), lengths)
+        losses = F.ctc_loss(*inputs, reduction="none", zero_infinity=True)  # (b,)
+        yield (losses * part.readable).sum() / n_tokens
+
+
+STAGE = Stage(parts="semantic", target="transcription", loss=spelling_loss, title="warm-up")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description="Warm-up: the semantic adapter learns words.")
+    add_training_arguments(parser, train=None, out="runs/toy/align", adapters="")
+    args = parser.parse_args(arguments)
+    if args.train is None:
+        parser.error("--train MANIFEST is required")
+
+    run_command("python -m training.align", STAGE, RECIPES, vars(args))
+
+
+if __name__ == "__main__":
+    main()

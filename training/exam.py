@@ -1,0 +1,90 @@
+"""What an LM that is being adapted can do with sentences that do not train it (adapt_lm.py).
+
+Shapes: B batch, A audio embeddings, D LM width.
+"""
+
+import random
+
+import torch
+from torch import Tensor
+from torchaudio.functional import edit_distance
+
+from data import left_pad
+from sampler import Answer, SamplerConfig, answer
+from training.imitation import ImitationItem, blurred_embeddings
+from training.questions import VALUES
+from training.text_rows import TextRows
+
+LOSSES = 4  # batches whose loss is measured
+
+
+class Exam:
+    """Questions over text that imitates audio; call it for the LM's figures as it is now.
+
+    The rows, the noise and the questions are the same at every call.
+    """
+
+    def __init__(self, adaptation, rows: TextRows, n: int):
+        """adaptation: see adapt_lm.Adaptation. rows: of sentences that do not train; n of them at
+        most for each figure."""
+        self.n = min(n, len(rows.lines))
+        self.adaptation = adaptation
+        self.rows = rows
+        length = rows.mixture.answer_length
+        self.sampler = SamplerConfig(length=length, rule="threshold", threshold=0.9)
+
+    def items(self, kind: str, stretched: bool) -> list[ImitationItem]:
+        """Questions of a kind, each about another sentence."""
+        rng = random.Random(f"{kind} {stretched}")
+        lines = rng.sample(self.rows.lines, self.n)
+        items = [self.rows.audio(line, kind, stretched, rng) for line in lines]
+        fits = self.rows.mixture.answer_length
+        return [i for i in items if len(self.rows.tokenizer.encode_text(i.answer)) < fits]
+
+    def answers(self, items: list[ImitationItem]) -> list[Answer]:
+        """The LM's answers, at threshold 0.9."""
+        lm = self.adaptation.lm
+        gap_id = self.rows.gap_id
+        device = self.adaptation.device
+
+        def heard(rows: slice) -> tuple[Tensor, Tensor]:
+            ids, mask = left_pad([torch.tensor(i.audio_ids, device=device) for i in items[rows]])
+            noise = torch.Generator(device).manual_seed(rows.start)
+            return blurred_embeddings(lm, ids, mask, gap_id, 0.0, noise), mask  # (B, A, D), (B, A)
+
+        prompts = [item.prompt for item in items]
+        tokenizer = self.rows.tokenizer
+        return list(answer(lm, tokenizer, prompts, heard, self.sampler, batch=200))
+
+    def copy_error(self, stretched: bool) -> tuple[float, float]:
+        """WER in percent of quoting a sentence, and the mean number of calls."""
+        items = self.items("transcribe", stretched)
+        answers = self.answers(items)
+        pairs = [(i.answer.split(), a.text.split()) for i, a in zip(items, answers)]
+        errors = sum(edit_distance(target, text) for target, text in pairs)
+        n_words = sum(len(target) for target, _ in pairs)
+        return 100 * errors / n_words, sum(a.calls for a in answers) / len(answers)
+
+    def accuracy(self, kind: str) -> float:
+        """Percent of the answers to a kind of question that are right."""
+        items = self.items(kind, stretched=True)
+        right = [a.text == item.answer for a, item in zip(self.answers(items), items)]
+        return 100 * sum(right) / len(right)
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """The loss on fixed rows, copy errors, accuracies in percent."""
+        adaptation = self.adaptation
+        adaptation.lm.eval()
+        losses = [
+            adaptation.loss(self.rows[i], torch.Generator().manual_seed(i)).item()
+            for i in range(LOSSES)
+        ]
+
+        with torch.autocast(adaptation.device.type, torch.bfloat16, enabled=adaptation.autocast):
+            result = {"loss": sum(losses) / LOSSES}
+            result["copy_error"], result["calls"] = self.copy_error(stretched=False)
+            result["copy_error_stretched"], result["calls_stretched"] = self.copy_error(True)
+            result |= {kind: self.accuracy(kind) for kind in (*VALUES, "first", "last", "says")}
+        adaptation.lm.train()
+        return result
