@@ -26,29 +26,24 @@ from encoder import SAMPLE_RATE
 from evaluation.ask import answer_in_steps
 from evaluation.clips import RULE_OF, USUAL_LENGTH
 from evaluation.trace import LEGEND, MASK, STYLE, Step, step_heading, token_row, visible
-from lab.baseline import existing
+from lab.baseline import load_baseline
 from sampler import CHOICES, SamplerConfig
-from toy.autoregressive import CausalLM, greedy
+from toy.autoregressive import greedy
 from toy.grammar import ACCENTS, QUESTIONS, random_sentence
 from toy.speech import VOICES, prepare_espeak, speak, to_waveform, without_silence
 
 LONGEST_SENTENCE = 200  # characters
 SECONDS_A_STEP = 0.15  # a step stays so long at least, to be watched
 AT_ONCE = 4  # answers that are computed at the same time
-LARGEST_FILE = "100mb"
 
 
 def load_models(args: argparse.Namespace) -> tuple[DIFFA, DIFFA | None]:
     """The model of the options, and the autoregressive baseline of its run if there is one."""
     options = model_options(args)
     model = DIFFA.from_pretrained(args.whisper, args.llm, args.adapters, **options).eval()
-    run = Path(args.adapters).parent
-    lm = existing(run / "baseline")
-    adapters = existing(run / "ablations/baseline-0")
-    if args.random_weights or not (lm.is_dir() and adapters.is_dir()):
+    if args.random_weights:
         return model, None
-    options["lm_class"] = CausalLM
-    return model, DIFFA.from_pretrained(run / "whisper", lm, adapters, **options).eval()
+    return model, load_baseline(Path(args.adapters).parent, **options)
 
 
 def config_of(
@@ -58,31 +53,25 @@ def config_of(
 
     block: tokens of a block, 0: one block. Raises ValueError: an impossible setting.
     """
-    numbers = {"steps": int(steps), "threshold": threshold, "factor": factor}
-    own = {name: value for name, value in numbers.items() if RULE_OF[name] == rule}
+    numbers = {"count": int(steps), "threshold": threshold, "factor": factor}
+    own = {name: numbers[rule] for name in RULE_OF if RULE_OF[name] == rule}
     block_length = int(block) or None
     return SamplerConfig(length=length, rule=rule, cache=cache, block_length=block_length, **own)
 
 
 def shown(steps: list[Step], number: int) -> str:
     """Step `number` (from 1) of an answer in HTML, the last one if there are fewer."""
-    if not steps:
-        return ""
     at = min(int(number), len(steps)) - 1
-    return f"<b>{step_heading(steps, at)}</b>{token_row(steps, at)}"
+    return f"<b>{step_heading(steps, at)}</b>{token_row(steps, at)}" if steps else ""
 
 
 def answer_file(
     model: DIFFA, baseline: DIFFA | None, clip: str | None, question: str, *settings
 ) -> tuple[str, str, list[Step], list[Step]]:
-    """Answer a question about a file.
+    """Answer a question about the file `clip`; settings: of config_of, after the length.
 
-    Args:
-        baseline: autoregressive. clip: path of the file. settings: of config_of, after the length.
-    Returns:
-        the answer, what it cost, its steps, and those of the baseline (none without one).
-    Raises:
-        ValueError or OSError: as the command line's.
+    Returns the answer, what it cost, its steps, and those of the autoregressive baseline (none
+    without one). Raises ValueError or OSError: as the command line's.
     """
     if not clip:
         raise ValueError("there is no clip: upload one, record one, or let eSpeak speak one")
@@ -112,10 +101,7 @@ def answer_file(
 
 
 def say(text: str, accent: str, voice: str, rate: int, pitch: int, data: Path):
-    """What eSpeak says: the rate of samples and the samples (S,), 16 bits, as gradio takes them.
-
-    Raises ValueError: no text, or too much.
-    """
+    """What eSpeak says: rate and samples (S,) of 16 bits. Raises ValueError: no or long text."""
     text = "".join(filter(str.isprintable, text)).strip()
     if not 0 < len(text) <= LONGEST_SENTENCE:
         raise ValueError(f"the sentence needs 1 to {LONGEST_SENTENCE} characters")
@@ -144,39 +130,69 @@ def errors_in_page(function: Callable) -> Callable:
     return wrapped
 
 
+def clip_inputs(gr, data: Path):
+    """The left column: the clip, and how eSpeak may speak one. gr: gradio."""
+
+    def draw() -> str:
+        return random_sentence(random.Random(), held_out=True).text
+
+    def on_speak(*values):
+        yield say(*values, data)
+
+    clip = gr.Audio(label="Clip", type="filepath", elem_id="clip")
+    sentence = gr.Textbox(draw, label="Sentence for eSpeak")  # one is drawn for each visitor
+    with gr.Row():
+        drawing = gr.Button("Draw a sentence")
+        speaking = gr.Button("Speak it")
+
+    # The voices are those of the test set, which the toy was not trained on.
+    voices = VOICES["test", "female"] + VOICES["test", "male"]
+    with gr.Row():
+        voice = [
+            gr.Dropdown(list(ACCENTS), label="Accent"),
+            gr.Dropdown(voices, label="Voice"),
+            gr.Slider(100, 350, 200, step=1, label="Words a minute"),
+            gr.Slider(0, 99, 50, step=1, label="Pitch"),
+        ]
+
+    # eSpeak can say one sentence at a time, and gradio runs an event's function once at a time.
+    drawing.click(draw, None, sentence, api_name="draw")
+    speaking.click(errors_in_page(on_speak), [sentence, *voice], clip, api_name="speak")
+    return clip
+
+
+def question_inputs(gr) -> list:
+    """The right column: the question, and the settings in the order of config_of. gr: gradio."""
+    usual = [wordings[0] for wordings in QUESTIONS.values()]
+    question = gr.Dropdown(usual[::-1], label="Question", allow_custom_value=True)
+    with gr.Row():
+        rule = gr.Radio(CHOICES["rule"], value="threshold", label="Rule")
+        cache = gr.Radio(CHOICES["cache"], value="none", label="Cache")
+
+    # The numbers of the three rules, of which one counts.
+    with gr.Row():
+        threshold = gr.Slider(0.05, 1, 0.9, step=0.01, label="Threshold")
+        steps = gr.Slider(1, 128, 6, step=1, label="Steps (count)")
+        factor = gr.Slider(0.1, 4, 1, step=0.1, label="Factor")
+        block = gr.Slider(0, 128, 0, step=1, label="Block (0: one)")
+    return [question, rule, steps, threshold, factor, cache, block]
+
+
 def build_page(model: DIFFA, baseline: DIFFA | None, data: Path):
     """The page as gradio.Blocks. data: eSpeak's folder, from toy.speech.prepare_espeak."""
     import gradio as gr
 
-    voices = [voice for (split, _), group in VOICES.items() if split == "test" for voice in group]
     with gr.Blocks(title="DIFFA", analytics_enabled=False) as page:
         gr.Markdown("## DIFFA: ask a diffusion language model about a clip")
-        kept = gr.State(([], []))  # the steps of this visitor's last answer, and the baseline's
         with gr.Row():
             with gr.Column():
-                clip = gr.Audio(label="Clip", type="filepath", elem_id="clip")
-                sentence = gr.Textbox(label="Sentence for eSpeak")
-                with gr.Row():
-                    drawing = gr.Button("Draw a sentence")
-                    speaking = gr.Button("Speak it")
-                with gr.Row():
-                    accent = gr.Dropdown(list(ACCENTS), label="Accent")
-                    voice = gr.Dropdown(voices, label="Voice")
-                    rate = gr.Slider(100, 350, 200, step=1, label="Words a minute")
-                    pitch = gr.Slider(0, 99, 50, step=1, label="Pitch")
+                clip = clip_inputs(gr, data)
             with gr.Column():
-                usual = [wordings[0] for wordings in QUESTIONS.values()]
-                question = gr.Dropdown(usual[::-1], label="Question", allow_custom_value=True)
-                with gr.Row():
-                    rule = gr.Radio(CHOICES["rule"], value="threshold", label="Rule")
-                    cache = gr.Radio(CHOICES["cache"], value="none", label="Cache")
-                with gr.Row():
-                    threshold = gr.Slider(0.05, 1, 0.9, step=0.01, label="Threshold")
-                    steps = gr.Slider(1, 128, 6, step=1, label="Steps (count)")
-                    factor = gr.Slider(0.1, 4, 1, step=0.1, label="Factor")
-                    block = gr.Slider(0, 128, 0, step=1, label="Block (0: one)")
+                settings = question_inputs(gr)
                 asking = gr.Button("Ask", variant="primary")
 
+        # The answer. Its steps are kept for each visitor, so that the slider can show them again.
+        kept = gr.State(([], []))
         text = gr.Textbox(label="Answer", elem_id="answer")
         slider = gr.Slider(1, 2, 1, step=1, label="Step")
         row = gr.HTML(elem_id="steps")
@@ -191,24 +207,13 @@ def build_page(model: DIFFA, baseline: DIFFA | None, data: Path):
                 yield answer, cost, moved, shown(own, n), shown(other, n), (own, other)
                 time.sleep(SECONDS_A_STEP)
 
-        def on_speak(*values):
-            yield say(*values, data)
-
-        def draw() -> str:
-            return random_sentence(random.Random(), held_out=True).text
-
         def on_step(both, number):
             return [shown(one, number) for one in both]
 
-        # No function keeps anything of a visitor. eSpeak can say one sentence at a time.
-        drawing.click(draw, None, sentence, api_name="draw")
-        page.load(draw, None, sentence, api_name=False)
-        spoken = [sentence, accent, voice, rate, pitch]
-        speaking.click(errors_in_page(on_speak), spoken, clip, api_name="speak")
-        settings = [clip, question, rule, steps, threshold, factor, cache, block]
-        results = [text, costs, slider, row, contrast, kept]
+        # No function keeps anything of a visitor.
         ask = errors_in_page(on_ask)
-        asking.click(ask, settings, results, api_name="ask", concurrency_limit=AT_ONCE)
+        results = [text, costs, slider, row, contrast, kept]
+        asking.click(ask, [clip, *settings], results, api_name="ask", concurrency_limit=AT_ONCE)
         slider.release(on_step, [kept, slider], [row, contrast], api_name="step")
     return page
 
@@ -223,7 +228,8 @@ def launch(page, host: str, port: int, wait: bool) -> None:
         prevent_thread_lock=not wait,
         quiet=True,
         share=False,
-        max_file_size=LARGEST_FILE,
+        _frontend=False,  # no check whether the page answers in 3 s: a busy machine would fail
+        max_file_size="100mb",
         css=STYLE,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )

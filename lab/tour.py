@@ -46,6 +46,7 @@ def shrink(path: Path) -> None:
     Image.open(path).convert("RGB").quantize(COLOURS).save(path, optimize=True)
 
 
+@torch.no_grad()
 def draw_tour(run: Path, out: Path, names: list[str]) -> None:
     """Draw pictures of PICTURES into the folder `out`.
 
@@ -56,8 +57,8 @@ def draw_tour(run: Path, out: Path, names: list[str]) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out / f"{names[0]}.png")
-    model = DIFFA.from_pretrained(run / "whisper", run / "llada", run / "stage2", stage="stage2")
-    model.eval().requires_grad_(False)
+    parts = (run / "whisper", run / "llada", run / "stage2")
+    model = DIFFA.from_pretrained(*parts, stage="stage2", dtype=torch.float32).eval()
 
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary)
@@ -79,7 +80,6 @@ def main(arguments: list[str] | None = None) -> None:
     option("--only", nargs="+", choices=PICTURES, default=list(PICTURES), help="some of them")
     args = parser.parse_args(arguments)
 
-    torch.set_grad_enabled(False)
     with one_line_errors(name):
         draw_tour(args.run, args.out, args.only)
     print(args.out)

@@ -66,7 +66,8 @@ def texts_of(scene: Scene, ids: list[int]) -> list[str]:
 
 def answered(scene: Scene, config: SamplerConfig) -> list[Step]:
     """The steps of an answer to QUESTION about the clip."""
-    return answer_in_steps(scene.model, scene.clip.waveform, "clip", QUESTION, config)[1]
+    clip = scene.clip.waveform
+    return answer_in_steps(scene.model, clip, "clip", QUESTION, config, cut=True)[1]
 
 
 def draw_splice(scene: Scene, path: Path) -> None:

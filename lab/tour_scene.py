@@ -76,8 +76,13 @@ def with_other(clip: Clip, name: str, data: Path) -> Clip:
     Another gender takes that gender's first test voice, which differs in more than its gender.
     Speed and pitch take the middle of their other range.
     """
-    sentence, attributes = clip.sentence, clip.attributes
-    voice, rate, pitch = clip.voice, clip.rate, clip.pitch
+    sentence = clip.sentence
+    attributes = clip.attributes
+    voice = clip.voice
+    rate = clip.rate
+    pitch = clip.pitch
+
+    # What changes.
     if name == "words":
         n_words = len(sentence.text.split())
         sentence = grammar.random_sentence(random.Random(sentence.text), True, n_words)

@@ -1,5 +1,6 @@
 """The page with the bundled weights: through its API, and in a real browser without a window."""
 
+import argparse
 import base64
 import io
 import json
@@ -16,7 +17,9 @@ import pytest
 import soundfile
 from PIL import Image
 
+from checkpoints.command_line import add_model_arguments
 from encoder import SAMPLE_RATE
+from evaluation.trace import MASK
 
 pytest.importorskip("gradio", reason="the page's tests need gradio: pip install -e '.[page]'")
 WEIGHTS = Path(__file__).parents[1] / "toy/weights"
@@ -132,6 +135,24 @@ def test_it_listens_on_loopback_only_unless_told_otherwise(monkeypatch):
     page.main([])
     page.main(["--host", "0.0.0.0"])
     assert heard == ["127.0.0.1", "0.0.0.0"]
+
+
+def test_the_baseline_of_a_run_writes_from_left_to_right(tiny_run, tone, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copytree(run / "stage2", run / "ablations/baseline-0")
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser, str(run / "stage2"))
+    places = ["--whisper", str(run / "whisper"), "--llm", str(run / "llada"), "--force-parts"]
+    model, baseline = page.load_models(parser.parse_args(["--device", "cpu", *places]))
+    clip = str(tone())
+    _, costs, own, other = page.answer_file(model, baseline, clip, "What?", *SETTINGS)
+    assert own and f"autoregressive baseline: {len(other)} calls" in costs
+    for number, step in enumerate(other, start=1):
+        assert [kind != MASK for kind in step.kinds].count(True) == number
+        assert MASK not in step.kinds[:number]
+
+    shutil.rmtree(run / "ablations")
+    assert page.load_models(parser.parse_args(["--device", "cpu", *places]))[1] is None
 
 
 class Browser:
