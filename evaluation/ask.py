@@ -42,6 +42,12 @@ from sampler import CHOICES, Answer, Generation, SamplerConfig, answer, generate
 
 USUAL_ADAPTERS = "runs/toy/stage2"
 BUNDLED = Path(__file__).parents[1] / "toy/weights/stage2"  # they answer where no run is
+AUTO_LENGTH = 1024  # most tokens of an answer that grows until its end
+
+
+def auto_or_int(text: str) -> int | str:
+    """The value of --length. Raises ValueError: neither "auto" nor an integer."""
+    return text if text == "auto" else int(text)
 
 
 def make_parser(several: bool = False) -> argparse.ArgumentParser:
@@ -61,12 +67,16 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
     # How the answer is filled in.
     default = "(default: %(default)s)"
     trained = "as the adapters were trained with"
-    option("--length", type=int, help=f"tokens of the answer (default: {trained})")
-    option("--block-length", type=int, help="tokens of a block (default: the whole answer)")
+    auto = "auto: it grows by blocks until it ends"
+    option("--length", type=auto_or_int, help=f"tokens of the answer (default: {trained}); {auto}")
+    whole = "default: the whole answer; with --length auto as many as it was trained with"
+    option("--block-length", type=int, help=f"tokens of a block ({whole})")
+    option("--append", action="store_true", help="no masks behind the current block, as in iLLaDA")
     option("--rule", default="threshold", choices=CHOICES["rule"], help=default)
     option("--steps", type=int, help="of the count rule (default: one a token)")
     option("--threshold", type=float, help="of the threshold rule (default: 0.9)")
     option("--factor", type=float, help="of the factor rule (default: 1)")
+    option("--frechet", type=float, help="of the frechet rule (default: 0.25)")
     last = "of the factor rule: as in DIFFA-2, one that fails alone stays"
     option("--last-candidate", action="store_true", help=last)
     option("--temperature", type=float, default=0.0, help=f"of Gumbel noise, 0: none {default}")
@@ -74,13 +84,16 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
     option("--cfg-scale", type=float, default=0.0, help=f"of the guidance, 0: none {default}")
     option("--seed", type=int, default=0, help=f"of temperature and random remasking {default}")
     option("--cache", default="none", choices=CHOICES["cache"], help=default)
+    option("--refresh", type=int, default=1, help=f"blocks that share a prompt pass {default}")
     option("--compile", action="store_true", help="torch.compile; pays off for many answers only")
     option("--cut", action="store_true", help="use only the start of a clip that is too long")
     return parser
 
 
-def sampler_config(args: argparse.Namespace, length: int) -> SamplerConfig:
+def sampler_config(args: argparse.Namespace, length: int, most: int = AUTO_LENGTH) -> SamplerConfig:
     """The sampler's settings; the length counts where the options give none.
+
+    most: tokens of an answer with --length auto, which grows by blocks of `length`.
 
     Raises ValueError: an impossible setting, or one that the rule does not use.
     """
@@ -90,6 +103,9 @@ def sampler_config(args: argparse.Namespace, length: int) -> SamplerConfig:
             raise ValueError(
                 f"--{name} does nothing under --rule {args.rule}; add --rule {RULE_OF[name]}"
             )
+    if args.length == "auto":
+        given |= {"length": most, "append": True}
+        given.setdefault("block_length", min(length, most))
     names = {field.name for field in fields(SamplerConfig)} & given.keys()
     return SamplerConfig(**{"length": length, **{name: given[name] for name in names}})
 
@@ -115,9 +131,14 @@ def answer_in_steps(
     steps = []
 
     def on_step(ids: Tensor, confidence: Tensor) -> None:
-        row = ids[0].tolist()
+        # Of an answer that grows, the blocks that exist: the last one has the last new token.
+        n = ids.shape[1]
+        if config.append:
+            last = int((confidence[0] > 0).nonzero().max())
+            n = min((last // config.block_length + 1) * config.block_length, n)
+        row = ids[0, :n].tolist()
         texts = token_texts(model.tokenizer, row, lm_config.mask_id, lm_config.end_id)
-        steps.append(Step(texts, confidence[0].tolist(), [kinds.get(i, TEXT) for i in row]))
+        steps.append(Step(texts, confidence[0, :n].tolist(), [kinds.get(i, TEXT) for i in row]))
         if show:
             show(steps[-1])
 
@@ -169,7 +190,8 @@ def load_model(args: argparse.Namespace) -> tuple[DIFFA, SamplerConfig]:
     if not (args.length or trained):
         unknown = "the adapters do not record the length of their answers"
         print(f"({unknown}: --length {USUAL_LENGTH})", file=sys.stderr)
-    return model, sampler_config(args, length=trained or USUAL_LENGTH)
+    room = model.lm.config.max_length // 2  # the prompt takes less than the other half
+    return model, sampler_config(args, trained or USUAL_LENGTH, most=min(AUTO_LENGTH, room))
 
 
 def ask(
@@ -223,7 +245,7 @@ def answer_live(args: argparse.Namespace, questions: list[Question]) -> None:
 
         # The answer alone goes to the standard output.
         print(result.text, flush=True)
-        calls = f"{result.calls} model calls for {len(result.ids)} positions"
+        calls = f"{result.calls} model calls for {len(steps[-1].texts)} positions"
         counts = f"{calls}, {result.n_tokens} of them text"
         if not is_quiet():
             print(f"({counts})", file=sys.stderr)

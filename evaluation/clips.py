@@ -19,7 +19,8 @@ from training.states import read_padded
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")  # of audio files in a folder
 USUAL_LENGTH = 24  # tokens of an answer, where the adapters do not record theirs
-RULE_OF = {"steps": "count", "threshold": "threshold", "factor": "factor"}  # who uses the option
+# The rule that uses an option.
+RULE_OF = {"steps": "count"} | {name: name for name in ("threshold", "factor", "frechet")}
 OWN = "-"  # as a question: the `input` of each item of a manifest
 
 # Options that do not decide an answer, and so may change when a file of answers is resumed.

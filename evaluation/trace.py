@@ -49,7 +49,7 @@ STYLE = f"""
 .t{{display:inline-block;box-sizing:content-box;padding:3px 7px;border-radius:5px;color:#fff;
   min-height:2.2em;border:2px solid transparent;text-align:center;line-height:1.4;
   white-space:pre-wrap;overflow-wrap:anywhere}}
-.t small{{display:block;font-size:.65em;line-height:1.1;opacity:.9}}
+.t small{{display:block;color:inherit;font-size:.65em;line-height:1.1;opacity:.9}}
 .mask{{border:2px dashed #8b949e88}}
 .unasked{{background:#8b949e44;color:inherit}}
 .end{{font-style:italic}}

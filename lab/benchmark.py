@@ -155,7 +155,7 @@ def settings_of(
     fewer = replace(base, steps=few)
     rules = [base, fewer]
     if trained:
-        rules += [replace(base, rule="threshold"), replace(base, rule="factor")]
+        rules += [replace(base, rule=rule) for rule in ("threshold", "factor", "frechet")]
 
     eager = [replace(rule, cache=cache) for cache in ("none", "prefix", "dual") for rule in rules]
     if not trained:
@@ -238,8 +238,8 @@ def calls_of(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> dict[st
     ids = canvas.ids[rows[:, None], columns]  # (1, N)
 
     # The full pass comes first, because it fills the cache.
-    full = canvas.full_call(rows, columns)
-    cached = canvas.cached_call(rows, columns, block, full)
+    full = canvas.call(rows, columns)
+    cached = canvas.call(rows, columns, block)
     calls = {}
     for name, call in (("full pass", full), ("block step", cached)):
         shapes = (call.x.shape[1], call.real.shape[1], len(columns))  # M, L, N

@@ -201,6 +201,8 @@ def train(report: Report, name: str, device: str, tiny: bool) -> None:
     script = STAGES[name]
     recipe = script.RECIPES["paper"]
     size = "toy+toy" if tiny else "small+llada-8b"
+    if tiny:
+        recipe = replace(recipe, answer_length=8, dtype="float32")
     dtype = getattr(torch, recipe.dtype)
     options = script.RECIPES["toy"].shapes | {"audio_context": 1.0} if tiny else {}
     model = load_for_training(

@@ -32,7 +32,6 @@ from toy.autoregressive import CausalLM, greedy
 from toy.grammar import ACCENTS, QUESTIONS, random_sentence
 from toy.speech import VOICES, prepare_espeak, speak, to_waveform, without_silence
 
-LOUDNESS = 0.045  # RMS of a spoken clip, in the middle of the toy corpus's range
 LONGEST_SENTENCE = 200  # characters
 SECONDS_A_STEP = 0.15  # a step stays so long at least, to be watched
 AT_ONCE = 4  # answers that are computed at the same time
@@ -97,7 +96,7 @@ def answer_file(
     waveform = read_audio(clip)
     result, steps = answer_in_steps(model, waveform, name, question, config)
     seconds = time.perf_counter() - started
-    calls = f"{result.calls} model calls for {len(result.ids)} positions"
+    calls = f"{result.calls} model call{'s' * (result.calls > 1)} for {len(result.ids)} positions"
     costs = f"{calls}, {result.n_tokens} of them text · {seconds:.2f} s"
 
     # The baseline writes from left to right. What it has not written yet has no confidence.
@@ -121,7 +120,7 @@ def say(text: str, accent: str, voice: str, rate: int, pitch: int, data: Path):
     if not 0 < len(text) <= LONGEST_SENTENCE:
         raise ValueError(f"the sentence needs 1 to {LONGEST_SENTENCE} characters")
     samples, _ = speak(text, f"{ACCENTS[accent]}+{voice}", int(rate), int(pitch), data)
-    waveform = to_waveform(without_silence(samples), LOUDNESS)
+    waveform = to_waveform(without_silence(samples))
     return SAMPLE_RATE, (waveform * 32767).astype(np.int16)
 
 
@@ -132,10 +131,11 @@ def errors_in_page(function: Callable) -> Callable:
     @functools.wraps(function)
     def wrapped(*values):
         try:
-            yield from function(*values)
-        except (ValueError, OSError, MemoryError) as error:
+            with one_line_errors("page"):
+                yield from function(*values)
+        except SystemExit as error:
             # A visitor sees the name of a file, not where the server keeps it.
-            message = str(error)
+            message = str(error).removeprefix("page: ")
             for value in values:
                 if isinstance(value, str) and value.startswith("/"):
                     message = message.replace(value, Path(value).name)
@@ -154,7 +154,7 @@ def build_page(model: DIFFA, baseline: DIFFA | None, data: Path):
         kept = gr.State(([], []))  # the steps of this visitor's last answer, and the baseline's
         with gr.Row():
             with gr.Column():
-                clip = gr.Audio(label="Clip", sources=["upload", "microphone"], type="filepath")
+                clip = gr.Audio(label="Clip", type="filepath", elem_id="clip")
                 sentence = gr.Textbox(label="Sentence for eSpeak")
                 with gr.Row():
                     drawing = gr.Button("Draw a sentence")
@@ -165,10 +165,8 @@ def build_page(model: DIFFA, baseline: DIFFA | None, data: Path):
                     rate = gr.Slider(100, 350, 200, step=1, label="Words a minute")
                     pitch = gr.Slider(0, 99, 50, step=1, label="Pitch")
             with gr.Column():
-                asked = [wording for group in QUESTIONS.values() for wording in group]
-                question = gr.Dropdown(
-                    asked, value="Describe the speech.", label="Question", allow_custom_value=True
-                )
+                usual = [wordings[0] for wordings in QUESTIONS.values()]
+                question = gr.Dropdown(usual[::-1], label="Question", allow_custom_value=True)
                 with gr.Row():
                     rule = gr.Radio(CHOICES["rule"], value="threshold", label="Rule")
                     cache = gr.Radio(CHOICES["cache"], value="none", label="Cache")
@@ -203,23 +201,14 @@ def build_page(model: DIFFA, baseline: DIFFA | None, data: Path):
             return [shown(one, number) for one in both]
 
         # No function keeps anything of a visitor. eSpeak can say one sentence at a time.
-        settings = [rule, steps, threshold, factor, cache, block]
-        asking.click(
-            errors_in_page(on_ask),
-            [clip, question, *settings],
-            [text, costs, slider, row, contrast, kept],
-            api_name="ask",
-            concurrency_limit=AT_ONCE,
-        )
-        speaking.click(
-            errors_in_page(on_speak),
-            [sentence, accent, voice, rate, pitch],
-            clip,
-            api_name="speak",
-            concurrency_limit=1,
-        )
         drawing.click(draw, None, sentence, api_name="draw")
         page.load(draw, None, sentence, api_name=False)
+        spoken = [sentence, accent, voice, rate, pitch]
+        speaking.click(errors_in_page(on_speak), spoken, clip, api_name="speak")
+        settings = [clip, question, rule, steps, threshold, factor, cache, block]
+        results = [text, costs, slider, row, contrast, kept]
+        ask = errors_in_page(on_ask)
+        asking.click(ask, settings, results, api_name="ask", concurrency_limit=AT_ONCE)
         slider.release(on_step, [kept, slider], [row, contrast], api_name="step")
     return page
 

@@ -117,7 +117,7 @@ def draw_noise(scene: Scene, path: Path) -> None:
     texts = texts_of(scene, clean[0].tolist())
     rows = [("t = 0", [(text, FILLS["text"]) for text in texts])]
     for t in LEVELS:
-        generator = torch.Generator().manual_seed(1)
+        generator = torch.Generator().manual_seed(4)
         noisy = noise(clean, torch.tensor([t]), scene.model.lm.config.mask_id, generator)
         kept = (noisy == clean)[0].tolist()
         cells = [(text, FILLS["text"]) if keep else ("", GREY) for text, keep in zip(texts, kept)]

@@ -19,7 +19,6 @@ from toy import grammar
 from toy.corpus import spoken_sentence
 from toy.speech import ESPEAK_RATE, VOICES, speak, to_waveform, without_silence
 
-LOUDNESS = 0.045  # RMS of a clip, in the middle of the corpus's range
 GREY = "#d0d7de"
 
 
@@ -48,7 +47,7 @@ class Scene:
 
 def new_clip(sentence, attributes, voice, rate, pitch, samples, marks) -> Clip:
     """A clip of what `speak` returned."""
-    waveform = torch.from_numpy(to_waveform(without_silence(samples), LOUDNESS)).float()
+    waveform = torch.from_numpy(to_waveform(without_silence(samples))).float()
     times = [mark / ESPEAK_RATE for mark in marks]
     words = list(zip(sentence.text.split(), times, times[1:]))
     return Clip(

@@ -67,12 +67,20 @@ class CompiledCanvas(Canvas):
             is_text=F.pad(prompt.is_text, (pad, 0)),
         )
         super().__init__(lm, padded, config)
+        self.is_padded = True  # for one graph with and without padding
 
     def new_cache(self, rows: int, L: int) -> KeyValues:
         return static_cache(self.lm, rows, L)
 
-    def cache_of(self, rows: int) -> KeyValues:
+    def cache_of(self, rows: int, L: int) -> KeyValues:
         return self.cache
+
+    def begin(self, block: slice) -> None:
+        # What is not appended yet is there, but hidden like padding.
+        if self.appends:
+            answer = self.real[:, -self.config.length :]  # (B, G)
+            answer[:, : block.stop] = True
+            answer[:, block.stop :] = False
 
     def rows(self, waiting: Tensor) -> Tensor:
         return torch.arange(len(waiting), device=waiting.device)  # (R,)

@@ -20,6 +20,7 @@ import torchaudio
 from encoder import SAMPLE_RATE
 
 ESPEAK_RATE = 22_050  # Hz, of eSpeak's synthesis
+LOUDNESS = 0.045  # RMS of a clip, in the middle of the corpus's range
 
 # Made once, because its filters take longer than a clip.
 RESAMPLE = torchaudio.transforms.Resample(ESPEAK_RATE, SAMPLE_RATE)
@@ -231,7 +232,7 @@ def without_silence(samples: np.ndarray) -> np.ndarray:
     return samples[: last + ESPEAK_RATE // 20]
 
 
-def to_waveform(samples: np.ndarray, loudness: float) -> np.ndarray:
+def to_waveform(samples: np.ndarray, loudness: float = LOUDNESS) -> np.ndarray:
     """Samples (S,) of `speak` as floats of SAMPLE_RATE with this RMS, or less than would clip."""
     waveform = RESAMPLE(torch.from_numpy(samples.astype(np.float32))).numpy()
     gain = loudness / np.sqrt(np.mean(waveform**2))
