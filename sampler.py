@@ -280,6 +280,18 @@ def step_limits(config: SamplerConfig, block: slice, n_steps: int) -> list[float
     return [getattr(config, config.rule)] * (N + 1)  # one token a step, and a second call
 
 
+def begin(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig):
+    """The state of `generate` (speed/canvas.py), and its step: `refine`, compiled or not."""
+    if config.compile:
+        from speed.compiled import compile_step
+
+        return compile_step(lm, prompt, config)
+
+    from speed.canvas import Canvas
+
+    return Canvas(lm, prompt, config), refine
+
+
 @torch.no_grad()
 def generate(
     lm: DiffusionLM,
@@ -295,15 +307,7 @@ def generate(
     """
     started = time.perf_counter()
     check_prompt(lm, prompt, config)
-    if config.compile:
-        from speed.compiled import compile_step
-
-        canvas, step = compile_step(lm, prompt, config)
-    else:
-        from speed.canvas import Canvas
-
-        canvas = Canvas(lm, prompt, config)
-        step = refine
+    canvas, step = begin(lm, prompt, config)
     calls_twice = config.second_call and config.cache != "none" and config.rule != "count"
 
     for number, (block, n_steps) in enumerate(blocks_of(config)):

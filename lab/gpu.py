@@ -33,8 +33,8 @@ from checkpoints.command_line import count
 from checkpoints.files import write_json
 from checkpoints.model import load_for_training
 from data import Prompt
-from diffa import DIFFA
-from diffusion_lm import LMConfig
+from diffa import DIFFA, Spliced
+from diffusion_lm import DiffusionLM, LMConfig
 from encoder import SAMPLE_RATE
 from lab.benchmark import (
     BATCH,
@@ -117,6 +117,7 @@ def sample(report: Report, name: str, device: str, tiny: bool) -> None:
     heads = ["read, GB/s", "bfloat16 products, TFLOP/s" if weight.is_cuda else "products, TFLOP/s"]
     report.add("rates", heads, [[f"{rates.bandwidth / 1e9:.0f}", f"{rates.flops / 1e12:.1f}"]])
 
+    # The settings: one token a call, and 3.25 of them.
     length = 16 if tiny else 128
     base = SamplerConfig(length=length, block_length=length // 4, stop_at_end=False)
     steps = max(round(length / 3.25), base.n_blocks)
@@ -129,6 +130,8 @@ def sample(report: Report, name: str, device: str, tiny: bool) -> None:
     reference = time_setting(lm, [prompt], base, floor_of, plain)
     reference.name = f"generate_plain, {length} steps"
     rows = [reference]
+
+    # Ours.
     configs = [replace(dual, cache="none"), dual, replace(dual, compile=True)]
     for setting in configs:
         started = clock(weight.device)
@@ -153,17 +156,33 @@ def sample(report: Report, name: str, device: str, tiny: bool) -> None:
         heads = [f"kernels of a compiled {kind}", "calls", "ms", "share"]
         report.add(f"profile of a {kind}", heads, profile(call.works["compiled"], weight.device))
 
-    # Eight at once against one. Their graphs take another minute, so they come last.
+    # Its graphs take another minute, so it comes last.
+    compare_batch(report, lm, batch, configs[-1], floor_of)
+
+
+def compare_batch(
+    report: Report,
+    lm: DiffusionLM,
+    batch: Spliced,
+    config: SamplerConfig,
+    floor_of: Callable[..., float],
+) -> None:
+    """Eight equal prompts at once against one."""
     many = take(batch, [0] * BATCH)
+    alone = take(batch, [0])
     works = {
-        f"{BATCH} at once": functools.partial(generate, lm, many, configs[-1]),
-        "one": functools.partial(generate, lm, prompt, configs[-1]),
+        f"{BATCH} at once": functools.partial(generate, lm, many, config),
+        "one": functools.partial(generate, lm, alone, config),
     }
-    at_once, alone = time_in_turns(works, weight.device, rounds=2).values()
-    floors = [floor_of(dual, prompt.mask.shape[1], steps, B=B) for B in (BATCH, 1)]
-    row = [f"{BATCH / at_once:.2f}", f"{1 / alone:.2f}", f"{BATCH * alone / at_once:.2f} x"]
+    times = list(time_in_turns(works, batch.mask.device, rounds=2).values())
+    P = batch.mask.shape[1]
+    floors = [floor_of(config, P, config.steps, B=B) for B in (BATCH, 1)]
+
+    # Answers a second, and how many times as many.
+    row = [f"{BATCH / times[0]:.2f}", f"{1 / times[1]:.2f}"]
+    row += [f"{BATCH * one / eight:.2f} x" for eight, one in (times, floors)]
     heads = [f"{BATCH} at once, answers/s", "one, answers/s", "ratio", "ratio of the floors"]
-    report.add("batch", heads, [[*row, f"{BATCH * floors[1] / floors[0]:.2f} x"]])
+    report.add("batch", heads, [row])
 
 
 def compare_joined(report: Report, name: str, device: str, tiny: bool) -> None:
