@@ -1,3 +1,4 @@
+# make ask              install, then answer three clips with the bundled weights
 # make demo             the whole method at toy scale, on a fresh machine: 13 to 19 minutes on 2 CPU cores
 # make demo SEED=1      another seed, in a run directory of its own
 # make test             the tests
@@ -9,19 +10,19 @@
 PYTHON ?= python3
 SEED ?= 0
 RUN ?= runs/toy$(if $(filter-out 0,$(SEED)),-$(SEED))
-HUMAN ?= runs/human
+SMOL ?= runs/smol
+LM ?= smollm2
+TEXT ?= texts/*.txt
 WHISPER ?= whisper-tiny.en
-SPEECH ?= speech
 
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 TOY := --whisper $(RUN)/whisper --llm $(RUN)/llada
-ASK := $(PY) sampler.py $(RUN)/corpus/audio/test/000000.wav
-TOY_ANSWER := $(TOY) --adapters $(RUN)/stage2 --length 18
+QUIET ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo page tour test lint format baseline semantic ablations robustness benchmark real-encoder human plot clean clean-runs
+.PHONY: help ask demo page tour test lint format baseline semantic ablations robustness benchmark real-encoder smol plot clean clean-runs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,16 +34,21 @@ $(INSTALLED): pyproject.toml
 
 # ---- the method
 
-# Corpus, stand-ins for Whisper and LLaDA, stage 1, stage 2, evaluation, two questions about one clip.
+ask: $(INSTALLED)  ## three bundled clips and the bundled weights: the first answer in seconds
+	$(PY) sampler.py toy/weights/clips/*.flac "Describe the speech." --adapters toy/weights/stage2
+
+# Corpus, stand-ins for Whisper and LLaDA, stage 1, stage 2, evaluation, a question about one clip.
+# QUIET=--quiet shows no progress.
 demo: $(INSTALLED)  ## both stages of DIFFA at toy scale: 13 to 19 minutes on 2 CPU cores
 	mkdir -p $(RUN) && { [ -f $(RUN)/started ] || touch $(RUN)/started; }
-	$(PY) -m toy.corpus --out $(RUN)/corpus --seed $(SEED) --train 6000 --test 400
-	$(PY) -m toy.pretrain --corpus $(RUN)/corpus --out $(RUN) --seed $(SEED)
-	$(PY) train_asr.py $(TOY) --train $(RUN)/corpus/asr_train.json --out $(RUN)/stage1 --seed $(SEED)
-	$(PY) train_instruct.py $(TOY) --adapters $(RUN)/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/stage2 --seed $(SEED)
-	$(PY) -m toy.evaluate --run $(RUN) --check
-	$(ASK) "Repeat the sentence." $(TOY_ANSWER)
-	$(ASK) "Describe the speech." $(TOY_ANSWER) --trace $(RUN)/trace.html
+	$(PY) -m toy.corpus --out $(RUN)/corpus --seed $(SEED) --train 6000 --test 400 $(QUIET)
+	$(PY) -m toy.pretrain --corpus $(RUN)/corpus --out $(RUN) --seed $(SEED) $(QUIET)
+	$(PY) train_asr.py $(TOY) --train $(RUN)/corpus/asr_train.json --out $(RUN)/stage1 --seed $(SEED) $(QUIET)
+	$(PY) train_instruct.py $(TOY) --adapters $(RUN)/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/stage2 --seed $(SEED) $(QUIET)
+	$(PY) -m toy.evaluate --run $(RUN) --check $(QUIET)
+	$(PY) sampler.py $(RUN)/corpus/audio/test/000000.wav "Describe the speech." $(TOY) --adapters $(RUN)/stage2 --trace $(RUN)/trace.html
+	@echo "Look next at $(RUN)/report.md (all figures), $(RUN)/trace.html (how that answer was filled in),"
+	@echo "docs/tour.md (the method in pictures), and \`make page RUN=$(RUN)\` (ask it yourself)."
 
 # ADAPTERS may be another run's stage 2.
 page: $(INSTALLED)  ## a page that answers about your clips, at http://127.0.0.1:7860
@@ -93,12 +99,16 @@ real-encoder: $(INSTALLED)  ## both stages with a real Whisper: WHISPER=DIR
 	$(PY) train_instruct.py --whisper $(WHISPER) --llm $(RUN)/llada --adapters $(RUN)/real/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/real/stage2 --steps 1400 --whiten --lr 2e-3 --pretrained-lr-scale 0.25 --seed $(SEED)
 	$(PY) -m toy.evaluate --run $(RUN)/real --whisper $(WHISPER) --llm $(RUN)/llada --corpus $(RUN)/corpus
 
-# SPEECH holds train.json and test.json, manifests of recorded prompts.
-human: $(INSTALLED)  ## stage 1 on a person's recordings: WHISPER=DIR SPEECH=DIR
-	$(PY) -m lab.human corpus $(SPEECH) --out $(HUMAN)/corpus --seconds 4 --seed $(SEED)
-	$(PY) -m lab.human lm --run $(HUMAN) --seed $(SEED)
-	$(PY) train_asr.py --whisper $(WHISPER) --audio-context 4 --llm $(HUMAN)/llada --train $(HUMAN)/corpus/asr_train.json --out $(HUMAN)/stage1 --steps 800 --seed $(SEED)
-	$(PY) -m lab.human report --run $(HUMAN) --whisper $(WHISPER)
+# LM is a small causal LM of the hub, TEXT plain text files. docs/small-lm.md has costs and options.
+SMOL_STAGE := --whisper $(WHISPER) --audio-context 8 --llm $(SMOL)/lm --answer-length 32 --cache-encoder none --workers 8 --seed $(SEED)
+smol: $(INSTALLED)  ## a small LM learns to listen: LM=DIR WHISPER=DIR TEXT="FILES"; for one GPU
+	$(PY) -m corpora.texts $(TEXT) --out $(SMOL)/texts
+	$(PY) -m toy.read_aloud $(SMOL)/texts/train.txt $(SMOL)/texts/test.txt --out $(SMOL)/spoken --clips 40000 --seed $(SEED)
+	$(PY) -m training.adapt_lm --lm $(LM) --text $(SMOL)/texts/train.txt --validation $(SMOL)/texts/test.txt --out $(SMOL)/lm --seed $(SEED)
+	$(PY) -m training.align $(SMOL_STAGE) --train $(SMOL)/spoken/asr_train.json --out $(SMOL)/align --batch 128 --dtype bfloat16
+	$(PY) train_asr.py $(SMOL_STAGE) --adapters $(SMOL)/align --train $(SMOL)/spoken/asr_train.json --out $(SMOL)/stage1 --steps 3000 --batch 128 --dtype bfloat16
+	$(PY) train_instruct.py $(SMOL_STAGE) --adapters $(SMOL)/stage1 --train $(SMOL)/spoken/instruct_train.json --out $(SMOL)/stage2 --steps 2000 --batch 64 --dtype bfloat16 --queries 16 --whiten --lr 2e-3 --pretrained-lr-scale 0.25
+	$(PY) -m evaluation.transcribe $(SMOL)/spoken/asr_test.json --adapters $(SMOL)/stage1 --out $(SMOL)/spoken.jsonl
 
 plot: $(INSTALLED)  ## training curves of both stages, also while they train
 	$(PY) -m lab.curves $(RUN)/stage1 $(RUN)/stage2 --out $(RUN)/curves.png

@@ -120,7 +120,19 @@ class DIFFA(nn.Module):
         """A DIFFA from directories in the hub's formats; see checkpoints.model.load_diffa."""
         from checkpoints.model import load_diffa
 
-        return load_diffa(whisper, llm, adapters, **options)
+        return load_diffa(whisper, llm, adapters, **options).eval()
+
+    def answer(self, clips, questions, **options) -> list[str]:
+        """Texts that answer questions about clips; see evaluation.clips.answer_clips.
+
+        model = DIFFA.from_pretrained(adapters="toy/weights/stage2")
+        model.answer(["a.wav", "b.wav"], "What is said?")  # two texts
+
+        A clip is a path, or a waveform (S,) at 16 kHz. One question, or as many as clips.
+        """
+        from evaluation.clips import answer_clips
+
+        return answer_clips(self, clips, questions, **options)
 
     @property
     def device(self) -> torch.device:

@@ -86,6 +86,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        # In float32 the library's function does the same with fewer calls.
+        if x.dtype == self.weight.dtype == torch.float32:
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
         y = x.float()
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * y.to(x.dtype)
@@ -125,6 +129,11 @@ class Attention(nn.Module):
             self.query_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.key_norm = RMSNorm(config.head_dim, config.norm_eps)
 
+    def project(self, x: Tensor, output_rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, N, H C) of the output rows of x; keys and values (B, M, K C) of all rows."""
+        asking = x if output_rows is None else x[:, output_rows]  # (B, N, D)
+        return self.query(asking), self.key(x), self.value(x)
+
     def forward(
         self,
         x: Tensor,
@@ -141,18 +150,13 @@ class Attention(nn.Module):
         cache: keys and values of all L positions. Those of x replace the entries at `indices` (M,).
         """
         config = self.config
-        B = x.shape[0]
-
-        # Every position of x gives a key and a value.
-        k = self.key(x).view(B, -1, config.n_kv_heads, config.head_dim)  # (B, M, K, C)
-        v = self.value(x).view(B, -1, config.n_kv_heads, config.head_dim)
-
-        # Only the output rows ask: the others serve as keys and values alone.
+        q, k, v = self.project(x, output_rows)
+        q = q.unflatten(-1, (config.n_heads, config.head_dim))  # (B, N, H, C)
+        k = k.unflatten(-1, (config.n_kv_heads, config.head_dim))  # (B, M, K, C)
+        v = v.unflatten(-1, (config.n_kv_heads, config.head_dim))
         query_angles = angles
         if output_rows is not None:
-            x = x[:, output_rows]  # (B, N, D)
             query_angles = tuple(angle[:, :, output_rows] for angle in angles)
-        q = self.query(x).view(B, -1, config.n_heads, config.head_dim)  # (B, N, H, C)
 
         # Norms on heads come before the rotation.
         if config.qk_norm:

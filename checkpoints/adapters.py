@@ -215,7 +215,7 @@ def read_adapters(
     if (n := sum(p.numel() for p in module.parameters())) > MOST_PARAMETERS:
         raise WeightsError(f"{file}: not the shapes of adapters ({n:,} parameters)")
     module = one_module({name: getattr(module, name) for name in present})
-    others = (*filter(is_lora, tensors), *copies_in(file, tensors, is_lora))
+    others = (*filter(is_lora, tensors), *copies_in(file, tensors))
     fill(module, tensors, ADAPTER_KEYS, others, file, torch.float32)
     return config, {name: getattr(module, name) for name in present}, info
 

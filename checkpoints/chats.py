@@ -114,6 +114,8 @@ def chat_format(markers: dict[str, int], lm_config: LMConfig, file: Path) -> Cha
     mask = names.get(lm_config.mask_id)
     end = names.get(lm_config.end_id)
     usual = CHATS.get(lm_config.family)
+
+    # Published masks have their names.
     if usual and (usual.mask in markers or lm_config.family == "llada" or mask is None):
         return usual
     if mask is None:
@@ -121,6 +123,8 @@ def chat_format(markers: dict[str, int], lm_config: LMConfig, file: Path) -> Cha
             f"{file}: id {lm_config.mask_id}, the mask by the LM's config, is no added token; "
             "download both again, or make a diffusion LM with python -m training.adapt_lm"
         )
+
+    # A template beside the tokenizer says more than its markers.
     if lm_config.family == "illada" and end and (template := read_template(file.parent)):
         return from_template(template, file.parent, mask, end, markers)
 
@@ -140,6 +144,8 @@ def read_template(path: Path) -> str | None:
     """The chat template of a directory of the hub, None without one."""
     if (path / "chat_template.jinja").is_file():
         return read_text(path / "chat_template.jinja")
+
+    # Older directories have it in a config.
     config = path / "tokenizer_config.json"
     template = read_json(config).get("chat_template") if config.is_file() else None
 
@@ -165,6 +171,8 @@ def from_template(
     system = {"role": "system", "content": "{system}"}
     user = {"role": "user", "content": "{user}"}
     merged = {"role": "user", "content": "{system}\n\n{user}"}
+
+    # A template is code of a stranger: it runs in a sandbox, without Python's objects.
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     options = {
         "bos_token": SEED_START if SEED_START in markers else "",
@@ -173,6 +181,7 @@ def from_template(
         "enable_thinking": False,
     }
 
+    # Each text must appear once. What stands around them is the format.
     reason = "it leaves texts out"
     for turns in ([system, user], [merged]):
         try:
@@ -180,6 +189,7 @@ def from_template(
         except Exception as error:  # a template may raise anything
             reason = first_line(error)
             continue
+
         opening, _, answer = text.partition("{user}")
         if opening.count("{system}") == 1 and text.count("{user}") == 1:
             return ChatFormat(

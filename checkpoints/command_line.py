@@ -39,11 +39,12 @@ seed = functools.partial(number, kind=int, least=0, most=2**32 - 1)  # which all
 seconds = functools.partial(number, kind=float, least=0.01)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str | None) -> None:
     """Add the options that give the model's files; the defaults are the toy run's.
 
     Args:
-        adapters_default: of --adapters, which differs between commands.
+        adapters_default: of --adapters, which differs between commands. None: the command chooses
+            between the toy run's and the bundled ones.
     """
     add = parser.add_argument
 
@@ -52,8 +53,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
     trained = "(default: the one that the adapters were trained with; else the toy run's)"
     add("--whisper", help=f"directory (hub format), or OpenAI's .pt {trained}")
     add("--llm", help=f"directory of a diffusion LM (hub format) {trained}")
+    if adapters_default is None:
+        default = "(default: runs/toy/stage2; without that run, the bundled toy/weights/stage2)"
     adapters = f"directory, or the release's file {default}"
     add("--adapters", default=adapters_default, action=Weights, help=adapters)
+    default = "(default: %(default)s)"
 
     # Where and how it runs.
     usual = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,6 +80,8 @@ class Weights(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, values)
+
+        # Whichever of the two options comes last notices.
         if namespace.random_weights and namespace.adapters != parser.get_default("adapters"):
             parser.error("--random-weights draws new adapters: leave out --adapters")
 
@@ -102,6 +108,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, str]:
     """What decides a model, by the parsed options, as text: with the paths that adapters record."""
     names = ("whisper", "llm", "adapters", "dtype", "audio_context", "random_weights")
     settings = {name: getattr(args, name) for name in names}
+
+    # Random weights have no paths.
     if not args.random_weights:
         info = read_info(args.adapters) if Path(args.adapters).exists() else {}
         for name in ("whisper", "llm"):

@@ -15,6 +15,7 @@ from checkpoints.digests import sample
 from checkpoints.files import Checkpoint, WeightsError
 from checkpoints.fill import their_name
 from checkpoints.key_tables import LM_TABLES, WHISPER_KEYS
+from checkpoints.lora import is_lora
 from diffusion_lm import DiffusionLM
 from encoder import WhisperEncoder
 
@@ -47,11 +48,10 @@ def is_copy(name: str) -> bool:
     return template in known or (module in known and leaf in ("weight", "bias"))
 
 
-def copies_in(file: Path, tensors: Checkpoint, is_lora) -> Iterator[str]:
+def copies_in(file: Path, tensors: Checkpoint) -> Iterator[str]:
     """Names of the copies in an adapters' file.
 
-    is_lora: whether a name is that of LoRA, which is no copy. Raises WeightsError: a tensor under
-    PREFIXES is neither (all are listed).
+    Raises WeightsError: a tensor under PREFIXES is neither a copy nor LoRA (they are listed).
     """
     unknown = []
     for name in tensors:
@@ -79,12 +79,16 @@ def check_copies(file: Path, tensors: Checkpoint, encoder: WhisperEncoder, lm: D
         ours |= {their_name(table, name): parameter for name, parameter in named}
 
     for name in tensors:
-        if not name.startswith(PREFIXES) or original_name(name) not in ours:
+        if not name.startswith(PREFIXES) or is_lora(name) or DECODER.match(name):
             continue
+        parameter = ours.get(original_name(name))
+        if parameter is None:
+            raise WeightsError(f"{file}: {name} is a copy of nothing in --whisper or --llm")
 
         # The positions of a shortened window are the first ones.
-        parameter = ours[original_name(name)]
-        copy = tensors[name][: len(parameter)]
+        copy = tensors[name]
+        if copy.ndim == parameter.ndim:
+            copy = copy[: len(parameter)]
         pairs = [
             (sample(copy).to(dtype), sample(parameter).cpu().to(dtype))
             for dtype in (torch.bfloat16, torch.float16)

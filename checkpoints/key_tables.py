@@ -5,6 +5,33 @@ A table of tensors maps a module of ours to a module in the file (their tensors 
 our fields to those of `config.json`. `*_FIXED` lists the values of other fields that we support.
 """
 
+import re
+from collections.abc import Collection
+
+
+def their_name(table: dict[str, str], ours: str) -> str:
+    """The name in the file of our tensor `ours`, by a key table."""
+    numbers = re.findall(r"\.(\d+)(?=\.|$)", ours)
+    template = re.sub(r"\.\d+(?=\.|$)", ".{}", ours)
+    if template in table:
+        return table[template].format(*numbers)
+    module, _, leaf = template.rpartition(".")
+    return f"{table[module].format(*numbers)}.{leaf}"
+
+
+def fitting_table(
+    table: dict[str, str], ours: str, prefixes: tuple[str, ...], tensors: Collection[str]
+) -> dict[str, str]:
+    """The key table without the first prefix under whose names the file holds our tensor `ours`.
+
+    Classes of transformers save the same tensors under `model.encoder.`, `encoder.` or no prefix.
+    """
+    for prefix in prefixes:
+        shorter = {name: theirs.removeprefix(prefix) for name, theirs in table.items()}
+        if their_name(shorter, ours) in tensors:
+            return shorter
+    return table
+
 
 def blocks(theirs: str, names: dict[str, str]) -> dict[str, str]:
     """The part of a table under `blocks.{}.`, whose names in the file start with `theirs`."""

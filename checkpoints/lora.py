@@ -95,15 +95,6 @@ def merge(lm: DiffusionLM, lora: LoRA) -> None:
         layer.weight = nn.Parameter(new, requires_grad=old.requires_grad)
 
 
-def adapt(lm: DiffusionLM, lora: LoRA, is_merged: bool) -> dict[str, nn.Module]:
-    """Merge the pairs, or attach them. Returns the parts of a DIFFA that come of it, by name."""
-    if is_merged:
-        merge(lm, lora)
-        return {}
-    attach(lm, lora)
-    return {"lora": lora}
-
-
 def lora_keys(family: str) -> dict[str, str]:
     """The key table of LoRA beside an LM of this family, by the names of the release."""
     table, _, _ = LM_TABLES[family]

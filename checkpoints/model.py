@@ -19,7 +19,7 @@ from checkpoints.files import Checkpoint, WeightsError
 from checkpoints.fill import Unfilled, assign, check_device
 from checkpoints.key_tables import ADAPTER_KEYS
 from checkpoints.lm import load_lm, read_lm_config
-from checkpoints.lora import LoRA, adapt, lora_keys, read_lora
+from checkpoints.lora import LoRA, attach, lora_keys, merge, read_lora
 from checkpoints.origins import Origins
 from checkpoints.tokenizer import ByteTokenizer, load_tokenizer
 from checkpoints.whisper import cut_window, load_whisper
@@ -102,7 +102,6 @@ def load_for_training(
         encoder, lm = random_pieces(random_weights, dtype, device, audio_context, lm_class)
         tokenizer = ByteTokenizer(lm.config)
         config, found = fitting_adapters(None, encoder.config, lm.config, shapes)
-        pairs = None
         names = AUDIO_PARTS[known_stage(stage or "stage2")]
     else:
         sources = {"whisper": origins.path("whisper", whisper), "llm": origins.path("llm", llm)}
@@ -118,7 +117,7 @@ def load_for_training(
         tokenizer = load_tokenizer(sources["llm"], lm_config)
         opened = None if adapters is None else open_adapters(adapters)
         config, found = fitting_adapters(opened, encoder.config, lm_config, shapes)
-        pairs = None if opened is None else found_lora(*opened, lm_config, lora)
+        found |= found_lora(opened, lm_config, lora)
         origins.note("encoder", digests[-1])
         origins.note_text(tokenizer)
         if adapters is not None:
@@ -138,11 +137,8 @@ def load_for_training(
     # Drawn even if none is new: what is drawn next must not depend on the adapters' file.
     new = tuple(name for name in names if name not in found)
     parts = new_parts(config, new) | {name: found[name] for name in names if name in found}
-    if isinstance(lora, int) and pairs is None:
-        pairs = LoRA(lm, lora)
-        new += ("lora",)
-    if pairs is not None:
-        parts |= adapt(lm, pairs, is_merged=lora == "merge")
+    parts |= use_lora(lm, found.get("lora"), lora)
+    new += tuple(parts.keys() - set(names) - found.keys())  # "lora", if it was drawn
     facts = {"answer_length": origins.info.get("answer_length"), "made_of": origins.found}
     model = DIFFA(encoder, lm, tokenizer, config, parts, **facts).to(device)
     return Loaded(model=model, new=new, sources=sources)
@@ -155,18 +151,39 @@ def known_stage(stage: str) -> str:
     return stage
 
 
-def found_lora(file: Path, tensors: Checkpoint, lm: LMConfig, wanted: str | int) -> LoRA | None:
-    """The LoRA of an adapters' file, as load_for_training's `lora` wants it; None: there is none.
+def found_lora(
+    opened: tuple[Path, Checkpoint] | None, lm: LMConfig, wanted: str | int
+) -> dict[str, LoRA]:
+    """{"lora": that of an open file}, where load_for_training's `lora` wants it and it exists.
 
     Raises WeightsError: it cannot be read, has another rank, or is not wanted.
     """
-    found = None if wanted == "none" else read_lora(file, tensors, lm)
-    if found and wanted == "refuse":
+    found = read_lora(*opened, lm) if opened and wanted != "none" else None
+    if found is None:
+        return {}
+    held = f"{opened[0]}: holds LoRA of rank {found.rank}"
+    if wanted == "refuse":
         advice = "train it too by train_instruct.py --lora RANK, or leave it out by --no-lora"
-        raise WeightsError(f"{file}: holds LoRA of rank {found.rank}; {advice}")
-    if found and isinstance(wanted, int) and wanted != found.rank:
-        raise WeightsError(f"{file}: holds LoRA of rank {found.rank}, --lora is {wanted}")
-    return found
+        raise WeightsError(f"{held}; {advice}")
+    if isinstance(wanted, int) and wanted != found.rank:
+        raise WeightsError(f"{held}, --lora is {wanted}")
+    return {"lora": found}
+
+
+def use_lora(lm: DiffusionLM, lora: LoRA | None, wanted: str | int) -> dict[str, LoRA]:
+    """Merge or attach LoRA, as load_for_training's `lora` wants it; a rank draws one if it is None.
+
+    Returns {"lora": it} where it is a part of the model.
+    """
+    if lora is None and isinstance(wanted, int):
+        lora = LoRA(lm, wanted)
+    if lora is None:
+        return {}
+    if wanted == "merge":
+        merge(lm, lora)
+        return {}
+    attach(lm, lora)
+    return {"lora": lora}
 
 
 def fitting_adapters(

@@ -6,5 +6,6 @@ layout.py      what the readers share: clips, what is missing, folders and texts
 vocabulary.py  one spelling for each value of an attribute, in all corpora
 measure.py     what the signal says: pitch, volume, speaking speed; the seed transcript
 workers.py     work on many clips in a pool of processes
+texts.py       the command that takes sentences out of plain text files
 targets.py     the command that turns seed transcripts into answers to train on
 """

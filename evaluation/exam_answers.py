@@ -12,7 +12,7 @@ from data import build_prompt
 from diffa import DIFFA
 from encoder import SAMPLE_RATE
 from evaluation.answer_files import appending, pending_batches
-from evaluation.ask import hear_clips
+from evaluation.clips import hear_clips
 from evaluation.exam_clips import ExamClip
 from evaluation.exam_rules import Exam, ExamError
 from evaluation.likelihood import MEASURES, choose
@@ -73,7 +73,9 @@ def answer_questions(
 
     # Replies are appended as they come, those already there excepted.
     n_answered = 0
-    bar = tqdm(total=len(questions), initial=sum(is_done), desc=exam.name, unit=" items")
+    bar = tqdm(
+        total=len(questions), initial=sum(is_done), desc=exam.name, unit=" items", disable=None
+    )
     with bar, appending(lines) as append:
         try:
             for question, reply in zip(pending, replies(model, exam, pending, sitting)):

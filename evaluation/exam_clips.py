@@ -42,9 +42,11 @@ def read_clips(
     Each file is read once, and stays in memory: 64 kB a second, about 2 GB for MMSU.
     """
     paths = [find_clip(item[exam.audio_field], folder) for item in items]
+
+    # Several items may share a file. All problems are listed at once.
     clips = {}
     problems = []
-    for path in tqdm(dict.fromkeys(paths), "reading clips", leave=False):
+    for path in tqdm(dict.fromkeys(paths), "reading clips", leave=False, disable=None):
         try:
             clips[path] = ExamClip(path=path, waveform=read_audio(path, LONGEST / SAMPLE_RATE))
         except AudioError as error:
@@ -60,12 +62,15 @@ def usable_clips(
     Raises ExamError: a clip cannot be used, and skip_missing is false; or none can.
     """
     clips, problems = read_clips(items, exam, folder)
-    if problems:
-        n_items = clips.count(None)
-        heading = f"{len(problems)} clips, of {n_items} items, cannot be used"
-        listed = "\n  ".join(["", *problems])
-        if not skip_missing or n_items == len(items):
-            advice = "is --audio correct? --skip-missing leaves these items without a reply"
-            raise ExamError(f"{heading}; {advice}{listed}")
-        print(f"{heading} and have no reply:{listed}", file=sys.stderr)
+    if not problems:
+        return clips
+
+    # Every file is listed, whether the exam goes on or not.
+    n_items = clips.count(None)
+    heading = f"{len(problems)} clips, of {n_items} items, cannot be used"
+    listed = "\n  ".join(["", *problems])
+    if not skip_missing or n_items == len(items):
+        advice = "is --audio correct? --skip-missing leaves these items without a reply"
+        raise ExamError(f"{heading}; {advice}{listed}")
+    print(f"{heading} and have no reply:{listed}", file=sys.stderr)
     return clips

@@ -61,6 +61,8 @@ def fill_template(template: str, item: dict, exam: Exam) -> str:
     A field is a name in braces: one of the item's, or {choices}, a line "A. text" for each choice.
     """
     fields = {name: value for name, value in item.items() if isinstance(value, str | int | float)}
+
+    # Choices keep their letters, also where others are left out.
     if exam.choices:
         lines = [f"{letter}. {text}" for letter, text in exam.choices(item).items()]
         fields["choices"] = "\n".join(lines)
@@ -71,6 +73,7 @@ def fill_template(template: str, item: dict, exam: Exam) -> str:
             raise ValueError(f"the prompt has a field {match[0]}, the item only {known}")
         return str(fields[match[1]])
 
+    # Braces around anything but a name stay as they are.
     return re.sub(r"\{([\w-]+)\}", value, template)
 
 
@@ -93,6 +96,8 @@ def mmsu_correct(item: dict) -> str:
     """The letter of the correct choice. Raises ValueError: the answer is none."""
     choices = mmsu_choices(item)
     answer = item["answer_gt"]
+
+    # A file may give the answer by its letter; MMSU's own rule then finds no reply right.
     letter = answer_letter(str(answer), [choices.get(letter, "") for letter in "ABCD"])
     if letter not in choices:
         raise ValueError(f"the correct answer {answer!r} names a choice that is null or absent")

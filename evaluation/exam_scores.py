@@ -48,6 +48,19 @@ def unreadable_words(rule: Rule, n: int) -> str:
     return f"{n} unreadable replies count as {rule.unreadable:g} each, the mean of a random guess"
 
 
+def table_lines(marks: dict[Rule, list[bool | None]], names: list[str]) -> list[str]:
+    """A line for each group, with its score by each rule. names: the group of each reply."""
+    lines = []
+    width = max(map(len, names))
+    for name in sorted(set(names)):
+        cells = []
+        for rule, all_marks in marks.items():
+            group = [mark for mark, other in zip(all_marks, names) if other == name]
+            cells.append(str(score(rule, group)))
+        lines.append(f"  {name:<{width}}  " + "  ".join(cells))
+    return lines
+
+
 def score_lines(exam: Exam, rows: list[dict], files: list[str] | None = None) -> list[str]:
     """The scores of predictions as lines of text, or who can score them.
 
@@ -55,6 +68,8 @@ def score_lines(exam: Exam, rows: list[dict], files: list[str] | None = None) ->
     """
     replies = [reply_of(row, exam) for row in rows]
     lines = []
+
+    # What cannot be scored is said first.
     if None in replies:
         n = replies.count(None)
         lines.append(f"replies that are null or absent, marked like empty ones: {n}")
@@ -80,11 +95,5 @@ def score_lines(exam: Exam, rows: list[dict], files: list[str] | None = None) ->
         tables["file"] = files
     for title, names in tables.items():
         lines.append(f"by {title}" + "; the rules as above" * (len(exam.rules) > 1))
-        width = max(map(len, names))
-        for name in sorted(set(names)):
-            cells = []
-            for rule in exam.rules:
-                group = [mark for mark, other in zip(marks[rule], names) if other == name]
-                cells.append(str(score(rule, group)))
-            lines.append(f"  {name:<{width}}  " + "  ".join(cells))
+        lines += table_lines(marks, names)
     return lines

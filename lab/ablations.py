@@ -102,7 +102,7 @@ def sweep(model: DIFFA, states: StateCache, items: list[dict]) -> dict:
     items = [item for item in items if item["audio_filepath"] in set(clips)]
 
     result = {"clips": len(clips)}
-    for name, config in tqdm(SETTINGS.items(), "sampler settings", leave=False):
+    for name, config in tqdm(SETTINGS.items(), "sampler settings", leave=False, disable=None):
         table = questions(model, states, items, config)
         rows = [row for row in table.values() if isinstance(row, dict)]
         result[name] = {
@@ -280,12 +280,12 @@ def ablate(plan: Plan) -> dict:
     tasks = [(plan, arm, seed) for arm in ARMS for seed in plan.seeds]
     processes = min(torch.get_num_threads(), MAX_PROCESSES) if plan.device == "cpu" else 1
     if processes == 1:
-        for task in tqdm(tasks, "arms"):
+        for task in tqdm(tasks, "arms", disable=None):
             measure_arm(*task)
     else:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
-            list(tqdm(pool.map(measure_arm, *zip(*tasks)), "arms", len(tasks)))
+            list(tqdm(pool.map(measure_arm, *zip(*tasks)), "arms", len(tasks), disable=None))
 
     # Captions are timed when nothing else runs.
     items = load_manifest(plan.run / "corpus/instruct_test.json")

@@ -36,6 +36,7 @@ from lab.roofline import (
     floor_of_call,
     matrix_products,
     measure_rates,
+    recorded,
     time_in_turns,
 )
 from sampler import Choice, SamplerConfig, generate, generate_plain, refine
@@ -155,7 +156,7 @@ def settings_of(
     fewer = replace(base, steps=few)
     rules = [base, fewer]
     if trained:
-        rules += [replace(base, rule="threshold"), replace(base, rule="factor")]
+        rules += [replace(base, rule=rule) for rule in ("threshold", "factor", "frechet")]
 
     eager = [replace(rule, cache=cache) for cache in ("none", "prefix", "dual") for rule in rules]
     if not trained:
@@ -225,9 +226,11 @@ class TimedCall(NamedTuple):
 
 
 @torch.no_grad()
-def calls_of(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> dict[str, TimedCall]:
-    """Both kinds of calls of one prompt's first block, by name."""
-    canvas, compiled = compile_step(lm, prompt, replace(config, cache="dual"))
+def calls_of(
+    lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, joined: bool = True
+) -> dict[str, TimedCall]:
+    """Both kinds of calls of one prompt's first block, by name. joined: see compile_step."""
+    canvas, compiled = compile_step(lm, prompt, replace(config, cache="dual"), joined)
     device = prompt.mask.device
     block = slice(0, config.block_length)
     rows = torch.zeros(1, dtype=torch.long, device=device)  # the only item
@@ -238,8 +241,8 @@ def calls_of(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> dict[st
     ids = canvas.ids[rows[:, None], columns]  # (1, N)
 
     # The full pass comes first, because it fills the cache.
-    full = canvas.full_call(rows, columns)
-    cached = canvas.cached_call(rows, columns, block, full)
+    full = canvas.call(rows, columns)
+    cached = canvas.call(rows, columns, block)
     calls = {}
     for name, call in (("full pass", full), ("block step", cached)):
         shapes = (call.x.shape[1], call.real.shape[1], len(columns))  # M, L, N
@@ -247,7 +250,7 @@ def calls_of(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> dict[st
         works = {
             "eager": functools.partial(refine, *inputs),
             "compiled": functools.partial(compiled, *inputs),
-            "its matrix products alone": matrix_products(lm, *shapes),
+            "its matrix products alone": recorded(matrix_products(lm, *shapes), device),
         }
         calls[name] = TimedCall(works, shapes)
     return calls

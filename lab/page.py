@@ -23,7 +23,8 @@ from checkpoints.command_line import add_model_arguments, count, model_options, 
 from data import read_audio
 from diffa import DIFFA
 from encoder import SAMPLE_RATE
-from evaluation.ask import RULE_OF, USUAL_LENGTH, answer_in_steps
+from evaluation.ask import answer_in_steps
+from evaluation.clips import RULE_OF, USUAL_LENGTH
 from evaluation.trace import LEGEND, MASK, STYLE, Step, step_heading, token_row, visible
 from lab.baseline import load_baseline
 from sampler import CHOICES, SamplerConfig

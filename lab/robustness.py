@@ -116,7 +116,7 @@ def measure_run(run: Path, path: Path, **options) -> dict:
     )
     longest = stage1.encoder.config.n_samples
 
-    for name, degrade in tqdm(CONDITIONS.items(), "robustness"):
+    for name, degrade in tqdm(CONDITIONS.items(), "robustness", disable=None):
         if name in rows:
             continue
         with tempfile.TemporaryDirectory() as folder:

@@ -65,7 +65,7 @@ def draw_tour(run: Path, out: Path, names: list[str]) -> None:
         prepare_espeak(data)
         clips = [random_clip(f"tour/{i}", data) for i in range(CLIPS)]
         scene = Scene(model=model, clip=clips[FOLLOWED], clips=clips, data=data)
-        for name in tqdm(names, "pictures"):
+        for name in tqdm(names, "pictures", disable=None):
             PICTURES[name](scene, out / f"{name}.png")
             shrink(out / f"{name}.png")
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from data import build_prompt, encode_answers
 from diffa import Spliced, splice
 from diffusion_lm import diffusion_loss, noise
-from evaluation.ask import answer_in_steps, token_texts
+from evaluation.ask import answer_in_steps
 from evaluation.figure import figure
+from evaluation.screen import token_texts
 from evaluation.trace import MASK, Step
 from lab.animation import commit_steps
 from lab.tour_scene import (

@@ -87,8 +87,7 @@ def moved_right(logits):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("heads, kv_heads", [(6, 2), (4, 4), (3, 1)])
+@pytest.mark.parametrize("heads, kv_heads, tied", [(6, 2, True), (4, 4, False), (3, 1, True)])
 @pytest.mark.parametrize("family", PEERS)
 def test_logits_equal_transformers_without_the_causal_mask(tmp_path, family, heads, kv_heads, tied):
     shapes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
@@ -230,6 +229,32 @@ def test_shifted_logits_with_a_cache_equal_those_without_in_one_layer(cache, cfg
     expected = generate(lm, prompt, SamplerConfig(**settings))
     found = generate(lm, prompt, SamplerConfig(**settings, cache=cache))
     assert found.ids.tolist() == expected.ids.tolist()
+
+
+@torch.no_grad()
+def test_blocks_are_appended_where_the_lm_was_trained_so():
+    lm, _ = dream()
+    prompt = prompts(lm)
+    lm.config = replace(lm.config, appends=True)
+    settings = {"length": 9, "block_length": 3, "stop_at_end": False}
+    found = [
+        generate(lm, prompt, SamplerConfig(**settings, append=append)).ids.tolist()
+        for append in (None, True, False)
+    ]
+    assert found[0] == found[1] != found[2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{"refresh": 2}, {"append": True}, {"refresh": 3}])
+def test_shifted_logits_with_a_kept_prompt_equal_those_without_in_one_layer(settings):
+    lm, _ = dream(n_layers=1)
+    prompt = prompts(lm, lengths=(7, 4))
+    shape = {"length": 9, "block_length": 3, "stop_at_end": False}
+    plain = SamplerConfig(**shape, append=settings.get("append"))
+    expected = generate(lm, prompt, plain).ids.tolist()
+    for cache in ("prefix", "dual"):
+        config = SamplerConfig(**shape, **settings, cache=cache)
+        assert generate(lm, prompt, config).ids.tolist() == expected
 
 
 # What cannot run here

@@ -12,7 +12,7 @@ import torch
 
 from checkpoints.adapters import load_adapters, open_adapters
 from checkpoints.lm import load_lm
-from checkpoints.lora import adapt, read_lora
+from checkpoints.lora import attach, merge, read_lora
 from checkpoints.whisper import load_whisper
 from data import Prompt
 from diffa import DIFFA, splice
@@ -38,7 +38,7 @@ def lm_with(path, is_merged=False):
     lm = load_lm(GOLDEN / "llada").requires_grad_(False)
     if path:
         lora = read_lora(*open_adapters(path), lm.config).eval().requires_grad_(False)
-        adapt(lm, lora, is_merged)
+        (merge if is_merged else attach)(lm, lora)
     return lm
 
 

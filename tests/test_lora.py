@@ -153,6 +153,14 @@ def test_a_copy_that_was_trained_is_no_copy(toy_dirs, adapters, name):
     load_diffa(**toy_dirs, adapters=adapters, allow_other_parts=True)
 
 
+@pytest.mark.parametrize("name", ["blocks.7.q_proj", "blocks.0.q_norm"])
+def test_a_copy_of_another_lm_s_tensor_is_no_copy(toy_dirs, adapters, name):
+    full = f"llm_model.model.transformer.{name}.weight"
+    edit_tensors(adapters, lambda t: t.update({full: torch.ones(32, 32)}))
+    with pytest.raises(WeightsError, match=full):
+        load_diffa(**toy_dirs, adapters=adapters)
+
+
 def test_a_shortened_window_keeps_the_first_positions(toy_dirs):
     model = load_diffa(**toy_dirs, stage="stage1", audio_context=0.4, **SHAPES)
     check_copies("x.bin", copies(toy_dirs), model.encoder, model.lm)

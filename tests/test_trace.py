@@ -11,7 +11,7 @@ import torch
 from checkpoints.tokenizer import ByteTokenizer
 from diffusion_lm import SIZES
 from evaluation import trace
-from evaluation.ask import token_texts
+from evaluation.screen import token_texts
 from evaluation.trace import END, MASK, TEXT, Step, write_trace
 
 STEPS = [

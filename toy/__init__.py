@@ -3,6 +3,7 @@
 grammar.py            what the corpus says: sentences, voices' attributes, questions with answers
 speech.py             eSpeak NG: its voices, its engine, sound files
 corpus.py             the command that makes the corpus
+read_aloud.py         the command that lets eSpeak read any sentences aloud
 imitation.py          text that imitates audio embeddings, from which the LM learns
 pretrain.py           the command that makes the stand-ins for the two downloads
 pretrain_encoder.py   the stand-in for Whisper

@@ -38,6 +38,11 @@ def settings(run: Path, report: dict) -> dict[str, object]:
     return rows
 
 
+def cell(value: object) -> str:
+    """A value as it can stand in a table: one line, at most 80 characters."""
+    return " ".join(str(value).split()).replace("|", "\\|")[:80]
+
+
 def differences(first: dict, second: dict) -> list[tuple[str, float, float]]:
     """The figures that both reports have and that differ: name and both values."""
     others = figures(second)
@@ -59,7 +64,7 @@ def compare(first: Path, second: Path) -> list[str]:
     for name in dict.fromkeys((*rows[0], *rows[1])):
         values = [str(row.get(name, "unknown")) for row in rows]
         if values[0] != values[1]:
-            lines.append(f"| {name} | {values[0]} | {values[1]} |")
+            lines.append(f"| {name} | {cell(values[0])} | {cell(values[1])} |")
 
     lines += ["", f"| figure | {first} | {second} | change |", "| --- | --- | --- | --- |"]
     for name, before, after in differences(*reports):

@@ -2,8 +2,7 @@
 
 First next tokens with a CausalLM, which learns to copy by far the fastest. Then the same weights
 continue as a DiffusionLM with the masked-diffusion loss. Extra rounds follow while it lacks a kind
-of question. Whatever text it learns from, this is the one loop: the toy's here, that of recorded
-prompts in lab/human_text.py. The baseline of lab/baseline.py shares its batches.
+of question. The baseline of lab/baseline.py shares its batches.
 
 Shapes: B batch, P prompt positions, G answer tokens, D LM width.
 """
@@ -156,13 +155,10 @@ def new_lm(lm_class: type[DiffusionLM], config: LMConfig, seed: int, device: str
     return lm.to(device)
 
 
-def phases(seed: int, longer: int = 1) -> list[TrainConfig]:
-    """What an LM goes through at most: next tokens, masked diffusion, the extra rounds.
-
-    longer: multiplies the steps of the first two, for text that is harder than the toy's.
-    """
-    first = replace(NEXT_TOKEN, steps=longer * NEXT_TOKEN.steps, seed=seed)
-    second = replace(DIFFUSION, steps=longer * DIFFUSION.steps, seed=seed + 1000)
+def phases(seed: int) -> list[TrainConfig]:
+    """What an LM goes through at most: next tokens, masked diffusion, the extra rounds."""
+    first = replace(NEXT_TOKEN, seed=seed)
+    second = replace(DIFFUSION, seed=seed + 1000)
     return [first, second, *(replace(MORE, seed=seed + 2000 + n) for n in range(ROUNDS))]
 
 

@@ -15,5 +15,11 @@ muon.py          Muon
 run_files.py     checkpoints and metrics
 validation.py    the loss on clips that do not train
 processes.py     several processes: torchrun, DDP, FSDP
+align.py         the command of a warm-up: the semantic adapter spells words by CTC
+adapt_lm.py      the command that turns a causal LM into a masked-diffusion LM
+text_rows.py     the text that such an LM learns from
+questions.py     questions about a clip's words and voice, with their answers
+imitation.py     text that imitates audio embeddings
+exam.py          what such an LM can do with unseen sentences
 flops.py         the LM's FLOPs and the device's peak
 """

@@ -19,6 +19,7 @@ import argparse
 import copy
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -49,8 +50,6 @@ RECIPES = {
             optimizer="adamw",  # release
         ),
         answer_length=128,  # ours: an answer of more tokens is left out
-        beta=0.2,  # release
-        samples=4,  # release
         t_min=0.0,
         stratified=False,
         match_embedding_scale=False,  # no part is new
@@ -71,8 +70,6 @@ RECIPES = {
             optimizer="adamw",  # release
         ),
         answer_length=18,  # ours: as in the other stages
-        beta=0.2,  # release
-        samples=4,  # release
         t_min=0.0,
         stratified=False,
         match_embedding_scale=False,  # no part is new
@@ -80,6 +77,10 @@ RECIPES = {
         bucket_by_length=True,  # ours
     ),
 }
+
+
+BETA = 0.2  # release: scale of the margin
+SAMPLES = 4  # release: masked versions of an answer
 
 
 def draw_masks(
@@ -144,13 +145,19 @@ def frozen_copy(model: DIFFA) -> DIFFA:
 
 
 def preference_loss(
-    model: DIFFA, batch: Batch, generator: torch.Generator, recipe: Recipe, reference: DIFFA
+    model: DIFFA,
+    batch: Batch,
+    generator: torch.Generator,
+    recipe: Recipe,
+    reference: DIFFA,
+    beta: float,
+    samples: int,
 ) -> Iterator[Tensor]:
     """The losses of a batch's parts, which add up to the mean loss of its pairs."""
     # Masks for the whole batch at once; better and worse answers draw apart.
     mask_id = model.lm.config.mask_id
     answers = [batch.answer_ids, batch.rejected_ids]  # (B, G) each
-    masks = [draw_masks(ids, recipe.samples, mask_id, generator) for ids in answers]
+    masks = [draw_masks(ids, samples, mask_id, generator) for ids in answers]
 
     def elbos(listener: DIFFA, part: Part, audio: tuple[Tensor, Tensor]) -> list[Tensor]:
         """Those of both answers, (b,) each, by the policy or the reference."""
@@ -162,7 +169,7 @@ def preference_loss(
             found.append(elbo(listener.lm, prompt, part.take(ids), noisy, levels))
         return found
 
-    passes = len(answers) * recipe.samples
+    passes = len(answers) * samples
     for part in batch.parts():
         # Policy and reference hear with their own adapters, and see the same masks.
         policy = elbos(model, part, part.hear(passes=passes))
@@ -170,7 +177,7 @@ def preference_loss(
             fixed = elbos(reference, part, part.hear(reference.hear, passes=passes))
 
         # A clip that could not be read has no loss.
-        losses, _ = vrpo_loss(policy, fixed, recipe.beta)  # (b,)
+        losses, _ = vrpo_loss(policy, fixed, beta)  # (b,)
         yield (losses * part.readable).sum() / len(batch.answer_ids)
 
 
@@ -182,6 +189,7 @@ STAGE = Stage(
     trains_lora=True,
     rejected="rejected",
     reference=frozen_copy,
+    settings={"beta": BETA, "samples": SAMPLES},
 )
 
 
@@ -196,15 +204,20 @@ def main(arguments: list[str] | None = None) -> None:
         adapters="runs/later/lora",
     )
     positive = functools.partial(number, kind=float, least=1e-6, most=1000.0)
-    parser.add_argument("--beta", type=positive, help="scale of the margin (default 0.2)")
-    parser.add_argument("--samples", type=count, help="masked versions of an answer (default 4)")
+    parser.add_argument(
+        "--beta", type=positive, default=BETA, help="scale of the margin (default 0.2)"
+    )
+    parser.add_argument(
+        "--samples", type=count, default=SAMPLES, help="masked versions of an answer (default 4)"
+    )
     args = parser.parse_args(arguments)
 
     if args.t_min is not None:
         parser.error("--t-min has no effect: this stage draws how many tokens are masked")
     if args.shard:
         parser.error("--shard: the reference needs the LM's weights whole in every process")
-    run_command(name, STAGE, RECIPES, vars(args))
+    settings = {"beta": args.beta, "samples": args.samples}
+    run_command(name, replace(STAGE, settings=settings), RECIPES, vars(args))
 
 
 if __name__ == "__main__":

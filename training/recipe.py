@@ -45,7 +45,6 @@ class Recipe:
     dtype: of the frozen parts and of the arithmetic; the adapters' weights are float32.
     bucket_by_length: clips of similar length in a batch.
     whiten: a new acoustic adapter starts on whitened states (whitening.py).
-    beta, samples: of stage 4 alone (preference.py).
     """
 
     train: TrainConfig
@@ -57,8 +56,6 @@ class Recipe:
     dtype: str = "float32"
     bucket_by_length: bool = False
     whiten: bool = False
-    beta: float | None = None
-    samples: int | None = None
     execution: Execution = field(default_factory=Execution)
 
 
@@ -148,8 +145,7 @@ def chosen_recipe(recipes: dict[str, Recipe], options: dict) -> Recipe:
             raise ValueError(f"{option} has no effect without --validation MANIFEST")
 
     # The fields of the recipe itself.
-    names = ("answer_length", "t_min", "dtype", "beta", "samples")
-    own = given(Recipe, {name: options.get(name) for name in names})
+    own = given(Recipe, {name: options[name] for name in ("answer_length", "t_min", "dtype")})
     whiten = options["whiten"] or recipe.whiten
     train = replace(recipe.train, **train)
     return replace(recipe, **own, train=train, execution=execution, whiten=whiten)

@@ -4,7 +4,7 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -43,7 +43,7 @@ class Stage:
     title: of the line of progress.
     trains_lora: the LoRA that the adapters hold trains, without --lora.
     rejected: field of the worse answer, in stage 4. reference: makes of the model, before it
-    trains, what the loss takes as its argument `reference`.
+    trains, what the loss takes as its argument `reference`. settings: more arguments of the loss.
     """
 
     parts: str
@@ -53,6 +53,7 @@ class Stage:
     trains_lora: bool = False
     rejected: str | None = None
     reference: Callable[[DIFFA], DIFFA] | None = None
+    settings: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     model = loaded.model
     run = replace(run, **loaded.sources)
     made_of = digests(model, stage, run)
-    loss = stage.loss
+    loss = functools.partial(stage.loss, **stage.settings)
     if stage.reference:
         loss = functools.partial(loss, reference=stage.reference(model))
     trained = prepare(model, recipe.execution, run.device)
@@ -132,7 +133,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         save_trained(model, path, run.whisper, run.llm, answer_length=length)
 
     # A run resumes only with the same recipe, but for how it is executed.
-    identity = made_of | asdict(recipe) | {"corpus": examples.digest()}
+    identity = made_of | asdict(recipe) | stage.settings | {"corpus": examples.digest()}
     for name in ("train", "execution", "shapes"):
         del identity[name]
 

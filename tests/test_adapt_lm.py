@@ -1,0 +1,180 @@
+"""A causal LM becomes a masked-diffusion LM, and text comes first."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+from safetensors.torch import save_file
+
+from checkpoints.lm import load_lm
+from checkpoints.tokenizer import load_tokenizer
+from corpora.texts import is_held_out, make_texts, sentences
+from data import TRANSCRIBE
+from training.adapt_lm import choose_mask, load_causal, main
+from training.imitation import blurred_embeddings
+from training.questions import QUESTIONS, VALUES, draw_attributes, draw_question, plain_words
+from training.text_rows import Mixture, TextRows
+
+LINES = [f"The {a} {b} sleeps here ." for a in ("old", "red", "big") for b in ("cat", "dog", "owl")]
+MARKERS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unused>", "<other>"]
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory) -> Path:
+    """A tiny causal LM in the hub's layout of SmolLM2: bytes, chat markers, two spare tokens."""
+    path = tmp_path_factory.mktemp("causal")
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: i + len(MARKERS) for i, letter in enumerate(letters)}
+    bpe = tokenizers.models.BPE({m: i for i, m in enumerate(MARKERS)} | vocabulary, [])
+    tokenizer = tokenizers.Tokenizer(bpe)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [tokenizers.AddedToken(marker, special=True, normalized=False) for marker in MARKERS]
+    )
+    tokenizer.save(str(path / "tokenizer.json"))
+
+    config = {
+        "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "intermediate_size": 24, "vocab_size": 261,
+        "max_position_embeddings": 512, "rope_theta": 1e4, "rms_norm_eps": 1e-5, "eos_token_id": 2,
+        "tie_word_embeddings": True, "hidden_act": "silu",
+    }  # fmt: skip
+    (path / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"embed_tokens": (261, 16), "norm": (16,)}
+    for name, shape in {
+        "input_layernorm": (16,), "post_attention_layernorm": (16,), "self_attn.q_proj": (16, 16),
+        "self_attn.k_proj": (8, 16), "self_attn.v_proj": (8, 16), "self_attn.o_proj": (16, 16),
+        "mlp.gate_proj": (24, 16), "mlp.up_proj": (24, 16), "mlp.down_proj": (16, 24),
+    }.items():  # fmt: skip
+        shapes[f"layers.0.{name}"] = shape
+    tensors = {
+        f"model.{name}.weight": torch.randn(shape, generator=generator).bfloat16()
+        for name, shape in shapes.items()
+    }
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+def adapt(causal: Path, tmp_path: Path, steps: int, *more: str) -> Path:
+    text = tmp_path / "train.txt"
+    text.write_text("\n".join(LINES))
+    options = f"--out {tmp_path / 'lm'} --batch 4 --answer-length 40 --device cpu --dtype float32"
+    options += f" --workers 0 --steps {steps} --validate-every 0 --save-every 2"
+    main(["--lm", str(causal), "--text", str(text), *options.split(), *more])
+    return tmp_path / "lm"
+
+
+def test_an_adapted_lm_loads_as_a_diffusion_lm_and_keeps_its_table(causal, tmp_path):
+    out = adapt(causal, tmp_path, 3, "--validation", str(tmp_path / "train.txt"))
+    lm = load_lm(out)
+    before = load_lm(causal, causal_weights=True)
+    assert load_tokenizer(out, lm.config).id("<other>") == lm.config.mask_id
+    others = torch.arange(261) != lm.config.mask_id
+    assert torch.equal(lm.embedding.weight[others], before.embedding.weight[others])
+    assert not torch.equal(lm.blocks[0].mlp.up.weight, before.blocks[0].mlp.up.weight)
+    assert lm.embedding.weight.dtype == torch.bfloat16
+
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    exam = next(r["validation"] for r in records if "validation" in r)
+    assert exam["loss"] > 0 and set(VALUES) < set(exam) and exam["copy_error"] > 0
+
+
+def test_a_stopped_adaptation_resumes_to_the_same_weights(causal, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = adapt(causal, tmp_path / "a", 4)
+    resumed = adapt(causal, tmp_path / "b", 4)
+    for file in resumed.glob("checkpoint-*4.pt"):
+        file.unlink()  # as if it had been killed after step 2
+    adapt(causal, tmp_path / "b", 4)
+    for mine, other in zip(load_lm(whole).parameters(), load_lm(resumed).parameters()):
+        assert torch.equal(mine, other)
+
+
+def test_the_mask_is_a_free_token_or_an_error(causal):
+    assert choose_mask(causal, None) == 4 and choose_mask(causal, "<unused>") == 3
+    for taken in ("<|im_end|>", "<absent>"):
+        with pytest.raises(ValueError, match="no added token that is free; <unused>, <other> are"):
+            choose_mask(causal, taken)
+
+
+@pytest.fixture(scope="module")
+def rows(causal):
+    lm, tokenizer = load_causal(causal, None, "cpu")
+    return lm, TextRows(tokenizer, LINES, Mixture(batch=8, answer_length=80), lm.config.mask_id, 0)
+
+
+def test_rows_follow_from_the_step_and_take_turns(rows):
+    lm, rows = rows
+    for step in range(4):
+        first, again = rows[step], rows[step]
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        assert bool(first["is_plain"]) == (step == 3)
+    assert rows[3]["ids"].shape == (16, 1) and not torch.equal(rows[0]["ids"], rows[1]["ids"])
+
+
+def test_imitated_audio_spells_the_words_in_order(rows):
+    _, rows = rows
+    rng = random.Random(0)
+    for _ in range(20):
+        ids = rows.stretched("the old cat", rng)
+        heard = [i for i, before in zip(ids, [None, *ids]) if i != before and i != rows.gap_id]
+        assert rows.tokenizer.decode(rows.once("the old cat")) == " the old cat"
+        assert set(rows.once("the old cat")) == set(heard)
+
+
+def test_every_question_has_its_answer():
+    rng = random.Random(0)
+    attributes = {"gender": "woman", "speed": "fast", "pitch": "low"}
+    answers = {
+        kind: draw_question(kind, "open the door", attributes, "never", rng) for kind in QUESTIONS
+    }
+    assert answers["transcribe"] == (TRANSCRIBE, "open the door")
+    assert [answers[k][1] for k in ("gender", "speed", "pitch")] == ["a woman", "fast", "low"]
+    assert [answers[k][1] for k in ("first", "last")] == ["open", "door"]
+    assert answers["describe"][1] == "a woman with a low voice says fast: open the door"
+    assert {name: draw_attributes(rng)[name] in VALUES[name] for name in VALUES} == {
+        name: True for name in VALUES
+    }
+    asked, said = draw_question("says", "open the door", attributes, "never", random.Random(1))
+    assert said == ("no" if "never" in asked else "yes")
+
+
+def test_noise_on_words_grows_with_jitter_and_leaves_text_alone(rows):
+    lm, rows = rows
+    ids, is_audio = rows[0]["ids"], rows[0]["is_audio"]
+    moved = []
+    with torch.no_grad():
+        for jitter in (0.0, 0.5):
+            generator = torch.Generator().manual_seed(0)
+            got = blurred_embeddings(lm, ids, is_audio, rows.gap_id, 0.0, generator, jitter)
+            moved.append((got - lm.embed(ids)).norm(dim=-1))
+    words = is_audio & (ids != rows.gap_id)
+    assert moved[0][words].max() < 1e-5 < moved[1][words].min()
+    assert moved[1][~is_audio].max() == 0
+
+
+# ---- texts
+def test_sentences_of_letters_are_kept_whole():
+    text = 'Ge1:1 In the beginning it was dark. "Come in," he\nsaid softly.'
+    text += "\n%\nPay 12 dollars now. No."
+    assert list(sentences(text)) == ["In the beginning it was dark.", '"Come in," he said softly.']
+    assert plain_words("Don't re-enter 4*!") == "don't reenter four star"
+
+
+def test_a_sentence_is_in_one_split_whatever_file_it_comes_from(tmp_path):
+    for name, tail in (("a", "."), ("b", " !")):
+        lines = [f"Number {word} is a word{tail}" for word in "abcdefghijklmnopqrst"]
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(lines))
+    make_texts([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "out", 20.0, [])
+    found = {s: (tmp_path / f"out/{s}.txt").read_text().splitlines() for s in ("train", "test")}
+    assert len(found["train"]) + len(found["test"]) == 20
+    assert all(is_held_out(plain_words(line), 20.0) for line in found["test"])
+    assert not any(is_held_out(plain_words(line), 20.0) for line in found["train"])
+    with pytest.raises(ValueError, match="no sentence of 3 to 20 words is left"):
+        make_texts([tmp_path / "a.txt"], tmp_path / "none", 0.001, [])

@@ -1,0 +1,80 @@
+"""The warm-up by CTC, and the speech that eSpeak reads aloud for it."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from data import load_manifest
+from toy import read_aloud
+from training.align import spelling_loss, table_logits
+from training.batches import Batch, Part
+from training.questions import QUESTIONS
+
+END = 7
+
+
+def loss_of(audio, answers):
+    """spelling_loss of audio embeddings (b, A, D) and answers, with a table of one-hot rows."""
+    lm = SimpleNamespace(config=SimpleNamespace(end_id=END), embedding=torch.nn.Embedding(8, 64))
+    lm.embedding.weight = torch.nn.Parameter(torch.eye(8, 64), requires_grad=False)
+    model = SimpleNamespace(lm=lm, device=torch.device("cpu"))
+    mask = torch.ones(audio.shape[:2], dtype=torch.bool)
+    part = Part(
+        rows=np.arange(len(audio)),
+        prompts=[],
+        readable=torch.ones(len(audio), dtype=torch.bool),
+        hear=lambda: (audio, mask),
+    )
+    batch = Batch(answer_ids=torch.tensor(answers), parts=lambda: iter([part]))
+    (loss,) = spelling_loss(model, batch, None, None)
+    return loss.item()
+
+
+def test_audio_that_spells_the_transcript_has_no_loss_and_other_audio_has():
+    rows = torch.eye(8, 64)
+    silence = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    spelled = torch.cat([silence, rows[[2, 2]], silence, rows[[5]], silence])[None]  # (1, 6, D)
+    assert loss_of(spelled, [[2, 5, END, END]]) < 0.01
+    assert loss_of(spelled, [[5, 2, END, END]]) > 5
+    assert loss_of(spelled, [[2, 5, 2, 5, 2, 5, 2]]) == 0  # more tokens than embeddings: left out
+
+
+def test_logits_are_cosines_whatever_the_size_of_the_embeddings():
+    audio, table = torch.randn(1, 3, 16), torch.randn(5, 16)
+    logits = table_logits(audio, table)
+    assert logits.shape == (1, 3, 6) and logits.abs().max() <= 30.001
+    torch.testing.assert_close(logits, table_logits(9 * audio, 0.1 * table))
+    expected = 30 * torch.cosine_similarity(audio[0, 0], table[3], dim=0)
+    torch.testing.assert_close(logits[0, 0, 4], expected)
+
+
+def test_sentences_are_read_aloud_with_questions_about_them(tmp_path):
+    (tmp_path / "train.txt").write_text("The door is open.\nSing a song!\n")
+    (tmp_path / "test.txt").write_text("Never give up.\n")
+    files = [str(tmp_path / "train.txt"), str(tmp_path / "test.txt"), "--out", str(tmp_path / "o")]
+    few = ["--clips", "2", "--test-clips", "1"]
+    read_aloud.main([*files, *few])
+
+    spoken = load_manifest(tmp_path / "o/asr_train.json")
+    assert {i["transcription"] for i in spoken} == {"the door is open", "sing a song"}
+    assert all(0.3 < item["duration"] < 4 for item in spoken)
+    asked = load_manifest(tmp_path / "o/instruct_test.json")
+    assert [item["kind"] for item in asked] == list(QUESTIONS)
+    assert asked[0]["target"] == "never give up"
+
+    # The same again is done; another corpus is not overwritten.
+    read_aloud.main([*files, *few])
+    with pytest.raises(SystemExit, match="holds another corpus"):
+        read_aloud.main([*files, *few, "--seed", "1"])
+
+    # Recordings are added in plain words.
+    recordings = tmp_path / "o/recordings.json"
+    item = json.loads((tmp_path / "o/asr_test.json").read_text())[0]
+    recordings.write_text(json.dumps([item | {"transcription": "Press 1!"}]))
+    others = [*files[:2], "--out", str(tmp_path / "p"), *few, "--recorded", str(recordings)]
+    read_aloud.main([*others, "--repeat", "2"])
+    words = [i["transcription"] for i in load_manifest(tmp_path / "p/asr_train.json")]
+    assert words[2:] == ["press one"] * 2
