@@ -130,17 +130,19 @@ def errors_in_page(function: Callable) -> Callable:
     return wrapped
 
 
-def clip_inputs(gr, data: Path):
-    """The left column: the clip, and how eSpeak may speak one. gr: gradio."""
+def draw() -> str:
+    """A sentence of the grammar, none of those that the toy was trained on."""
+    return random_sentence(random.Random(), held_out=True).text
 
-    def draw() -> str:
-        return random_sentence(random.Random(), held_out=True).text
+
+def clip_inputs(gr, data: Path) -> tuple:
+    """The left column: the clip, and how eSpeak may speak one. gr: gradio."""
 
     def on_speak(*values):
         yield say(*values, data)
 
     clip = gr.Audio(label="Clip", type="filepath", elem_id="clip")
-    sentence = gr.Textbox(draw, label="Sentence for eSpeak")  # one is drawn for each visitor
+    sentence = gr.Textbox(label="Sentence for eSpeak")
     with gr.Row():
         drawing = gr.Button("Draw a sentence")
         speaking = gr.Button("Speak it")
@@ -158,7 +160,7 @@ def clip_inputs(gr, data: Path):
     # eSpeak can say one sentence at a time, and gradio runs an event's function once at a time.
     drawing.click(draw, None, sentence, api_name="draw")
     speaking.click(errors_in_page(on_speak), [sentence, *voice], clip, api_name="speak")
-    return clip
+    return clip, sentence
 
 
 def question_inputs(gr) -> list:
@@ -186,7 +188,7 @@ def build_page(model: DIFFA, baseline: DIFFA | None, data: Path):
         gr.Markdown("## DIFFA: ask a diffusion language model about a clip")
         with gr.Row():
             with gr.Column():
-                clip = clip_inputs(gr, data)
+                clip, sentence = clip_inputs(gr, data)
             with gr.Column():
                 settings = question_inputs(gr)
                 asking = gr.Button("Ask", variant="primary")
@@ -211,6 +213,7 @@ def build_page(model: DIFFA, baseline: DIFFA | None, data: Path):
             return [shown(one, number) for one in both]
 
         # No function keeps anything of a visitor.
+        page.load(draw, None, sentence, api_name=False)
         ask = errors_in_page(on_ask)
         results = [text, costs, slider, row, contrast, kept]
         asking.click(ask, [clip, *settings], results, api_name="ask", concurrency_limit=AT_ONCE)

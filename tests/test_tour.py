@@ -35,8 +35,7 @@ def test_the_page_shows_every_picture_and_names_functions_that_exist():
 
     sections = PAGE.split("\n## ")[1:]
     for section in sections:
-        named = re.findall(r"`([\w.]+)` \(\[(\w+\.py)\]", section)
-        named += [(name, file) for name, file in re.findall(r"`([\w.]+)`, \[(\w+\.py)\]", section)]
+        named = re.findall(r"`([\w.]+)`(?: \(|, )\[([\w/]+\.py)\]", section)
         assert named, section
         for name, file in named:
             assert re.search(rf"(def|class) {name.split('.')[-1]}\b", (ROOT / file).read_text())
