@@ -1,3 +1,4 @@
+# make ask              install, then answer three clips with the bundled weights
 # make demo             the whole method at toy scale, on a fresh machine: 13 to 19 minutes on 2 CPU cores
 # make demo SEED=1      another seed, in a run directory of its own
 # make test             the tests
@@ -18,11 +19,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 TOY := --whisper $(RUN)/whisper --llm $(RUN)/llada
-ASK := $(PY) sampler.py $(RUN)/corpus/audio/test/000000.wav
-TOY_ANSWER := $(TOY) --adapters $(RUN)/stage2 --length 18
+QUIET ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format baseline semantic ablations robustness benchmark real-encoder smol plot clean clean-runs
+.PHONY: help ask demo page tour test lint format baseline semantic ablations robustness benchmark real-encoder smol plot clean clean-runs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,16 +34,29 @@ $(INSTALLED): pyproject.toml
 
 # ---- the method
 
-# Corpus, stand-ins for Whisper and LLaDA, stage 1, stage 2, evaluation, two questions about one clip.
+ask: $(INSTALLED)  ## three bundled clips and the bundled weights: the first answer in seconds
+	$(PY) sampler.py toy/weights/clips/*.flac "Describe the speech." --adapters toy/weights/stage2
+
+# Corpus, stand-ins for Whisper and LLaDA, stage 1, stage 2, evaluation, a question about one clip.
+# QUIET=--quiet shows no progress.
 demo: $(INSTALLED)  ## both stages of DIFFA at toy scale: 13 to 19 minutes on 2 CPU cores
 	mkdir -p $(RUN) && { [ -f $(RUN)/started ] || touch $(RUN)/started; }
-	$(PY) -m toy.corpus --out $(RUN)/corpus --seed $(SEED) --train 6000 --test 400
-	$(PY) -m toy.pretrain --corpus $(RUN)/corpus --out $(RUN) --seed $(SEED)
-	$(PY) train_asr.py $(TOY) --train $(RUN)/corpus/asr_train.json --out $(RUN)/stage1 --seed $(SEED)
-	$(PY) train_instruct.py $(TOY) --adapters $(RUN)/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/stage2 --seed $(SEED)
-	$(PY) -m toy.evaluate --run $(RUN) --check
-	$(ASK) "Repeat the sentence." $(TOY_ANSWER)
-	$(ASK) "Describe the speech." $(TOY_ANSWER) --trace $(RUN)/trace.html
+	$(PY) -m toy.corpus --out $(RUN)/corpus --seed $(SEED) --train 6000 --test 400 $(QUIET)
+	$(PY) -m toy.pretrain --corpus $(RUN)/corpus --out $(RUN) --seed $(SEED) $(QUIET)
+	$(PY) train_asr.py $(TOY) --train $(RUN)/corpus/asr_train.json --out $(RUN)/stage1 --seed $(SEED) $(QUIET)
+	$(PY) train_instruct.py $(TOY) --adapters $(RUN)/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/stage2 --seed $(SEED) $(QUIET)
+	$(PY) -m toy.evaluate --run $(RUN) --check $(QUIET)
+	$(PY) sampler.py $(RUN)/corpus/audio/test/000000.wav "Describe the speech." $(TOY) --adapters $(RUN)/stage2 --trace $(RUN)/trace.html
+	@echo "Look next at $(RUN)/report.md (all figures), $(RUN)/trace.html (how that answer was filled in),"
+	@echo "docs/tour.md (the method in pictures), and \`make page RUN=$(RUN)\` (ask it yourself)."
+
+# ADAPTERS may be another run's stage 2.
+page: $(INSTALLED)  ## a page that answers about your clips, at http://127.0.0.1:7860
+	$(PY) -m pip install -q -e ".[page]"
+	$(PY) -m lab.page $(if $(ADAPTERS),--adapters $(ADAPTERS))
+
+tour: $(INSTALLED)  ## draw the pictures of docs/tour.md again
+	$(PY) -m lab.tour
 
 # ---- checks
 

@@ -94,7 +94,8 @@ class DIFFA(nn.Module):
         Raises ValueError: the parts are those of no stage in AUDIO_PARTS.
         """
         super().__init__()
-        stages = [stage for stage, names in AUDIO_PARTS.items() if set(names) == set(parts)]
+        heard = set(parts) - {"lora"}
+        stages = [stage for stage, names in AUDIO_PARTS.items() if set(names) == heard]
         if not stages:
             raise ValueError(f"parts {', '.join(parts)} are those of no stage: {AUDIO_PARTS}")
 
@@ -112,13 +113,26 @@ class DIFFA(nn.Module):
         self.prompts = parts.get("prompts")
         self.acoustic = parts.get("acoustic")
         self.semantic = parts["semantic"]
+        self.lora = parts.get("lora")  # DIFFA-2's third stage: attached to the LM
 
     @classmethod
     def from_pretrained(cls, whisper=None, llm=None, adapters=None, **options) -> "DIFFA":
         """A DIFFA from directories in the hub's formats; see checkpoints.model.load_diffa."""
         from checkpoints.model import load_diffa
 
-        return load_diffa(whisper, llm, adapters, **options)
+        return load_diffa(whisper, llm, adapters, **options).eval()
+
+    def answer(self, clips, questions, **options) -> list[str]:
+        """Texts that answer questions about clips; see evaluation.clips.answer_clips.
+
+        model = DIFFA.from_pretrained(adapters="toy/weights/stage2")
+        model.answer(["a.wav", "b.wav"], "What is said?")  # two texts
+
+        A clip is a path, or a waveform (S,) at 16 kHz. One question, or as many as clips.
+        """
+        from evaluation.clips import answer_clips
+
+        return answer_clips(self, clips, questions, **options)
 
     @property
     def device(self) -> torch.device:
@@ -134,7 +148,8 @@ class DIFFA(nn.Module):
 
     def trained_parts(self) -> dict[str, Part]:
         """What trains, by name, in the order of the prompt."""
-        return {name: getattr(self, name) for name in AUDIO_PARTS[self.stage]}
+        names = (*AUDIO_PARTS[self.stage], *(["lora"] if self.lora is not None else []))
+        return {name: getattr(self, name) for name in names}
 
     @torch.no_grad()
     def encode(self, waveforms: Tensor, n_samples: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -86,6 +86,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        # In float32 the library's function does the same with fewer calls.
+        if x.dtype == self.weight.dtype == torch.float32:
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
         y = x.float()
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * y.to(x.dtype)
@@ -125,6 +129,11 @@ class Attention(nn.Module):
             self.query_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.key_norm = RMSNorm(config.head_dim, config.norm_eps)
 
+    def project(self, x: Tensor, output_rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, N, H C) of the output rows of x; keys and values (B, M, K C) of all rows."""
+        asking = x if output_rows is None else x[:, output_rows]  # (B, N, D)
+        return self.query(asking), self.key(x), self.value(x)
+
     def forward(
         self,
         x: Tensor,
@@ -141,18 +150,13 @@ class Attention(nn.Module):
         cache: keys and values of all L positions. Those of x replace the entries at `indices` (M,).
         """
         config = self.config
-        B = x.shape[0]
-
-        # Every position of x gives a key and a value.
-        k = self.key(x).view(B, -1, config.n_kv_heads, config.head_dim)  # (B, M, K, C)
-        v = self.value(x).view(B, -1, config.n_kv_heads, config.head_dim)
-
-        # Only the output rows ask: the others serve as keys and values alone.
+        q, k, v = self.project(x, output_rows)
+        q = q.unflatten(-1, (config.n_heads, config.head_dim))  # (B, N, H, C)
+        k = k.unflatten(-1, (config.n_kv_heads, config.head_dim))  # (B, M, K, C)
+        v = v.unflatten(-1, (config.n_kv_heads, config.head_dim))
         query_angles = angles
         if output_rows is not None:
-            x = x[:, output_rows]  # (B, N, D)
             query_angles = tuple(angle[:, :, output_rows] for angle in angles)
-        q = self.query(x).view(B, -1, config.n_heads, config.head_dim)  # (B, N, H, C)
 
         # Norms on heads come before the rotation.
         if config.qk_norm:
@@ -351,14 +355,33 @@ def diffusion_loss(
     """Masked-diffusion loss of answers (LLaDA, equation 5: a prompt that is never noised).
 
     Args:
-        prompt: (B, P, D) embeddings before the answer, audio included. prompt_mask: (B, P), true
-            where real, or None.
-        answer_ids: (B, G), padded with the end token. noisy_ids: (B, G), the same after `noise`.
-        t: (B,) noise levels.
+        prompt, prompt_mask, answer_ids, noisy_ids, t: see weighted_losses.
         n_tokens: the divisor of the sum: all answer tokens of the batch, masked or not (as in the
             release). When every answer is padded to G, B * G equals LLaDA's mean over items.
     Returns:
         a scalar.
+    """
+    losses, _ = weighted_losses(lm, prompt, prompt_mask, answer_ids, noisy_ids, t)  # (n,)
+    return losses.sum() / n_tokens
+
+
+def weighted_losses(
+    lm: DiffusionLM,
+    prompt: Tensor,
+    prompt_mask: Tensor | None,
+    answer_ids: Tensor,
+    noisy_ids: Tensor,
+    t: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every masked answer token, weighted by 1/t.
+
+    Args:
+        prompt: (B, P, D) embeddings before the answer, audio included. prompt_mask: (B, P), true
+            where real, or None.
+        answer_ids: (B, G), padded with the end token. noisy_ids: (B, G), the same after `noise`.
+        t: (B,) noise levels.
+    Returns:
+        the losses (n,) of the n masked tokens, and the row of the batch (n,) of each.
     """
     # 1. The sequence: the clean prompt, then the noisy answer.
     x = torch.cat([prompt, lm.embed(noisy_ids)], dim=1)  # (B, P + G, D)
@@ -377,6 +400,4 @@ def diffusion_loss(
     # 4. Weight 1/t: at level t only a fraction t of the tokens is scored, and the weight makes up
     #    for it. With t ~ U(0, 1] the expected loss bounds the negative log-likelihood from above.
     weights = (1.0 / t.to(losses))[:, None].expand_as(is_masked)[is_masked]  # (n,)
-
-    # 5. Normalise by the answer tokens.
-    return (losses * weights).sum() / n_tokens
+    return losses * weights, is_masked.nonzero()[:, 0]

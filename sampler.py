@@ -7,6 +7,8 @@ current block proposes its most probable token, and a *rule* decides which propo
     threshold  all with a confidence above `threshold`, at least one (Fast-dLLM, section 3.3)
     factor     the longest prefix, sorted by confidence, in which the n-th has a confidence of at
                least 1 - factor / (n + 1) (the same section, version 3 of the paper)
+    frechet    the longest prefix whose n doubts 1 - c, the last one twice, leave more than
+               `frechet` of 1: a bound on the probability that all n are right
 
 A *cache* decides what a step computes (Fast-dLLM, section 3.2, figure 2). The first step of a block
 is always a full pass over prompt and answer; later steps compute
@@ -15,10 +17,14 @@ is always a full pass over prompt and answer; later steps compute
     prefix     the current block and what follows it; keys and values before it are kept
     dual       the current block only; keys and values on both sides of it are kept
 
+With `refresh` above 1, a pass over everything serves that many blocks: the others open with a pass
+over the answer alone, and the prompt's keys and values are kept. With `append`, the answer grows
+block by block, and no masks stand behind the current one, as iLLaDA samples.
+
 From plain to fast: `generate_plain` is the published procedure, `generate` has every rule and cache
 for a batch of prompts, `answer` answers questions about clips with it.
 
-    python sampler.py CLIP "QUESTION" [--trace out.html]      (evaluation/ask.py)
+    python sampler.py CLIP "QUESTION" [--trace out.html]      (evaluation/ask.py; many clips too)
 
 Shapes: B batch, P prompt positions, G answer tokens, L = P + G, V vocabulary, D width; R rows of
 the batch in a call, C conditions (1, or 2 with guidance), M positions that pass through the model,
@@ -51,11 +57,15 @@ class SamplerConfig:
     rule: str = "count"
     threshold: float = 0.9
     factor: float = 1.0
+    frechet: float = 0.25
+    last_candidate: bool = False  # of the factor rule, as in DIFFA-2's release; see `commit`
     temperature: float = 0.0  # of the Gumbel noise on the proposals
     remasking: str = "low_confidence"  # "random": proposals are committed by chance instead
     cfg_scale: float = 0.0  # classifier-free guidance; 0: none
     seed: int = 0  # of temperature and random remasking
     cache: str = "none"
+    refresh: int = 1  # blocks that share one pass over the prompt; above 1 only with a cache
+    append: bool | None = None  # blocks are appended one by one; None: as the LM was trained
     compile: bool = False  # slow at first (speed/compiled.py)
     second_call: bool = False  # Fast-dLLM's, in a block that is full after its first; to compare
     stop_at_end: bool = True  # an item is done once its end token is committed with all before it
@@ -161,12 +171,11 @@ def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple
 
     The confidence is the softmax probability, exp(logit - logsumexp) in float32, without a softmax
     tensor; it is NaN where a logit is NaN or infinite. [MASK] counts in the sum but is never
-    proposed. gumbel: (B, N, V) float64 noise that is added before the maximum.
+    proposed: its logit is overwritten. gumbel: (B, N, V) float64 noise, added before the maximum.
     """
     logits = logits.float()
     total = logits.logsumexp(dim=-1)  # (B, N)
-    never = torch.full_like(total, -torch.inf)
-    logits = logits.select_scatter(never, -1, mask_id)
+    logits[..., mask_id] = -torch.inf
     if gumbel is None:
         best, tokens = logits.max(dim=-1)
     else:
@@ -176,13 +185,17 @@ def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple
     return tokens, log_confidence.exp().masked_fill(~log_confidence.isfinite(), torch.nan)
 
 
-def commit(confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor) -> Tensor:
+def commit(
+    confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor, last_candidate: bool = False
+) -> Tensor:
     """Which proposals stay, (B, N) bool: at least one in each row with a mask, only at masks.
 
     Args:
         confidence: (B, N). is_masked: (B, N), true where a mask waits. limit: (), the rule's
-            number: tokens of this step, the threshold or the factor. A tensor, because
+            number: tokens of this step, or the setting named like the rule. A tensor, because
             torch.compile would bake a Python float into the graph and recompile for a new value.
+        last_candidate: a proposal that is the only one to fail the factor rule stays too. Quirk of
+            Fast-dLLM's code, and so of DIFFA-2; its paper has no such exception.
     """
     confidence = confidence.masked_fill(~is_masked, -torch.inf)
 
@@ -191,15 +204,23 @@ def commit(confidence: Tensor, is_masked: Tensor, rule: str, limit: Tensor) -> T
     other = confidence[:, None, :]
     order = torch.arange(confidence.shape[1], device=confidence.device)
     is_earlier = order[None, :] < order[:, None]  # (N, N)
-    rank = ((other > own) | ((other == own) & is_earlier)).sum(dim=-1)  # (B, N)
+    is_before = (other > own) | ((other == own) & is_earlier)  # (B, N, N)
+    rank = is_before.sum(dim=-1)  # (B, N)
 
     if rule == "count":
         keep = rank < limit
     elif rule == "threshold":
         keep = confidence > limit
-    else:
+    elif rule == "factor":
         # The bar rises with the rank while the confidence falls: if one passes, all before it do.
         keep = confidence >= 1 - limit / (rank + 2)
+        if last_candidate:
+            fails = is_masked & ~keep & (rank > 0)
+            keep |= fails.sum(dim=-1, keepdim=True) == 1
+    else:
+        # c1 + ... + cn - (n - 1) - (1 - cn) falls with n: the same.
+        doubts = torch.where(is_before, 1 - other, 0.0).sum(dim=-1)  # (B, N)
+        keep = 1 - doubts - 2 * (1 - confidence) > limit
     return (keep | (rank == 0)) & is_masked
 
 
@@ -207,7 +228,7 @@ class Call(NamedTuple):
     """One forward pass: what goes through the model, and which rows of it are predicted."""
 
     x: Tensor  # (C R, M, D) embeddings
-    real: Tensor  # (C R, L), false at padding
+    real: Tensor | None  # (C R, L), false at padding; None: there is none
     cache: KeyValues | None
     indices: Tensor  # (M,) positions of x in the sequence
     output_rows: Tensor  # (N,) rows of x
@@ -221,6 +242,7 @@ class Choice(NamedTuple):
     cfg_scale: Tensor | None  # ()
     gumbel: Tensor | None  # (R, N, V), see `propose`
     chance: Tensor | None  # (R, N), decides instead of the confidence under random remasking
+    last_candidate: bool = False  # see `commit`
 
 
 def refine(
@@ -243,7 +265,7 @@ def refine(
     is_masked = block_ids == lm.config.mask_id
     proposed, confidence = propose(logits, lm.config.mask_id, choice.gumbel)
     deciding = confidence if choice.chance is None else choice.chance
-    keep = commit(deciding, is_masked, choice.rule, choice.limit)
+    keep = commit(deciding, is_masked, choice.rule, choice.limit, choice.last_candidate)
     return torch.where(keep, proposed, block_ids), confidence, keep
 
 
@@ -284,7 +306,8 @@ def generate(
         step = refine
     calls_twice = config.second_call and config.cache != "none" and config.rule != "count"
 
-    for block, n_steps in blocks_of(config):
+    for number, (block, n_steps) in enumerate(blocks_of(config)):
+        canvas.begin(block)
         limits = torch.tensor(step_limits(config, block, n_steps), dtype=torch.float32)
         for turn, limit in enumerate(limits.to(canvas.ids.device)):
             # Which items still wait?
@@ -294,14 +317,15 @@ def generate(
             if not waiting.any():
                 break
 
-            # A block's first call runs over everything, later ones over what is not cached.
-            if turn == 0 or config.cache == "none":
+            # A block's first call runs over everything, or over the whole answer while the prompt
+            # is kept. Later ones run over what is not cached.
+            part = None
+            if config.cache == "none" or (turn == 0 and number % config.refresh == 0):
                 rows = canvas.rows(waiting)  # (R,)
-                columns = canvas.columns(rows, block)  # (N,)
-                call = full = canvas.full_call(rows, columns)
             else:
-                columns = canvas.columns(rows, block)
-                call = canvas.cached_call(rows, columns, block, full)
+                part = canvas.cached_part(block if turn else None)
+            columns = canvas.columns(rows, block)  # (N,)
+            call = canvas.call(rows, columns, part)
 
             # Predict, and commit what the rule takes.
             choice = canvas.choice(limit, waiting, block, (rows[:, None], columns - block.start))

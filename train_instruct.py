@@ -22,6 +22,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from checkpoints.command_line import count
 from diffa import DIFFA, splice
 from diffusion_lm import diffusion_loss, noise, noise_levels
 from training.batches import Batch
@@ -131,6 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
         out="runs/toy/stage2",
         adapters="runs/toy/stage1",
     )
+    lora = "stage 3: also train LoRA of this rank in the LM (DIFFA-2; 8 in its release)"
+    parser.add_argument("--lora", type=count, metavar="RANK", help=lora)
     parser.add_argument("--audio", choices=["both", "semantic"], default="both", help="adapters")
     args = parser.parse_args(arguments)
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from adapters import TAPS, AdapterConfig
+from checkpoints.copies import copies_in
 from checkpoints.downloads import require
 from checkpoints.files import (
     Checkpoint,
@@ -21,7 +22,8 @@ from checkpoints.files import (
     write_json,
 )
 from checkpoints.fill import build, fill, named
-from checkpoints.key_tables import ADAPTER_KEYS, ADAPTERS_DROPPED
+from checkpoints.key_tables import ADAPTER_KEYS
+from checkpoints.lora import is_lora
 from diffa import AUDIO_PARTS, Part, new_parts
 
 # Names of an adapters' file, ours first, and of the first tensors of each part in it.
@@ -65,6 +67,12 @@ def find_adapters(path: Path) -> Path:
         lacks = "lacks adapters.safetensors or pytorch_model.bin"
         raise WeightsError(f"{path}: {lacks}; is the download or training complete?")
     return found[0]
+
+
+def open_adapters(path: str | Path) -> tuple[Path, Checkpoint]:
+    """The file of adapters (find_adapters), or the index of its shards, and its tensors."""
+    file = find_adapters(Path(path))
+    return file, read_shards(file) if file.suffix == ".json" else Checkpoint(file)
 
 
 def read_info(path: str | Path) -> dict:
@@ -168,11 +176,17 @@ def load_adapters(
         config; the parts that the file has, among "prompts", "semantic" and "acoustic", each of
         them complete; and the directory's config.json ({} for the release).
     Raises:
-        WeightsError: the file is missing, damaged, or not that of adapters.
+        WeightsError: the file is missing, damaged, not that of adapters, or holds tensors that are
+        neither of adapters, nor of LoRA (lora.read_lora), nor copies of frozen parts.
     """
-    file = find_adapters(Path(path))
+    return read_adapters(*open_adapters(path), n_heads, n_layers, taps)
+
+
+def read_adapters(
+    file: Path, tensors: Checkpoint, n_heads: int, n_layers: int, taps: tuple[int, ...] | None
+) -> tuple[AdapterConfig, dict[str, Part], dict]:
+    """load_adapters, of a file that is open already (open_adapters)."""
     info = read_info(file)
-    tensors = read_shards(file) if file.suffix == ".json" else Checkpoint(file)
     for needed in (CONV, LINEAR):
         if needed not in tensors:
             raise WeightsError(f"{file}: missing {needed}; is this a DIFFA adapter file?")
@@ -201,17 +215,18 @@ def load_adapters(
     if (n := sum(p.numel() for p in module.parameters())) > MOST_PARAMETERS:
         raise WeightsError(f"{file}: not the shapes of adapters ({n:,} parameters)")
     module = one_module({name: getattr(module, name) for name in present})
-    fill(module, tensors, ADAPTER_KEYS, ADAPTERS_DROPPED, file, torch.float32)
+    others = (*filter(is_lora, tensors), *copies_in(file, tensors))
+    fill(module, tensors, ADAPTER_KEYS, others, file, torch.float32)
     return config, {name: getattr(module, name) for name in present}, info
 
 
 def save_adapters(
-    path: str | Path, config: AdapterConfig, parts: dict[str, Part], info: dict
+    path: str | Path, config: AdapterConfig, parts: dict[str, Part], table: dict, info: dict
 ) -> None:
-    """Write trained parts to `adapters.safetensors` under the release's names.
+    """Write trained parts to `adapters.safetensors` under the release's names, by a key table.
 
     info: more fields of config.json, beside the adapters' shapes.
     """
     path = Path(path)
-    save_tensors(path / "adapters.safetensors", named(one_module(parts), ADAPTER_KEYS))
+    save_tensors(path / "adapters.safetensors", named(one_module(parts), table))
     write_json(path / "config.json", info | {"adapters": asdict(config)})

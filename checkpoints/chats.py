@@ -109,34 +109,43 @@ def chat_format(markers: dict[str, int], lm_config: LMConfig, file: Path) -> Cha
     Raises:
         ValueError: the tokenizer has the markers of no known format, or no mask.
     """
-    if lm_config.family in CHATS:
-        return CHATS[lm_config.family]
-
-    # The ids of mask and end are in the LM's config. The mask has no usual name.
+    # The ids of mask and end are in the LM's config. The mask of an adapted LM has no usual name.
     names = {i: marker for marker, i in markers.items()}
     mask = names.get(lm_config.mask_id)
+    end = names.get(lm_config.end_id)
+    usual = CHATS.get(lm_config.family)
+
+    # Published masks have their names.
+    if usual and (usual.mask in markers or lm_config.family == "llada" or mask is None):
+        return usual
     if mask is None:
         raise ValueError(
             f"{file}: id {lm_config.mask_id}, the mask by the LM's config, is no added token; "
             "download both again, or make a diffusion LM with python -m training.adapt_lm"
         )
-    end = names.get(lm_config.end_id)
+
+    # A template beside the tokenizer says more than its markers.
     if lm_config.family == "illada" and end and (template := read_template(file.parent)):
         return from_template(template, file.parent, mask, end, markers)
 
-    unmasked = [chat for chat in CHATS.values() if not chat.mask]
-    fitting = [chat for chat in unmasked if chat.published.keys() <= markers.keys()]
-    if not fitting:
-        wanted = ", nor ".join(" ".join(chat.published) for chat in unmasked)
-        raise ValueError(f"{file}: has neither {wanted}; take a model that was trained to chat")
-    published = {marker: markers[marker] for marker in (*fitting[0].published, mask)}
-    return replace(fitting[0], mask=mask, published=published)
+    # Which format has all its markers there?
+    known = [usual] if usual else [chat for chat in CHATS.values() if not chat.mask]
+    for chat in known:
+        others = [marker for marker in chat.published if marker != chat.mask]
+        if markers.keys() >= set(others):
+            published = {marker: markers[marker] for marker in (*others, mask)}
+            return replace(chat, mask=mask, published=published)
+    wanted = ", nor ".join(" ".join(chat.published) for chat in known)
+    advice = "it is the tokenizer of another model, or of one that was not trained to chat"
+    raise ValueError(f"{file}: has no {wanted}; {advice}")
 
 
 def read_template(path: Path) -> str | None:
     """The chat template of a directory of the hub, None without one."""
     if (path / "chat_template.jinja").is_file():
         return read_text(path / "chat_template.jinja")
+
+    # Older directories have it in a config.
     config = path / "tokenizer_config.json"
     template = read_json(config).get("chat_template") if config.is_file() else None
 
@@ -162,6 +171,8 @@ def from_template(
     system = {"role": "system", "content": "{system}"}
     user = {"role": "user", "content": "{user}"}
     merged = {"role": "user", "content": "{system}\n\n{user}"}
+
+    # A template is code of a stranger: it runs in a sandbox, without Python's objects.
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     options = {
         "bos_token": SEED_START if SEED_START in markers else "",
@@ -170,6 +181,7 @@ def from_template(
         "enable_thinking": False,
     }
 
+    # Each text must appear once. What stands around them is the format.
     reason = "it leaves texts out"
     for turns in ([system, user], [merged]):
         try:
@@ -177,6 +189,7 @@ def from_template(
         except Exception as error:  # a template may raise anything
             reason = first_line(error)
             continue
+
         opening, _, answer = text.partition("{user}")
         if opening.count("{system}") == 1 and text.count("{user}") == 1:
             return ChatFormat(

@@ -7,10 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
+from checkpoints.adapters import read_info
 from checkpoints.files import first_line
+from checkpoints.origins import model_path
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,11 +39,12 @@ seed = functools.partial(number, kind=int, least=0, most=2**32 - 1)  # which all
 seconds = functools.partial(number, kind=float, least=0.01)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str | None) -> None:
     """Add the options that give the model's files; the defaults are the toy run's.
 
     Args:
-        adapters_default: of --adapters, which differs between commands.
+        adapters_default: of --adapters, which differs between commands. None: the command chooses
+            between the toy run's and the bundled ones.
     """
     add = parser.add_argument
 
@@ -49,7 +53,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
     trained = "(default: the one that the adapters were trained with; else the toy run's)"
     add("--whisper", help=f"directory (hub format), or OpenAI's .pt {trained}")
     add("--llm", help=f"directory of a diffusion LM (hub format) {trained}")
-    add("--adapters", default=adapters_default, help=f"directory, or the release's file {default}")
+    if adapters_default is None:
+        default = "(default: runs/toy/stage2; without that run, the bundled toy/weights/stage2)"
+    adapters = f"directory, or the release's file {default}"
+    add("--adapters", default=adapters_default, action=Weights, help=adapters)
+    default = "(default: %(default)s)"
 
     # Where and how it runs.
     usual = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,10 +68,28 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str) 
     # What deviates from the published model.
     window = "the encoder's window, up to 30 (default: the one that the adapters were trained with)"
     add("--audio-context", type=seconds, metavar="SECONDS", help=window)
-    other = "take another encoder, LM, tokenizer or window than the adapters were trained with"
-    add("--force-parts", dest="allow_other_parts", action="store_true", help=other)
+    add_force_parts(parser)
+    without = "leave out the LoRA in the adapters' file (default: merged into the LM)"
+    add("--no-lora", action="store_true", help=without)
     random = "random frozen parts, such as small+llada-8b: to measure speed and memory"
-    add("--random-weights", metavar="SIZE", help=random)
+    add("--random-weights", metavar="SIZE", action=Weights, help=random)
+
+
+class Weights(argparse.Action):
+    """An option that brings weights. Trained adapters do not fit random frozen parts."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values)
+
+        # Whichever of the two options comes last notices.
+        if namespace.random_weights and namespace.adapters != parser.get_default("adapters"):
+            parser.error("--random-weights draws new adapters: leave out --adapters")
+
+
+def add_force_parts(parser: argparse.ArgumentParser) -> None:
+    """Add the option by which adapters run with other parts than in their training."""
+    other = "take another encoder, LM, tokenizer or window than the adapters were trained with"
+    parser.add_argument("--force-parts", dest="allow_other_parts", action="store_true", help=other)
 
 
 def model_options(args: argparse.Namespace) -> dict:
@@ -74,7 +100,21 @@ def model_options(args: argparse.Namespace) -> dict:
         "audio_context": args.audio_context,
         "random_weights": args.random_weights,
         "allow_other_parts": args.allow_other_parts,
+        "lora": "none" if args.no_lora else "merge",
     }
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, str]:
+    """What decides a model, by the parsed options, as text: with the paths that adapters record."""
+    names = ("whisper", "llm", "adapters", "dtype", "audio_context", "random_weights")
+    settings = {name: getattr(args, name) for name in names}
+
+    # Random weights have no paths.
+    if not args.random_weights:
+        info = read_info(args.adapters) if Path(args.adapters).exists() else {}
+        for name in ("whisper", "llm"):
+            settings[name] = model_path(name, settings[name], args.adapters, info)
+    return {name: str(value) for name, value in settings.items()}
 
 
 @contextmanager

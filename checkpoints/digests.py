@@ -48,8 +48,11 @@ def checksums(tensor: Tensor) -> dict[str, int]:
     """CRC-32 over all numbers of a tensor, by kind."""
     found = {}
     for kind, dtype in KINDS.items():
+        # Rounding is defined from 32 bits down, not between the two kinds of 16 bits.
         if tensor.dtype in (dtype, torch.float32, torch.float64):
             found[kind] = 0
+
+            # In parts: the converted copy of a large table would take gigabytes.
             for part in tensor.detach().flatten().split(AT_ONCE):
                 numbers = part.to(dtype).view(torch.uint8).cpu().numpy()
                 found[kind] = zlib.crc32(numbers, found[kind])
@@ -63,6 +66,7 @@ def with_checksums(samples: str, found: dict[str, dict[str, int]]) -> str:
     """
     parts = [samples]
     for kind in KINDS:
+        # Files may mix dtypes: a kind counts where all tensors have it.
         if found and all(kind in checks for checks in found.values()):
             listed = sorted((name, checks[kind]) for name, checks in found.items())
             parts.append(f"{kind}:{hashlib.sha256(repr(listed).encode()).hexdigest()[:16]}")
@@ -76,10 +80,13 @@ def same_weights(first: str, second: str) -> bool:
     decides. Digests of before, and files of bfloat16 beside float16, have none in common.
     """
     known = [set(text.split("-")) for text in (first, second)]
+
+    # Samples have no colon.
     samples = [{part for part in parts if ":" not in part} for parts in known]
     if samples[0].isdisjoint(samples[1]):
         return False
 
+    # The finest kind comes first.
     for kind in KINDS:
         whole = [{part for part in parts if part.startswith(f"{kind}:")} for parts in known]
         if whole[0] and whole[1]:

@@ -5,7 +5,6 @@ device, where they take no memory. Their tensors are then assigned: mapped from 
 to the device one at a time.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,14 +14,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from checkpoints.digests import (
-    checksums,
-    described,
-    rounded_digests,
-    sample,
-    with_checksums,
-)
+from checkpoints.digests import checksums, described, rounded_digests, sample, with_checksums
 from checkpoints.files import WeightsError, first_line
+from checkpoints.key_tables import their_name
+from checkpoints.progress import is_hidden
 
 # All other fields of our configs are int.
 FIELD_TYPES = {"rope_theta": (int, float), "norm_eps": (int, float), "tied": (bool,)}
@@ -63,30 +58,6 @@ def build(make: Callable[[], nn.Module], n_layers: int, n_tensors: int, source: 
     except (RuntimeError, TypeError, ArithmeticError) as error:
         problem = f"the config asks for impossible sizes ({first_line(error)})"
         raise WeightsError(f"{source}: {problem}") from error
-
-
-def their_name(table: dict[str, str], ours: str) -> str:
-    """The name in the file of our tensor `ours`, by a key table."""
-    numbers = re.findall(r"\.(\d+)(?=\.|$)", ours)
-    template = re.sub(r"\.\d+(?=\.|$)", ".{}", ours)
-    if template in table:
-        return table[template].format(*numbers)
-    module, _, leaf = template.rpartition(".")
-    return f"{table[module].format(*numbers)}.{leaf}"
-
-
-def fitting_table(
-    table: dict[str, str], ours: str, prefixes: tuple[str, ...], tensors: Mapping[str, Tensor]
-) -> dict[str, str]:
-    """The key table without the first prefix under whose names the file holds our tensor `ours`.
-
-    Classes of transformers save the same tensors under `model.encoder.`, `encoder.` or no prefix.
-    """
-    for prefix in prefixes:
-        shorter = {name: theirs.removeprefix(prefix) for name, theirs in table.items()}
-        if their_name(shorter, ours) in tensors:
-            return shorter
-    return table
 
 
 def named(module: nn.Module, table: dict[str, str]) -> dict[str, Tensor]:
@@ -226,36 +197,74 @@ def fill(
         if not name.startswith(dropped):
             found[name] = torch.empty_like(tensors[name], device="meta")
     check_fit(needed, found, source, files)
+
+    # What was trained with other weights is refused before they are copied.
     if note:
-        for name in needed:
-            if not sample(tensors[name]).isfinite().all():
-                raise WeightsError(f"{files.get(name, source)}: {name}: {NOT_FINITE}")
-        named_by_us = ((ours[name], tensors[name]) for name in needed)
-        samples = rounded_digests(named_by_us, described(module.config))
+        named_by_us = {ours[name]: name for name in needed}
+        samples = sampled(module, tensors, named_by_us, source, files)
         note(samples)
+
+    placed, checks = copied(tensors, found, dtype, device, source, bool(note))
+    if note:
+        note(with_checksums(samples, {ours[name]: sums for name, sums in checks.items()}))
+    assign(module, {ours[name]: tensor for name, tensor in placed.items()})
+
+
+def copied(
+    tensors: Mapping[str, Tensor],
+    found: dict[str, Tensor],
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+    source: Path,
+    with_sums: bool,
+) -> tuple[dict[str, Tensor], dict[str, dict[str, int]]]:
+    """Tensors on the device and, with_sums, their checksums, both by their names.
+
+    found: shapes of the tensors that are copied. Others and errors: as for fill.
+    """
+    files = getattr(tensors, "files", {})
+    total = sum(tensor.nbytes for tensor in found.values())
+    layout = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False}
+    layout |= {"desc": f"loading {Path(source).name}", "disable": is_hidden()}
 
     # Each tensor is read once: checked, copied and dropped.
     placed = {}
-    checked = {}
-    total = sum(tensor.nbytes for tensor in found.values())
-    title = f"loading {Path(source).name}"
-    with tqdm(total=total, desc=title, unit="B", unit_scale=True, delay=1, leave=False) as bar:
+    checks = {}
+    done = 0
+    with tqdm(total=total, **layout) as bar:
         for name, shape in found.items():
+            done += shape.nbytes
             bar.update(shape.nbytes)
             try:
-                placed[ours[name]] = place(tensors[name], dtype, device)
-                if note:
-                    checked[ours[name]] = checksums(tensors[name])
+                placed[name] = place(tensors[name], dtype, device)
+                if with_sums:
+                    checks[name] = checksums(tensors[name])
             except ValueError as error:
                 raise WeightsError(f"{files.get(name, source)}: {name}: {error}") from None
             except RuntimeError as error:  # includes torch.OutOfMemoryError
                 raise WeightsError(
-                    f"{source}: after {bar.n / 1e9:.1f} of {total / 1e9:.1f} GB on {device}: "
+                    f"{source}: after {done / 1e9:.1f} of {total / 1e9:.1f} GB on {device}: "
                     f"{first_line(error)}; take a smaller model, --dtype bfloat16, or --device cpu"
                 ) from error
-    if note:
-        note(with_checksums(samples, checked))
-    assign(module, placed)
+    return placed, checks
+
+
+def sampled(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    names: dict[str, str],
+    source: Path,
+    files: Mapping[str, Path],
+) -> str:
+    """The rounded_digests of the file's tensors. names: of ours, those in the file.
+
+    Raises WeightsError: a sample is not finite. source, files: as for fill.
+    """
+    for name in names.values():
+        if not sample(tensors[name]).isfinite().all():
+            raise WeightsError(f"{files.get(name, source)}: {name}: {NOT_FINITE}")
+    named_by_us = ((our, tensors[name]) for our, name in names.items())
+    return rounded_digests(named_by_us, described(module.config))
 
 
 def check_fit(needed: dict, found: dict, source: Path, files: Mapping[str, Path]) -> None:

@@ -5,6 +5,33 @@ A table of tensors maps a module of ours to a module in the file (their tensors 
 our fields to those of `config.json`. `*_FIXED` lists the values of other fields that we support.
 """
 
+import re
+from collections.abc import Collection
+
+
+def their_name(table: dict[str, str], ours: str) -> str:
+    """The name in the file of our tensor `ours`, by a key table."""
+    numbers = re.findall(r"\.(\d+)(?=\.|$)", ours)
+    template = re.sub(r"\.\d+(?=\.|$)", ".{}", ours)
+    if template in table:
+        return table[template].format(*numbers)
+    module, _, leaf = template.rpartition(".")
+    return f"{table[module].format(*numbers)}.{leaf}"
+
+
+def fitting_table(
+    table: dict[str, str], ours: str, prefixes: tuple[str, ...], tensors: Collection[str]
+) -> dict[str, str]:
+    """The key table without the first prefix under whose names the file holds our tensor `ours`.
+
+    Classes of transformers save the same tensors under `model.encoder.`, `encoder.` or no prefix.
+    """
+    for prefix in prefixes:
+        shorter = {name: theirs.removeprefix(prefix) for name, theirs in table.items()}
+        if their_name(shorter, ours) in tensors:
+            return shorter
+    return table
+
 
 def blocks(theirs: str, names: dict[str, str]) -> dict[str, str]:
     """The part of a table under `blocks.{}.`, whose names in the file start with `theirs`."""
@@ -127,7 +154,9 @@ LLADA_FIXED = {
     "include_qkv_bias": (False,),
     "bias_for_layer_norm": (False,),
     "block_group_size": (1,),
+    "embedding_layer_norm": (False,),
     "layer_norm_with_affine": (True,),
+    "norm_after": (False,),
     "rope_full_precision": (True,),
 }
 
@@ -183,7 +212,9 @@ ANY_FIXED = {
     "final_logit_softcapping": (),
     "no_rope_layers": (),
     "partial_rotary_factor": (1,),
+    "quantization": (),
     "quantization_config": (),
+    "use_mrope": (False,),
 }
 
 # Families by model_type ("a2d": autoregressive to diffusion), and the tables of each family.
@@ -219,8 +250,8 @@ LM_TYPES = {family: name for name, family in reversed(LM_FAMILIES.items())}
 # These are causal LMs, unless their config says `"diffusion": true`: then they were adapted.
 CAUSAL_TYPES = ("qwen2", "qwen3", "llama")
 
-# Adapters: the release of DIFFA, and our own `adapters.safetensors`. The release may hold copies of
-# the frozen parts, which are dropped: they have directories of their own.
+# Adapters: the release of DIFFA, and our own `adapters.safetensors`. A file may also hold copies of
+# the frozen parts (copies.py) and LoRA (lora.py).
 
 SEMANTIC_KEYS = {
     "conv1": "semantic_connector.conv.0",
@@ -255,4 +286,3 @@ ACOUSTIC_KEYS = {
 ADAPTER_KEYS = {"prompts": "trainable_prompts.weight"}
 ADAPTER_KEYS |= {f"semantic.{ours}": theirs for ours, theirs in SEMANTIC_KEYS.items()}
 ADAPTER_KEYS |= {f"acoustic.{ours}": theirs for ours, theirs in ACOUSTIC_KEYS.items()}
-ADAPTERS_DROPPED = ("whisper_model.", "llm_model.")

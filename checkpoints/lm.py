@@ -19,13 +19,15 @@ from checkpoints.files import (
     save_tensors,
     write_json,
 )
-from checkpoints.fill import build, fill, fitting_table, named, read_fields, their_name
+from checkpoints.fill import build, fill, named, read_fields
 from checkpoints.key_tables import (
     CAUSAL_TYPES,
     LM_FAMILIES,
     LM_SWITCHES,
     LM_TABLES,
     LM_TYPES,
+    fitting_table,
+    their_name,
 )
 from checkpoints.unsupported import refuse_unsupported
 from data import TEXT_END
@@ -45,6 +47,8 @@ def read_lm_config(path: str | Path, causal_weights: bool = False) -> LMConfig:
     source = path / "config.json"
     refuse_unsupported(path)
     raw = read_config(path, tuple(LM_FAMILIES))
+
+    # Its attention would be opened without training.
     if is_causal(raw) and not causal_weights and not raw.get("causal"):
         raise WeightsError(
             f'{source}: model_type {raw["model_type"]!r} is a causal LM, and no "diffusion": true '
@@ -59,6 +63,7 @@ def read_lm_config(path: str | Path, causal_weights: bool = False) -> LMConfig:
     else:
         implied = implied_by_llama(raw)
         more = more | special_ids(raw, path, family)
+
     raw |= {theirs: value for theirs, value in implied.items() if raw.get(theirs) is None}
     raw["rope_theta"] = rope_theta(raw, source)
 
@@ -130,11 +135,14 @@ def special_ids(raw: dict, path: Path, family: str) -> dict[str, int]:
     answers. Both are looked up by name in tokenizer.json. iLLaDA's eos ends its only turn.
     """
     added = added_ids(path)
+
+    # Candidates, the best first.
     masks = [raw.get("mask_token_id"), added.get("<[MASK]>" if family == "illada" else "<|mask|>")]
     ends = [added.get(name) for name in (TEXT_END, "<|end_of_text|>")]
     ends += [raw.get("pad_token_id"), raw.get("eos_token_id")]
     if family == "illada":
         ends = [raw.get("eos_token_id"), added.get("<[end▁of▁sentence]>")]
+
     return {
         "end_id": next((i for i in ends if type(i) is int), -1),
         "mask_id": next((i for i in masks if type(i) is int), -1),
@@ -163,7 +171,8 @@ def load_lm(
     """The language model of a directory of the hub, of any family in LM_FAMILIES.
 
     Args:
-        dtype: None keeps the file's; on the CPU the parameters are then the mapped file itself.
+        dtype: None keeps the file's; on the CPU the parameters are then the mapped file itself,
+            but float16, in which a CPU computes very slowly, becomes float32.
         lm_class: DiffusionLM, or the subclass that is the autoregressive baseline.
         note: as for fill.
         causal_weights: take a causal LM's weights into a DiffusionLM, to adapt it.
@@ -177,6 +186,8 @@ def load_lm(
         check_kind(path, lm_class)
 
     tensors = read_checkpoint(path)
+
+    # The file's names, with or without the prefix of an outer class.
     table, _, _ = LM_TABLES[config.family]
     table = fitting_table(table, "embedding.weight", ("", "model."), tensors)
     embedding = their_name(table, "embedding.weight")
@@ -192,6 +203,8 @@ def load_lm(
 
     # Without a dtype, all parameters take that of the embedding table.
     kept = tensors[embedding].dtype if embedding in tensors else None
+    if kept == torch.float16 and torch.device(device).type == "cpu":
+        kept = torch.float32
     lm = build(lambda: lm_class(config), config.n_layers, len(tensors), path)
     fill(lm, tensors, table, dropped, path, dtype or kept, device, note)
     return use_few_rows(lm).eval()
@@ -222,6 +235,8 @@ def save_lm(lm: DiffusionLM, path: str | Path, n_shards: int = 1, **config_field
     own_heads = config.qk_norm or config.head_dim * config.n_heads != config.width
     if config.family == "llada" and own_heads:
         raise ValueError("LLaDA's format has no norms on heads, no width of heads: take 'qwen3'")
+
+    # What no config says must be what the family implies.
     for name in ("qk_norm", "qkv_bias", "shifted", "appends"):
         if getattr(config, name) != LM_SWITCHES[config.family].get(name, False):
             raise ValueError(f"the format of {config.family!r} has another {name} than this LM")

@@ -11,12 +11,15 @@ import torch
 from torch import nn
 
 from adapters import TAPS, AdapterConfig
-from checkpoints.adapters import load_adapters, read_info, save_adapters
+from checkpoints.adapters import open_adapters, read_adapters, read_info, save_adapters
+from checkpoints.copies import check_copies
 from checkpoints.digests import described
 from checkpoints.downloads import require
-from checkpoints.files import WeightsError
+from checkpoints.files import Checkpoint, WeightsError
 from checkpoints.fill import Unfilled, assign, check_device
+from checkpoints.key_tables import ADAPTER_KEYS
 from checkpoints.lm import load_lm, read_lm_config
+from checkpoints.lora import LoRA, attach, lora_keys, merge, read_lora
 from checkpoints.origins import Origins
 from checkpoints.tokenizer import ByteTokenizer, load_tokenizer
 from checkpoints.whisper import cut_window, load_whisper
@@ -61,6 +64,7 @@ def load_for_training(
     random_weights: str | None = None,
     lm_class: type[DiffusionLM] = DiffusionLM,
     allow_other_parts: bool = False,
+    lora: str | int = "merge",
     draw_missing: bool = True,
     **shapes,
 ) -> Loaded:
@@ -82,6 +86,9 @@ def load_for_training(
         lm_class: as for load_lm.
         allow_other_parts: take another encoder, LM, tokenizer, prompt or window than the adapters
             were trained with. Otherwise this is an error.
+        lora: what becomes of the LoRA in the adapters' file. "merge": it is added to the LM's
+            weights. "none": it is left out. "refuse": it is an error. "train": it is the part
+            "lora" of the model, beside the weights. A rank: the same, and drawn if there is none.
         draw_missing: False: a part that the adapters' file lacks is an error.
         shapes: fields of AdapterConfig for new adapters. With `adapters`, only `taps`, which the
             release does not record.
@@ -108,7 +115,9 @@ def load_for_training(
         )
         lm_config = read_lm_config(sources["llm"])
         tokenizer = load_tokenizer(sources["llm"], lm_config)
-        config, found = fitting_adapters(adapters, encoder.config, lm_config, shapes)
+        opened = None if adapters is None else open_adapters(adapters)
+        config, found = fitting_adapters(opened, encoder.config, lm_config, shapes)
+        found |= found_lora(opened, lm_config, lora)
         origins.note("encoder", digests[-1])
         origins.note_text(tokenizer)
         if adapters is not None:
@@ -122,10 +131,14 @@ def load_for_training(
             raise WeightsError(f"{adapters}: lacks {missing} of {stage}; {advice}")
         note = functools.partial(origins.note, "lm")
         lm = load_lm(sources["llm"], dtype, device, lm_class, note)
+        if opened and not allow_other_parts:
+            check_copies(*opened, encoder, lm)
 
     # Drawn even if none is new: what is drawn next must not depend on the adapters' file.
     new = tuple(name for name in names if name not in found)
     parts = new_parts(config, new) | {name: found[name] for name in names if name in found}
+    parts |= use_lora(lm, found.get("lora"), lora)
+    new += tuple(parts.keys() - set(names) - found.keys())  # "lora", if it was drawn
     facts = {"answer_length": origins.info.get("answer_length"), "made_of": origins.found}
     model = DIFFA(encoder, lm, tokenizer, config, parts, **facts).to(device)
     return Loaded(model=model, new=new, sources=sources)
@@ -138,18 +151,53 @@ def known_stage(stage: str) -> str:
     return stage
 
 
+def found_lora(
+    opened: tuple[Path, Checkpoint] | None, lm: LMConfig, wanted: str | int
+) -> dict[str, LoRA]:
+    """{"lora": that of an open file}, where load_for_training's `lora` wants it and it exists.
+
+    Raises WeightsError: it cannot be read, has another rank, or is not wanted.
+    """
+    found = read_lora(*opened, lm) if opened and wanted != "none" else None
+    if found is None:
+        return {}
+    held = f"{opened[0]}: holds LoRA of rank {found.rank}"
+    if wanted == "refuse":
+        advice = "train it too by train_instruct.py --lora RANK, or leave it out by --no-lora"
+        raise WeightsError(f"{held}; {advice}")
+    if isinstance(wanted, int) and wanted != found.rank:
+        raise WeightsError(f"{held}, --lora is {wanted}")
+    return {"lora": found}
+
+
+def use_lora(lm: DiffusionLM, lora: LoRA | None, wanted: str | int) -> dict[str, LoRA]:
+    """Merge or attach LoRA, as load_for_training's `lora` wants it; a rank draws one if it is None.
+
+    Returns {"lora": it} where it is a part of the model.
+    """
+    if lora is None and isinstance(wanted, int):
+        lora = LoRA(lm, wanted)
+    if lora is None:
+        return {}
+    if wanted == "merge":
+        merge(lm, lora)
+        return {}
+    attach(lm, lora)
+    return {"lora": lora}
+
+
 def fitting_adapters(
-    path: str | Path | None, encoder: EncoderConfig, lm: LMConfig, shapes: dict
+    opened: tuple[Path, Checkpoint] | None, encoder: EncoderConfig, lm: LMConfig, shapes: dict
 ) -> tuple[AdapterConfig, dict[str, Part]]:
-    """The adapters in `path`, or without a path the config of new ones; see load_for_training.
+    """The adapters of an open file, or without one the config of new ones; see load_for_training.
 
     Returns:
-        config and parts as from load_adapters; without a path no parts.
+        config and parts as from load_adapters; without a file no parts.
     Raises:
         WeightsError: the file cannot be used. ValueError: it does not fit encoder and LM.
     """
     widths = {"encoder_width": encoder.width, "lm_width": lm.width}
-    if path is None:
+    if opened is None:
         # New ones, of the paper's shapes for this encoder.
         if encoder.n_layers not in TAPS and "taps" not in shapes:
             unknown = f"no tapped layers are known for {encoder.n_layers} encoder layers"
@@ -160,9 +208,9 @@ def fitting_adapters(
     else:
         # Trained ones: their file gives the shapes.
         if other := sorted(shapes.keys() - {"taps"}):
-            raise ValueError(f"{', '.join(other)}: the shapes of adapters in {path} are known")
+            raise ValueError(f"{', '.join(other)}: the shapes of adapters in {opened[0]} are known")
         taps = shapes.get("taps")
-        config, parts, _ = load_adapters(path, encoder.n_heads, encoder.n_layers, taps)
+        config, parts, _ = read_adapters(*opened, encoder.n_heads, encoder.n_layers, taps)
 
     # Do they fit?
     for name, width in widths.items():
@@ -171,7 +219,7 @@ def fitting_adapters(
                 f"adapters were made for {name} {getattr(config, name)}, this one has {width}"
             )
             advice = "take the models that they were trained with, or train new ones"
-            raise ValueError(f"{path}: {made_for}; {advice}")
+            raise ValueError(f"{opened[0]}: {made_for}; {advice}")
     if max(config.taps) > encoder.n_layers:
         past = f"taps {config.taps} reach past the encoder's {encoder.n_layers} layers"
         raise ValueError(f"{past}; these adapters need a deeper Whisper")
@@ -201,7 +249,8 @@ def save_trained(
         "answer_length": answer_length or model.answer_length,
         "trained_with": model.made_of | {"shapes": described(model.config)},
     }
-    save_adapters(path, model.config, model.trained_parts(), info)
+    table = ADAPTER_KEYS | lora_keys(model.lm.config.family)
+    save_adapters(path, model.config, model.trained_parts(), table, info)
 
 
 # Random weights of full shapes, to measure speed and memory without a download

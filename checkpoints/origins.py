@@ -13,6 +13,22 @@ USUAL = {"whisper": "runs/toy/whisper", "llm": "runs/toy/llada"}
 OPTIONS = {"encoder": "--whisper", "lm": "--llm", "tokenizer": "--llm"}
 
 
+def model_path(
+    name: str, given: str | Path | None, adapters: str | Path | None, info: dict
+) -> str | Path:
+    """The path of "whisper" or "llm": as given, else as recorded, else the toy run's.
+
+    info: the config.json of the adapters, {} without one.
+    """
+    recorded = info.get(name)
+    if given is not None or not recorded:
+        return USUAL[name] if given is None else given
+
+    # A run that was moved as a whole has its models beside its adapters.
+    beside = Path(adapters).parent / Path(recorded).name
+    return beside if beside.exists() and not Path(recorded).exists() else recorded
+
+
 class Origins:
     """The parts of a model by their digests, compared with those that its adapters record.
 
@@ -32,14 +48,8 @@ class Origins:
             print(f"note: {adapters} {unknown}", file=sys.stderr)
 
     def path(self, name: str, given: str | Path | None) -> str | Path:
-        """The path of "whisper" or "llm": as given, else as recorded, else the toy run's."""
-        recorded = self.info.get(name)
-        if given is not None or not recorded:
-            return USUAL[name] if given is None else given
-
-        # A run that was moved as a whole has its models beside its adapters.
-        beside = Path(self.adapters).parent / Path(recorded).name
-        return beside if beside.exists() and not Path(recorded).exists() else recorded
+        """The path of "whisper" or "llm": see model_path."""
+        return model_path(name, given, self.adapters, self.info)
 
     def window(self, seconds: float | None) -> float | None:
         """The encoder's window: as given, else as recorded. Raises WeightsError: they differ."""

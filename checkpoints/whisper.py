@@ -19,7 +19,7 @@ from checkpoints.files import (
     unpickle,
     write_json,
 )
-from checkpoints.fill import Unfilled, assign, build, fill, fitting_table, named, read_fields
+from checkpoints.fill import Unfilled, assign, build, fill, named, read_fields
 from encoder import FRAMES_PER_SECOND, EncoderConfig, WhisperEncoder
 
 
@@ -72,7 +72,7 @@ def load_whisper(
         config = read_whisper_config(path)
         tensors = read_checkpoint(path)
         prefixes = ("", "model.", "model.encoder.")
-        table = fitting_table(keys.WHISPER_KEYS, "conv1.weight", prefixes, tensors)
+        table = keys.fitting_table(keys.WHISPER_KEYS, "conv1.weight", prefixes, tensors)
         dropped = keys.WHISPER_DROPPED
     else:
         config, tensors = read_openai(path)

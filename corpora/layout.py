@@ -40,8 +40,11 @@ def find_home(root: Path, entry: str) -> Path:
     """
     if (root / entry).exists():
         return root
+
+    # An archive may unpack to a folder of its own name; macOS adds __MACOSX.
     folders = [path for path in sorted(root.glob("*")) if path.name[0] not in "._"]
     homes = [folder for folder in folders if (folder / entry).exists()]
+
     if len(homes) > 1:
         listed = ", ".join(map(str, homes))
         raise CorpusError(f"{root} holds several such corpora; choose one as ROOT: {listed}")
@@ -69,6 +72,8 @@ def read_text(path: Path) -> str:
     """
     if not path.is_file():
         raise CorpusError(f"{path} is {'not a file' if path.exists() else 'not there'}")
+
+    # The mark of UTF-16 decides; bytes that are no UTF-8 are Windows-1252.
     content = path.read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16", "replace")

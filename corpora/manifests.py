@@ -108,6 +108,7 @@ def split_clips(
 
     Raises CorpusError: there is no clip, or one manifest would be empty.
     """
+    # Every clip goes to one manifest, and no id to two clips.
     files = collections.defaultdict(list)
     missing = []
     ranks = []
@@ -126,6 +127,7 @@ def split_clips(
         part = "_test" if rank < 10 * held_out else "_train"
         files[f"{corpus}{part if held_out else ''}"].append(clip)
 
+    # Will there be something to write?
     if not files:
         reasons = "\n".join(["", *missing_lines(missing)])
         raise CorpusError(f"{corpus}: no clip found; --help shows the layout{reasons}")
@@ -151,7 +153,7 @@ def make_manifests(
         CorpusError: there is no clip, none can be read, or one manifest would be empty.
         OSError: a manifest cannot be written.
     """
-    # Before all clips are read: will there be something to write, and a place for it?
+    # Before all clips are read: what there is to write, and a place for it.
     files, missing = split_clips(found, corpus, held_out)
     if missing:
         print("\n".join([f"{corpus}: missing or left out", *missing_lines(missing)]))

@@ -98,6 +98,7 @@ def vctk(root: Path) -> Found:
         sounds.setdefault((path.parent.name, re.sub(r"_mic\d$", "", path.stem)), path)
     texts = {(path.parent.name, path.stem): path for path in visible(home, "txt/*/*.txt")}
 
+    # Sounds decide what is a clip.
     for speaker, name in sorted(sounds.keys() | texts.keys()):
         key = (speaker, name)
         if key not in sounds:
@@ -214,6 +215,8 @@ def voxceleb1(root: Path) -> Found:
     header = [cell.strip() for cell in header]
     if not {"VoxCeleb1 ID", "Gender", "Nationality"} <= set(header):
         raise CorpusError(f"{home / 'vox1_meta.csv'} lacks VoxCeleb1 ID, Gender or Nationality")
+
+    # What is known of each speaker.
     speakers = {}
     for row in rows:
         row = dict(zip(header, row))

@@ -132,7 +132,7 @@ def lm_answers(
     ends = {tokenizer.id(tokenizer.chat.text_end), tokenizer.id(tokenizer.chat.turn_end)}
 
     # An answer with no end token filled its whole length.
-    replies = tqdm(zip(prompts, answers), "answering", len(prompts), leave=False)
+    replies = tqdm(zip(prompts, answers), "answering", len(prompts), leave=False, disable=None)
     return {name: (reply.text, ends.isdisjoint(reply.ids)) for name, reply in replies}
 
 

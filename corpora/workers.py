@@ -9,7 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
-from tqdm import tqdm
+
+from checkpoints.progress import progress
 
 
 def begin() -> None:
@@ -28,7 +29,7 @@ def begin() -> None:
 
 
 def map_in_processes(function: Callable, items: Sequence, label: str) -> list:
-    """function(item) of each item, in order, with a progress bar.
+    """function(item) of each item, in order, with a line of progress.
 
     There is a process for each core, with one thread. Raises ChildProcessError: a process died, as
     one that runs C code may. (A multiprocessing.Pool would wait for it for ever.)
@@ -36,7 +37,8 @@ def map_in_processes(function: Callable, items: Sequence, label: str) -> list:
     pool = ProcessPoolExecutor(None, multiprocessing.get_context("fork"), begin)
     try:
         results = pool.map(function, items, chunksize=8)
-        return list(tqdm(results, label, len(items), unit=" clips"))
+        shown = progress(items, label, unit=" clips", stays=True)
+        return [result for _, result in zip(shown, results)]
     except BrokenProcessPool:
         raise ChildProcessError(
             "a process for clips died, or memory ran out; free some, then run the same command"

@@ -2,11 +2,14 @@
 
 ask.py          the command of sampler.py: a question about an audio file
 exams.py        the command that takes MMSU, MMAU and VoiceBench, and scores files of predictions
-exam_rules.py   what each exam asks, with which sampler, and how a reply is marked
+exam_rules.py   what each exam asks, with which sampler, and by which rules a reply is marked
+exam_answers.py a model answers the questions of an exam
+exam_clips.py   the sound files of an exam
 exam_files.py   published items and predictions on disk: read, checked, resumed, written
-exam_scores.py  the score of an exam, counted from its file of predictions
+exam_scores.py  the scores of an exam, counted from its predictions
+exam_marks.py   how the exams' own scorers read a reply
+choices.py      our own reading of a reply: which choice it names
 answer_files.py answers as a JSONL that a stopped command resumes
-choices.py      reading a reply: the letter of a choice, MMAU's rule, VoiceBench's refusals
 likelihood.py   how probable an LM finds a text: equation 6, confidence, pseudo-perplexity
 transcribe.py   the command that transcribes manifests
 no_speech.py    the command that measures what is answered to silence, noise and music

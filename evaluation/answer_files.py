@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from checkpoints.files import check_writable, parse_json, read_json, whole_file, write_json
+from checkpoints.progress import Phase
 from diffa import DIFFA
 
 
@@ -31,12 +30,15 @@ def read_answers(path: Path, names: Sequence[str | int]) -> dict[str | int, dict
     names: the ids of all questions. Raises ValueError: a line is no answer to one of them, or a
     second one. Raises WeightsError: a line is not JSON.
     """
+    # Not splitlines, which breaks at characters that JSON allows within a text.
     known = set(names)
     done = {}
     try:
         lines = whole_lines(path).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8 ({error})") from None
+
+    # Each line answers one of the questions, and no other line the same.
     for number, line in enumerate(lines[:-1], start=1):
         row = parse_json(line, f"{path}: line {number}")
         name = row.get("id") if isinstance(row, dict) else None
@@ -102,7 +104,10 @@ def check_made_by(out: Path, made_by: dict[str, str]) -> None:
     before = read_json(record)
     changes = []
     for name, value in made_by.items():
-        if before.get(name, value) != value:  # an older record may lack it
+        # An older record may lack it, or have None for the models that the adapters record.
+        recorded = before.get(name, value)
+        unknown = name in ("whisper", "llm") and recorded == "None"
+        if recorded != value and not unknown:
             changes.append(f"{name} {before[name]}, now {value}")
     if changes:
         changed = ", ".join(changes)
@@ -142,6 +147,8 @@ def answer_missing(
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     check_writable(out)
+
+    # What an earlier run left, and whether it was of this model.
     done = read_answers(out, names)
     is_begun = out.is_file() and out.stat().st_size > 0
     if is_begun:
@@ -157,14 +164,15 @@ def answer_missing(
 
         # Each answer is written as it comes, unless it is there already.
         pending = pending_batches(order, [name in done for name in names], batch)
-        bar = tqdm(total=len(names), initial=len(done), desc=out.name, unit=" answers")
-        with bar, appending(out) as append:
+        phase = Phase(out.name, len(names), unit=" answers", done=len(done))
+        with phase, appending(out) as append:
             for i, row in zip(pending, answer_rows(model, pending), strict=True):
                 if names[i] not in done:
                     done[names[i]] = row
                     append(row)
-                    bar.update()
+                    phase.update()
 
+    # From the order of answering to that of the questions.
     rows = [done[name] for name in names]
     write_answers(out, rows)
     return rows

@@ -1,10 +1,12 @@
 """Published items and predictions on disk: read, checked, resumed, written."""
 
+import hashlib
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from checkpoints.files import whole_file
+from evaluation.answer_files import whole_lines
 from evaluation.exam_rules import EXAMS, Exam, ExamError
 
 
@@ -18,6 +20,25 @@ def load_items(path: Path, exam: Exam, answered: bool = False) -> list[dict]:
     return parse_items(path, path.read_bytes(), exam, answered)
 
 
+def join_items(paths: Sequence[Path], exam: Exam) -> list[dict]:
+    """The questions of one or several files. Raises ExamError: as load_items, or an id twice."""
+    items = []
+    origin = {}
+    for path in paths:
+        for item in load_items(path, exam):
+            name = item[exam.id_field]
+            if name in origin:
+                raise ExamError(f"{path}: {exam.id_field} {name} is also in {origin[name]}")
+            items.append(item)
+        origin |= {item[exam.id_field]: path for item in items}
+    return items
+
+
+def file_hash(path: Path) -> str:
+    """The first 16 digits of a file's SHA-256, which name the version of an exam."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def parse_items(path: Path, content: bytes, exam: Exam, answered: bool) -> list[dict]:
     """Items in the content of a file; raises ExamError as `load_items`."""
     items = parse_json(path, content)
@@ -26,21 +47,26 @@ def parse_items(path: Path, content: bytes, exam: Exam, answered: bool) -> list[
     problems = []
     ids = set()
     for i, item in enumerate(items):
-        problem = question_problem(item, exam, answered)
-        if not problem and item[exam.id_field] in ids:
-            problem = f"a second item with this {exam.id_field}"
-        if not problem:
+        problem = item_problem(item, exam, answered)
+        if not problem and exam.id_field in item:
+            if item[exam.id_field] in ids:
+                problem = f"a second item with this {exam.id_field}"
             ids.add(item[exam.id_field])
-            continue
-        name = "no object"
-        if isinstance(item, dict):
-            name = item.get(exam.id_field, f"no {exam.id_field}")
-        problems.append(f"item {i} ({name}): {problem}")
+        if problem:
+            name = "no object"
+            if isinstance(item, dict):
+                name = item.get(exam.id_field, f"no {exam.id_field}")
+            problems.append(f"item {i} ({name}): {problem}")
+
+    # One reply that is missing is counted; a file without any holds questions.
+    fields = exam.reply_fields
+    if answered and not problems and not any(f in item for item in items for f in fields):
+        problems.append(f"no item has a reply; each lacks {' and '.join(fields)}")
 
     # A file of which nothing fits may be another exam's.
     if len(problems) == len(items):
         for other in EXAMS.values():
-            if other.name != exam.name and not question_problem(items[0], other, answered):
+            if other.name != exam.name and not item_problem(items[0], other, answered):
                 problems.append(f"this looks like a file of {other.name}")
                 break
     if problems:
@@ -72,36 +98,42 @@ def parse_json(path: Path, content: bytes) -> list:
     return values
 
 
-def question_problem(item: object, exam: Exam, answered: bool) -> str:
-    """Why an item cannot be used, "" when it can. answered: it must hold a reply."""
+def is_text(value: object) -> bool:
+    """Whether a value is text, or a number, which exams write in place of text."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def item_problem(item: object, exam: Exam, answered: bool) -> str:
+    """Why an item cannot be used, "" when it can. answered: it is marked, not asked."""
     if not isinstance(item, dict):
         return "not an object"
 
-    # Each field is there. A reply in one of the exam's reply fields is enough.
-    required = tuple(dict.fromkeys((exam.id_field, exam.audio_field, *exam.text_fields)))
+    # Each field is there. What was answered elsewhere may lack its sound and its id.
+    required = exam.text_fields
+    if not answered:
+        required = (*dict.fromkeys((exam.id_field, exam.audio_field)), *required)
     absent = [field for field in required if field not in item]
-    if answered and not any(field in item for field in exam.reply_fields):
-        absent.append(" or ".join(exam.reply_fields))
     if absent:
         return f"lacks {', '.join(absent)}"
 
-    # Each field is text, but "choices" is a list of texts and an id may be a number.
-    not_text = []
-    for field in required + (exam.reply_fields if answered else ()):
-        value = item.get(field, "")
-        if field == "choices":
-            if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-                return "choices is not a list of texts"
-        elif not isinstance(value, str | int if field == "id" else str):
-            not_text.append(field)
+    # Each field is text, but "choices" is a list of texts, and a reply may be null.
+    checked = {field: item[field] for field in (*required, exam.id_field) if field in item}
+    for field in exam.reply_fields if answered else ():
+        if item.get(field) is not None and not isinstance(item[field], str):
+            return f"{field} is not text"
+    choices = checked.pop("choices", [])
+    if not isinstance(choices, list) or not all(map(is_text, choices)):
+        return "choices is not a list of texts"
+    not_text = [field for field, value in checked.items() if not is_text(value)]
+    if not isinstance(item.get(exam.audio_field, ""), str) and exam.audio_field not in not_text:
+        not_text.append(exam.audio_field)
     if not_text:
         return f"{', '.join(not_text)} is not text"
 
     # It can be written and marked. Better to know now than after hours of answering.
     try:
         json.dumps(item, ensure_ascii=False).encode()
-        if exam.mark:
-            exam.mark(item, "")
+        exam.check(item)
     except UnicodeEncodeError:
         return "holds half a character (a lone surrogate such as \\ud83d)"
     except (ValueError, RecursionError) as error:
@@ -110,35 +142,36 @@ def question_problem(item: object, exam: Exam, answered: bool) -> str:
 
 
 # ---- predictions
+def reply_of(row: dict, exam: Exam) -> str | None:
+    """The reply, in the first of the exam's reply fields that has one; None: null or absent."""
+    replies = [row[field] for field in exam.reply_fields if row.get(field) is not None]
+    return replies[0] if replies else None
+
+
 def without_reply(item: dict, exam: Exam) -> dict:
     """The item as it was published."""
     return {field: value for field, value in item.items() if field not in exam.reply_fields}
 
 
 def resume_predictions(path: Path, exam: Exam, items: list[dict]) -> dict[str | int, dict]:
-    """Predictions by id that a stopped run left in a JSONL; an unfinished last line is cut off.
+    """Predictions by id that a stopped run left in a JSONL, those of skipped items left out.
 
     Raises ExamError: they are predictions of other items.
     """
-    if not path.is_file():
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
+    whole = whole_lines(path)
     rows = parse_items(path, whole, exam, answered=True) if whole else []
 
     published = {item[exam.id_field]: without_reply(item, exam) for item in items}
     done = {}
     for i, row in enumerate(rows):
-        name = row[exam.id_field]
+        name = row.get(exam.id_field)
         if published.get(name) != without_reply(row, exam):
             raise ExamError(
                 f"{path}: item {i} ({name}) is not an item of the exam's file; "
                 "give another --out, or delete it"
             )
-        done[name] = row
-
-    # Only now, after all checks: the file may be something else than predictions.
-    os.truncate(path, len(whole))
+        if reply_of(row, exam) is not None:
+            done[name] = row
     return done
 
 

@@ -1,49 +1,99 @@
-"""The score of an exam, counted from its file of predictions."""
+"""The scores of an exam, counted from its predictions: by its own rule first, ours beside it."""
 
-from collections import Counter
-from pathlib import Path
+from dataclasses import dataclass
 
-from evaluation.exam_rules import Exam
+from evaluation.exam_files import reply_of
+from evaluation.exam_rules import Exam, Rule
 
 
-def count_marks(exam: Exam, rows: list[dict]) -> dict:
-    """Counts of true marks among predictions.
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The marks of some replies by one rule."""
 
-    Returns: {"all": (true, items), "unreadable": n}, and for each of the exam's group fields
-    {value: (true, items)}.
+    points: float  # replies marked true, and what unreadable ones count
+    counted: int  # the denominator
+    unreadable: int
+
+    def __str__(self) -> str:
+        if not self.counted:
+            return "       - of 0"
+        return f"{100 * self.points / self.counted:6.2f} % of {self.counted}"
+
+
+def score(rule: Rule, marks: list[bool | None]) -> Score:
+    """The score of marks, None among them for unreadable replies."""
+    n_unreadable = marks.count(None)
+    n_left_out = n_unreadable if rule.unreadable is None else 0
+    points = marks.count(True) + n_unreadable * (rule.unreadable or 0)
+    return Score(points=points, counted=len(marks) - n_left_out, unreadable=n_unreadable)
+
+
+def group_name(row: dict, fields: tuple[str, ...]) -> str:
+    """The values of some fields of an item as one text; a value may be a list or absent."""
+    values = []
+    for field in fields:
+        value = row.get(field)
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        values.append("-" if value in (None, "") else str(value))
+    return " / ".join(values)
+
+
+def unreadable_words(rule: Rule, n: int) -> str:
+    """What becomes of n unreadable replies, as words."""
+    if rule.unreadable is None:
+        return f"{n} unreadable replies are left out"
+    if rule.unreadable == 0:
+        return f"{n} unreadable replies count as wrong"
+    return f"{n} unreadable replies count as {rule.unreadable:g} each, the mean of a random guess"
+
+
+def table_lines(marks: dict[Rule, list[bool | None]], names: list[str]) -> list[str]:
+    """A line for each group, with its score by each rule. names: the group of each reply."""
+    lines = []
+    width = max(map(len, names))
+    for name in sorted(set(names)):
+        cells = []
+        for rule, all_marks in marks.items():
+            group = [mark for mark, other in zip(all_marks, names) if other == name]
+            cells.append(str(score(rule, group)))
+        lines.append(f"  {name:<{width}}  " + "  ".join(cells))
+    return lines
+
+
+def score_lines(exam: Exam, rows: list[dict], files: list[str] | None = None) -> list[str]:
+    """The scores of predictions as lines of text, or who can score them.
+
+    files: the file that each row comes from, where there are several.
     """
-    # The reply stands in the first of the exam's reply fields that the row has.
-    marks = []
-    for row in rows:
-        reply = next(row[field] for field in exam.reply_fields if field in row)
-        marks.append(exam.mark(row, reply))
+    replies = [reply_of(row, exam) for row in rows]
+    lines = []
 
-    # An unreadable reply counts as wrong.
-    counts = {"all": (sum(map(bool, marks)), len(rows)), "unreadable": marks.count(None)}
-    for field in exam.group_fields:
-        n_items = Counter(row[field] for row in rows)
-        n_true = Counter(row[field] for row, mark in zip(rows, marks) if mark)
-        counts[field] = {value: (n_true[value], n) for value, n in sorted(n_items.items())}
-    return counts
-
-
-def score_lines(exam: Exam, rows: list[dict], file: Path) -> list[str]:
-    """The scores of a file of predictions as lines of text, or who can score it."""
-    if exam.mark is None:
+    # What cannot be scored is said first.
+    if None in replies:
+        n = replies.count(None)
+        lines.append(f"replies that are null or absent, marked like empty ones: {n}")
+    if not exam.rules:
         judges = "VoiceBench's own api_judge.py and evaluate.py"
-        return [f"{file}: {len(rows)} items; not scored here: this subset is for {judges}"]
+        return [*lines, f"not scored here: this subset is for {judges}"]
 
-    counts = count_marks(exam, rows)
-    n_true, n_items = counts["all"]
-    lines = [f"{file}: {n_items} items, {exam.measure} {100 * n_true / n_items:.2f} %"]
-    if counts["unreadable"]:
-        n = counts["unreadable"]
-        lines.append(f"replies that name no choice, or several, and count as wrong: {n}")
+    # By each rule, over all items.
+    marks = {}
+    for rule in exam.rules:
+        marks[rule] = [rule.mark(row, reply or "") for row, reply in zip(rows, replies)]
+        found = score(rule, marks[rule])
+        words = rule.name
+        if found.unreadable or rule.unreadable != 0:
+            words += f"; {unreadable_words(rule, found.unreadable)}"
+        lines.append(f"{exam.measure} {found} by {words}")
 
-    for field in exam.group_fields:
-        lines.append(f"by {field}")
-        width = max(map(len, counts[field]))
-        for value, (n_true, n_items) in counts[field].items():
-            percent = 100 * n_true / n_items
-            lines.append(f"  {value:<{width}}  {percent:6.2f} %  of {n_items}")
+    # By each rule, for each value of the groups.
+    tables = {
+        " and ".join(fields): [group_name(row, fields) for row in rows] for fields in exam.groups
+    }
+    if files:
+        tables["file"] = files
+    for title, names in tables.items():
+        lines.append(f"by {title}" + "; the rules as above" * (len(exam.rules) > 1))
+        lines += table_lines(marks, names)
     return lines

@@ -7,221 +7,136 @@
 
 --whisper, --llm and --adapters as in sampler.py. MMSU is a JSONL, MMAU a JSON list. VoiceBench is
 published as a data set that holds the audio: save each clip to a file, and write a JSONL of the
-items with the file's path in `audio_path`. Paths are relative to --audio; where nothing is found,
-the file name alone is tried.
+items with the file's path in `audio_path`. Several files, such as the splits of a subset, are taken
+as one exam. Paths are relative to --audio; where nothing is found, the file name alone is tried.
 
 OUT holds the exam's items with the model's replies, as the exam's own scorer reads them. Each reply
 is written at once: the same command resumes a stopped run and ends with the same file. OUT.made_by
-records the model, so that no other model resumes. OUT.lines holds MMAU's replies until its list is
-complete.
+records the model and the prompt, so that nothing else resumes. OUT.lines holds MMAU's replies until
+its list is complete.
 """
 
 import argparse
-import hashlib
-import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from os.path import isfile
 from pathlib import Path
 
-from torch import Tensor
-from tqdm import tqdm
-
-from checkpoints.command_line import add_model_arguments, count, model_options, one_line_errors
-from checkpoints.files import check_writable, read_json, write_json
+from checkpoints.command_line import (
+    add_model_arguments,
+    count,
+    model_options,
+    one_line_errors,
+    settings_of,
+)
+from checkpoints.files import check_writable, read_json, read_text, write_json
 from checkpoints.model import load_diffa
-from data import AudioError, build_prompt, read_audio
 from diffa import DIFFA
-from encoder import SAMPLE_RATE
-from evaluation.ask import hear_clips
-from evaluation.exam_files import load_items, resume_predictions, write_predictions
-from evaluation.exam_rules import EXAMS, SUBSETS, Exam, ExamError, find_exam
+from evaluation.answer_files import adapters_digest, check_made_by, write_answers
+from evaluation.exam_answers import Question, Sitting, answer_questions, report_cut
+from evaluation.exam_clips import usable_clips
+from evaluation.exam_files import (
+    file_hash,
+    join_items,
+    load_items,
+    resume_predictions,
+    write_predictions,
+)
+from evaluation.exam_rules import EXAMS, SUBSETS, Exam, ExamError, fill_template, find_exam
 from evaluation.exam_scores import score_lines
-from sampler import answer
+from evaluation.likelihood import MEASURES
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExamClip:
-    """A sound file of an exam."""
-
-    path: Path
-    waveform: Tensor  # (S,) at 16 kHz, at most LONGEST of them
-
-
-# Samples that are kept of a clip: more than any Whisper hears, so that longer ones are known.
-LONGEST = 30 * SAMPLE_RATE + 1
-
-
-def read_clips(items: list[dict], exam: Exam, folder: Path) -> list[ExamClip]:
-    """The clip of each item. Raises ExamError: files that are absent or unreadable, all of them.
-
-    Each file is read once, and stays in memory: 64 kB a second, about 2 GB for MMSU.
-    """
-    # The path below the folder comes first, then the file name alone.
-    paths = []
+def fill_prompts(exam: Exam, template: str, items: list[dict]) -> list[str]:
+    """The prompt of each item. Raises ExamError: the template does not fit an item."""
+    prompts = []
     for item in items:
-        path = folder / item[exam.audio_field]
-        by_name = folder / path.name
-        paths.append(by_name if isfile(by_name) and not isfile(path) else path)
-
-    # They are read before the model is loaded: a bad clip is known now, not after hours.
-    clips = {}
-    problems = []
-    for path in tqdm(dict.fromkeys(paths), "reading clips", leave=False):
         try:
-            clips[path] = ExamClip(path=path, waveform=read_audio(path, LONGEST / SAMPLE_RATE))
-        except AudioError as error:
-            problems.append(str(error))
-    if problems:
-        heading = f"{len(problems)} clips cannot be used; is --audio {folder} correct?"
-        raise ExamError("\n  ".join([heading, *problems]))
-    return [clips[path] for path in paths]
-
-
-def answer_items(
-    model: DIFFA,
-    exam: Exam,
-    items: list[dict],
-    clips: list[ExamClip],
-    done: dict,
-    lines: Path,
-    batch: int,
-) -> None:
-    """Answer the items that are not done yet.
-
-    Args:
-        done: predictions by id; each new one is added. lines: a JSONL to which it is appended.
-        batch: items answered at once. Clips longer than the encoder's window are cut to it.
-    Raises:
-        ExamError: a question does not fit the LM; the items of its batch are named.
-    """
-    # Batches depend on the items alone, not on what is done: in low precision an answer may change
-    # with its neighbours. A batch that is not complete is answered as a whole.
-    order = sorted(range(len(items)), key=lambda i: (len(clips[i].waveform), i))
-    pending = []
-    for start in range(0, len(order), batch):
-        indices = order[start : start + batch]
-        if not all(items[i][exam.id_field] in done for i in indices):
-            pending += indices
-
-    def hear(rows: slice) -> tuple[Tensor, Tensor]:
-        heard = [clips[i] for i in pending[rows]]
-        names = [str(clip.path) for clip in heard]
-        return hear_clips(model, [clip.waveform for clip in heard], names, cut=True)
-
-    prompts = [build_prompt(model.tokenizer, exam.prompt(items[i])) for i in pending]
-    replies = answer(model.lm, model.tokenizer, prompts, hear, exam.sampler, batch=batch)
-
-    # Replies are appended as they come, those already there excepted.
-    n_answered = 0
-    bar = tqdm(total=len(items), initial=len(done), desc=exam.name, unit=" items")
-    with bar, open(lines, "a", encoding="utf-8") as file:
-        try:
-            for i, reply in zip(pending, replies):
-                n_answered += 1
-                name = items[i][exam.id_field]
-                if name in done:
-                    continue
-                done[name] = items[i] | dict.fromkeys(exam.reply_fields, reply.text)
-                file.write(json.dumps(done[name]) + "\n")
-                file.flush()
-                bar.update()
+            prompts.append(fill_template(template, item, exam))
         except ValueError as error:
-            failed = pending[n_answered : n_answered + batch]
-            names = ", ".join(str(items[i][exam.id_field]) for i in failed)
-            raise ExamError(f"among items {names}: {error}") from None
+            raise ExamError(f"item {item[exam.id_field]}: {error}") from None
+    return prompts
 
 
-def check_made_by(out: Path, made_by: dict[str, str]) -> None:
-    """Raise ExamError when the predictions in `out` were begun with another model."""
-    record = Path(f"{out}.made_by")
-    if not record.is_file():
-        raise ExamError(
-            f"{out}: holds replies, but {record} is missing, which says by which model; "
-            "give another --out, or delete it"
-        )
+def prepare_output(out: Path, exam: Exam) -> Path:
+    """The JSONL to which replies are appended: a JSON list cannot grow, so its replies stand apart.
 
-    # Each setting that differs is named.
-    before = read_json(record)
-    changes = []
-    for name, value in made_by.items():
-        if before.get(name, value) != value:  # an older record may lack it
-            changes.append(f"{name} {before[name]}, now {value}")
-    if changes:
-        changed = ", ".join(changes)
-        raise ExamError(f"{out}: was begun with {changed}; give another --out, or delete it")
-
-
-def adapters_digest(model: DIFFA) -> str:
-    """Identifies trained adapters by the numbers of the semantic one, which every stage trains."""
-    numbers = [p.detach().float().cpu().numpy() for p in model.semantic.parameters()]
-    return hashlib.sha256(b"".join(array.tobytes() for array in numbers)).hexdigest()[:16]
+    Raises OSError: a file cannot be written. Raises ExamError: a list without its JSONL.
+    """
+    lines = Path(f"{out}.lines") if exam.as_list else out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path in (out, lines):
+        check_writable(path)
+    if out.exists() and not lines.exists():
+        missing = f"{out}: exists, but not {lines}, from which it could resume"
+        raise ExamError(f"{missing}; give another --out, or delete it")
+    return lines
 
 
 def take_exam(
     exam: Exam,
+    sitting: Sitting,
     *,
-    questions: Path,
+    files: list[Path],
     audio: Path,
     out: Path,
-    batch: int,
     load_model: Callable[[], DIFFA],
     made_by: dict[str, str],
 ) -> list[dict]:
     """Answer an exam and write its file of predictions; resumes a stopped run.
 
     Args:
-        questions: the published file. audio: folder of its clips. out: file of predictions.
-        load_model: called only when something is left to answer. made_by: settings that identify
-            the model, recorded beside `out`.
+        files: published. audio: folder of the clips. out: file of predictions.
+        load_model: called only when something is left to answer. made_by: settings that decide the
+            replies, recorded beside `out`.
     Returns:
-        the items with their replies, in the exam's order.
+        the items with their replies, in the exam's order; null where one was skipped.
     Raises:
-        ExamError: files that cannot be used, or an `out` of other items or another model.
+        ExamError: files that cannot be used. ValueError: an `out` of another model.
     """
-    items = load_items(questions, exam)
+    items = join_items(files, exam)
+    names = [item[exam.id_field] for item in items]
+    prompts = fill_prompts(exam, sitting.template, items)
 
-    # What an earlier run left. A JSON list cannot grow line by line, so its replies stand apart.
-    lines = Path(f"{out}.lines") if exam.as_list else out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for path in (out, lines):
-        check_writable(path)
-    if exam.as_list and out.exists() and not lines.exists():
-        raise ExamError(
-            f"{out}: exists, but not {lines}, from which it could resume; "
-            "give another --out, or delete it"
-        )
+    # What an earlier run left.
+    lines = prepare_output(out, exam)
     done = resume_predictions(lines, exam, items)
-
-    # A complete exam needs neither clips nor a model.
     if done:
         check_made_by(out, made_by)
+
+    # A complete exam needs neither clips nor a model.
+    questions = []
     if len(done) < len(items):
-        clips = read_clips(items, exam, audio)
+        clips = usable_clips(items, exam, audio, sitting.skip_missing)
+        for name, item, prompt, clip in zip(names, items, prompts, clips):
+            if clip:
+                questions.append(Question(name=name, item=item, prompt=prompt, clip=clip))
+
+    if any(question.name not in done for question in questions):
         model = load_model()
+        report_cut(model, questions)
 
         # Adapters may have been trained again since, in the same folder.
         made_by = made_by | {"adapters_digest": adapters_digest(model)}
         if done:
             check_made_by(out, made_by)
+        hashes = ", ".join(f"{path.name} sha256 {file_hash(path)}" for path in files)
+        write_json(Path(f"{out}.made_by"), made_by | {"questions": hashes})
 
-        # Whisper hears no more than its window.
-        window = model.encoder.config.n_samples
-        n_cut = sum(len(clip.waveform) > window for clip in clips)
-        if n_cut:
-            print(
-                f"{n_cut} of {len(items)} clips are longer than the encoder's window: "
-                f"only the first {window / SAMPLE_RATE:g} s are heard",
-                file=sys.stderr,
-            )
+        # Items without a reply may have a clip by now.
+        write_answers(lines, done.values())
+        answer_questions(model, exam, questions, done, lines, sitting)
 
-        write_json(Path(f"{out}.made_by"), made_by)
-        answer_items(model, exam, items, clips, done, lines, batch)
-
-    rows = [done[item[exam.id_field]] for item in items]
+    no_reply = dict.fromkeys(exam.reply_fields)
+    rows = [done.get(name, item | no_reply) for name, item in zip(names, items)]
     write_predictions(out, exam, rows)
     return rows
+
+
+def header(file: Path, n_items: int) -> str:
+    """What a score was computed from: the predictions, and its questions if known."""
+    line = f"{file}: {n_items} items, sha256 {file_hash(file)}"
+    record = Path(f"{file}.made_by")
+    questions = read_json(record).get("questions") if record.is_file() else None
+    return f"{line}; questions: {questions}" if questions else line
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -235,16 +150,24 @@ def make_parser() -> argparse.ArgumentParser:
 
     for name in EXAMS:
         command = commands.add_parser(name, help="take the exam and score it")
-        command.add_argument("questions", type=Path, help="the published file of items")
-        command.add_argument("--audio", type=Path, required=True, help="folder of the clips")
-        command.add_argument("--out", type=Path, required=True, help="file of predictions")
-        command.add_argument("--batch", type=count, default=8, help="items at once (default 8)")
+        option = command.add_argument
+        option("questions", type=Path, nargs="+", help="the published files of items")
+        option("--audio", type=Path, required=True, help="folder of the clips")
+        option("--out", type=Path, required=True, help="file of predictions")
+        option("--batch", type=count, default=8, help="items at once (default 8)")
+        template = "a template of the prompts, with fields such as {question} and {choices}"
+        option("--prompt", type=Path, metavar="FILE", help=template)
+        by = "how a choice is made (default: the reply is generated)"
+        option("--by", choices=("generation", *MEASURES), default="generation", help=by)
+        skip = "go on without the items whose clip is absent, damaged or silent"
+        option("--skip-missing", action="store_true", help=skip)
         add_model_arguments(command, "runs/toy/stage2")
     commands.choices["voicebench"].add_argument("--subset", required=True, help=", ".join(SUBSETS))
 
-    command = commands.add_parser("score", help="score a file of predictions")
+    command = commands.add_parser("score", help="score files of predictions")
     command.add_argument("exam", choices=EXAMS)
-    command.add_argument("file", type=Path, help="by this command, or another in the same format")
+    theirs = "by this command, or another in the same format; several are scored as one exam"
+    command.add_argument("files", type=Path, nargs="+", help=theirs)
     command.add_argument("--subset", help="of voicebench")
     return parser
 
@@ -253,28 +176,43 @@ def main() -> None:
     args = make_parser().parse_args()
     subset = getattr(args, "subset", None)
     with one_line_errors("python -m evaluation.exams"):
-        # Predictions are read, or made first.
+        # Predictions are read.
         if args.command == "score":
             exam = find_exam(args.exam, subset)
-            file = args.file
-            rows = load_items(file, exam, answered=True)
-        else:
-            exam = find_exam(args.command, subset)
-            file = args.out
+            rows = []
+            files = []
+            for file in args.files:
+                part = load_items(file, exam, answered=True)
+                rows += part
+                files += [str(file)] * len(part)
+                print(header(file, len(part)))
+            print("\n".join(score_lines(exam, rows, files if len(args.files) > 1 else None)))
+            return
 
-            # The model is loaded only when an item is left to answer.
-            weights = (args.whisper, args.llm, args.adapters)
-            settings = ("whisper", "llm", "adapters", "dtype", "audio_context", "random_weights")
-            rows = take_exam(
-                exam,
-                questions=args.questions,
-                audio=args.audio,
-                out=args.out,
-                batch=args.batch,
-                load_model=lambda: load_diffa(*weights, **model_options(args)).eval(),
-                made_by={name: str(getattr(args, name)) for name in settings},
-            )
-        print("\n".join(score_lines(exam, rows, file)))
+        # Or they are made.
+        exam = find_exam(args.command, subset)
+        if args.by in MEASURES and not exam.candidates:
+            raise ExamError(f"--by {args.by}: this exam has no choices")
+        template = exam.template
+        if args.prompt:
+            template = read_text(args.prompt).removesuffix("\n")  # which editors add
+
+        # The model is loaded only when an item is left to answer.
+        weights = (args.whisper, args.llm, args.adapters)
+        sitting = Sitting(
+            template=template, by=args.by, batch=args.batch, skip_missing=args.skip_missing
+        )
+        rows = take_exam(
+            exam,
+            sitting,
+            files=args.questions,
+            audio=args.audio,
+            out=args.out,
+            load_model=lambda: load_diffa(*weights, **model_options(args)).eval(),
+            made_by=settings_of(args) | {"by": args.by, "prompt": template},
+        )
+        print(header(args.out, len(rows)))
+        print("\n".join(score_lines(exam, rows)))
 
 
 if __name__ == "__main__":

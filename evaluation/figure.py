@@ -13,7 +13,11 @@ from checkpoints.files import whole_file
 
 @contextmanager
 def figure(
-    path: str | Path, columns: int = 1, size: tuple[float, float] = (5.0, 3.2), **layout
+    path: str | Path,
+    columns: int = 1,
+    size: tuple[float, float] = (5.0, 3.2),
+    rows: int = 1,
+    **layout,
 ) -> Iterator[Axes | np.ndarray]:
     """Axes to draw on; the figure is written to `path` when the block ends without an error.
 
@@ -22,10 +26,10 @@ def figure(
 
     Args:
         path: a file whose suffix is a format of matplotlib, such as .png or .svg.
-        columns: panels side by side. size: width and height of the whole figure, inches.
+        columns, rows: of panels. size: width and height of the whole figure, inches.
         layout: options of matplotlib's `subplots`, such as width_ratios=(3, 1) or sharey=True.
     Yields:
-        the Axes of one column, or an array (columns,) of them.
+        the Axes of one panel, or an array (columns,), (rows,) or (rows, columns) of them.
     Raises:
         ValueError: matplotlib knows no format with this suffix.
     """
@@ -33,7 +37,7 @@ def figure(
 
     # A Figure without pyplot: it opens no window, needs no backend, and nothing keeps it alive.
     canvas = Figure(figsize=size)
-    yield canvas.subplots(1, columns, **layout)
+    yield canvas.subplots(rows, columns, **layout)
 
     # The temporary file has another suffix, so the format is given.
     canvas.tight_layout()

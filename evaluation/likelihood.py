@@ -8,13 +8,15 @@ A masked-diffusion LM gives no exact probability of a text. Three measures stand
     confidence_scores   a deterministic score of candidates, as iLLaDA-8B is tested with
     pseudo_perplexity   each token predicted from all others
 
+`choose` answers questions with choices by one of the first two.
+
 Shapes: R rows of a call, P prompt positions, G answer tokens, L = P + G, W tokens of a window,
 V vocabulary, D width.
 """
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,11 +27,14 @@ from checkpoints.command_line import DTYPES, count, one_line_errors
 from checkpoints.files import read_text
 from checkpoints.lm import load_lm
 from checkpoints.tokenizer import load_tokenizer
-from diffa import Spliced
+from data import Prompt
+from diffa import Spliced, splice
 from diffusion_lm import DiffusionLM
-from sampler import check_finite, split_evenly
+from sampler import split_evenly
+from speed.checks import check_finite
 
 SAMPLES = 128  # of equation 6, LLaDA's number
+MEASURES = ("likelihood", "confidence")  # by which `choose` can choose
 
 
 def log_probabilities(
@@ -204,6 +209,46 @@ def pseudo_perplexity(
             check_finite(lm, losses)
             total += losses.double().sum().item()
     return math.exp(total / len(ids))
+
+
+def choose(
+    lm: DiffusionLM,
+    tokenizer,
+    prompts: list[Prompt],
+    audio: Callable[[slice], tuple[Tensor, Tensor]],
+    candidates: list[list[str]],
+    by: str,
+    *,
+    batch: int = 16,
+) -> Iterator[str]:
+    """The candidate text of each prompt that has the best score, in the order of the prompts.
+
+    Args:
+        audio: as for sampler.answer. candidates: of each prompt.
+        by: one of MEASURES. "likelihood" draws the same masks for every candidate of a length;
+            "confidence" adds an end token to each candidate, as iLLaDA's harness does for ARC-C.
+        batch: prompts that are heard at once.
+    Raises:
+        ValueError: as log_likelihood and confidence_scores.
+    """
+    for start in range(0, len(prompts), batch):
+        rows = slice(start, start + batch)
+        with torch.inference_mode():
+            heard, heard_mask = audio(rows)
+
+        for i, (prompt, texts) in enumerate(zip(prompts[rows], candidates[rows])):
+            one = slice(i, i + 1)
+            spliced = splice(lm, [prompt], heard[one], heard_mask[one])
+            answers = [tokenizer.encode_text(text) for text in texts]
+            if by == "confidence":
+                ended = [[*ids, lm.config.end_id] for ids in answers]
+                scores = confidence_scores(lm, spliced, ended)
+            else:
+                scores = []
+                for ids in answers:
+                    generator = torch.Generator().manual_seed(0)
+                    scores.append(log_likelihood(lm, spliced, ids, generator=generator))
+            yield texts[scores.index(max(scores))]
 
 
 def main() -> None:

@@ -49,6 +49,7 @@ def faint_noise(n: int, generator: torch.Generator) -> Tensor:
 
 def pink_noise(n: int, generator: torch.Generator) -> Tensor:
     """n samples of noise whose power falls as 1/f, as rain or a street has about."""
+    # The amplitude falls as the square root.
     spectrum = torch.fft.rfft(torch.randn(n, generator=generator))
     spectrum /= torch.arange(len(spectrum)).clamp(min=1).sqrt()
     return at_level(torch.fft.irfft(spectrum, n), -30)
@@ -56,9 +57,12 @@ def pink_noise(n: int, generator: torch.Generator) -> Tensor:
 
 def music(n: int, generator: torch.Generator) -> Tensor:
     """n samples of chords: every 0.3 s two random notes, plucked, with four overtones each."""
+    # At each sample: which pluck it belongs to, and how long ago that was.
     t = torch.arange(n) / SAMPLE_RATE  # (S,)
     since = t % NOTE_SECONDS  # seconds since the last pluck
     which = (t / NOTE_SECONDS).long()
+
+    # Each voice draws a note a pluck; overtones fade with their number.
     wave = torch.zeros(n)
     for _voice in range(2):
         drawn = torch.randint(len(NOTES), (int(which[-1]) + 1,), generator=generator)
@@ -99,10 +103,14 @@ def invented_lines(rows: list[dict]) -> list[str]:
     heading = f"{'':<12} {'clips':>6} {'answered with words':>20} {'words a minute':>15}  usually"
     lines = [heading]
     for kind in SOUNDS:
+        # A filler such as "um" is no word.
         found = [row for row in rows if row["kind"] == kind]
-        words = [len(normalize_english(row["text"]).split()) for row in found]
+        words = [len(normalize_english(row["text"] or "").split()) for row in found]
+
+        # How often and how much is invented.
         with_words = 100 * sum(n > 0 for n in words) / len(found)
         rate = 60 * sum(words) / sum(row["duration"] for row in found)
+
         ((text, times),) = collections.Counter(row["text"] for row in found).most_common(1)
         usual = f"{text!r} ({times} times)"
         lines.append(f"{kind:<12} {len(found):>6} {with_words:>18.1f} % {rate:>15.1f}  {usual}")
@@ -122,6 +130,7 @@ def main() -> None:
     args = parser.parse_args()
 
     with one_line_errors("python -m evaluation.no_speech"):
+        # They are made as they are heard.
         clips = sounds(args.clips, args.longest)
 
         def read(indices: list[int], n_samples: int) -> Read:

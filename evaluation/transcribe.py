@@ -20,13 +20,21 @@ from pathlib import Path
 
 from torch import Tensor
 
-from checkpoints.command_line import add_model_arguments, count, model_options, one_line_errors
+from checkpoints.command_line import (
+    add_model_arguments,
+    count,
+    model_options,
+    one_line_errors,
+    settings_of,
+)
 from checkpoints.model import load_diffa
+from checkpoints.progress import add_quiet
 from data import TRANSCRIBE, build_prompt, is_too_long, load_manifest
 from diffa import AUDIO_PARTS, DIFFA
 from encoder import SAMPLE_RATE
 from evaluation.answer_files import answer_missing
-from evaluation.ask import USUAL_LENGTH, sampler_config
+from evaluation.ask import sampler_config
+from evaluation.clips import USUAL_LENGTH
 from evaluation.wer_report import report_lines
 from sampler import CHOICES, SamplerConfig, answer
 from training.states import Read, read_padded
@@ -57,6 +65,7 @@ def clips_of(manifests: list[Path]) -> list[dict]:
 
     A clip of several items is one row. Raises ManifestError: a manifest cannot be used.
     """
+    # A path names a clip, because an `audio_id` may be in several manifests.
     clips = {}
     for manifest in manifests:
         for item in load_manifest(manifest):
@@ -96,6 +105,7 @@ def transcripts(
         errors.extend(found)
         return model.hear(*model.encode(waveforms.to(model.device), n_samples.to(model.device)))
 
+    # The sound of a batch is read when its turn comes.
     prompts = [build_prompt(model.tokenizer, question)] * len(indices)
     answers = answer(model.lm, model.tokenizer, prompts, hear, config, batch=batch)
     for i, reply in enumerate(answers):
@@ -119,11 +129,10 @@ def answer_all(
     Raises:
         ValueError: settings or files that cannot be used.
     """
-    sampler_config(args, args.length or max(args.steps or 0, USUAL_LENGTH))  # checks the options
-    settings = (
-        *("whisper", "llm", "adapters", "dtype", "audio_context", "random_weights"),
-        *("stage", "question", "length", "rule", "steps", "threshold"),
-    )
+    # Impossible options are refused before weights are read.
+    sampler_config(args, args.length or max(args.steps or 0, USUAL_LENGTH))
+    settings = ("stage", "question", "length", "rule", "steps", "threshold")
+    made_by = settings_of(args) | {name: str(getattr(args, name)) for name in settings}
     speed = Speed()
 
     def load_model() -> DIFFA:
@@ -150,10 +159,16 @@ def answer_all(
         [clip["id"] for clip in clips],
         order,
         args.batch,
-        made_by={name: str(getattr(args, name)) for name in settings} | {"clips": about},
+        made_by=made_by | {"clips": about},
         load_model=load_model,
         answer_rows=answer_rows,
     )
+
+    # What a stopped run left may have been edited since.
+    for clip, row in zip(clips, rows):
+        row |= clip
+        if not isinstance(row.get("text", False), str | None):
+            raise ValueError(f"{args.out}: {clip['id']}: `text` must be text or null; delete it")
     return rows, speed
 
 
@@ -172,6 +187,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--rule", default="threshold", choices=CHOICES["rule"], help="(default: %(default)s)")
     option("--steps", type=count, help="of the count rule (default: one a token)")
     option("--threshold", type=float, help="of the threshold rule (default: 0.9)")
+    add_quiet(parser)
 
 
 def main() -> None:
@@ -186,6 +202,8 @@ def main() -> None:
 
     with one_line_errors("python -m evaluation.transcribe"):
         clips = clips_of(args.manifests)
+
+        # Manifests that changed since are others.
         digests = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in args.manifests]
 
         def read(indices: list[int], n_samples: int) -> Read:

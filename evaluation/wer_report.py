@@ -28,15 +28,17 @@ def total_lines(name: str, rows: list[dict], errors: list[WordErrors]) -> list[s
     """The WER of all clips, and 95 % of those of resampled clips and of resampled speakers."""
     total = summed(errors)
     lines = [errors_line(name, total)]
-    if total.words:
-        low, high = bootstrap_interval(errors)
-        interval = f"{low:.2f} to {high:.2f} (clips resampled)"
-        speakers = errors_by(rows, errors, lambda row: row["speaker"] or row["id"])
-        if 1 < len(speakers) < len(rows):
-            low, high = bootstrap_interval([summed(group) for group in speakers.values()])
-            interval += f", {low:.2f} to {high:.2f} (speakers resampled)"
-        lines.append(f"    95 % interval: {interval}")
-    return lines
+    if not total.words:
+        return lines
+
+    # Texts of one speaker are not independent, so whole speakers give an interval of their own.
+    low, high = bootstrap_interval(errors)
+    interval = f"{low:.2f} to {high:.2f} (clips resampled)"
+    speakers = errors_by(rows, errors, lambda row: row["speaker"] or row["id"])
+    if 1 < len(speakers) < len(rows):
+        low, high = bootstrap_interval([summed(group) for group in speakers.values()])
+        interval += f", {low:.2f} to {high:.2f} (speakers resampled)"
+    return [*lines, f"    95 % interval: {interval}"]
 
 
 def length_name(seconds: float) -> str:
@@ -47,6 +49,7 @@ def length_name(seconds: float) -> str:
 
 def worst_lines(rows: list[dict], errors: list[WordErrors]) -> list[str]:
     """The clips with the most word errors."""
+    # By number, not by rate: in a clip of one word, one error would be 100 %.
     ranked = sorted(zip(rows, errors), key=lambda pair: -pair[1].total)
     lines = []
     for row, found in ranked[:WORST]:
@@ -65,18 +68,20 @@ def counted_lines(rows: list[dict], compared: int) -> list[str]:
     unread = [row for row in rows if row["text"] is None]
     lines = [f"{len(rows)} clips of {sum(row['duration'] for row in rows):,.0f} s"]
     lines[0] += f", {compared} of them compared"
+
+    # What to know before the figures are believed.
     counts = {
         "without a reference": sum(not row["reference"].split() for row in rows),
         "cannot be read": len(unread),
         "longer than the encoder's window: only its seconds were heard": sum(
-            bool(row["cut"]) for row in rows
+            row.get("cut") is True for row in rows
         ),
         "with an answer that filled its whole --length": sum(
             row.get("ended") is False for row in rows
         ),
     }
     lines += [f"  {n} {what}" for what, n in counts.items() if n]
-    return lines + [f"    {row['problem']}" for row in unread[:WORST]]
+    return lines + [f"    {row.get('problem')}" for row in unread[:WORST]]
 
 
 def report_lines(rows: list[dict]) -> list[str]:
@@ -110,11 +115,8 @@ def report_lines(rows: list[dict]) -> list[str]:
         if name in lengths:
             lines.append(errors_line(name, summed(lengths[name])))
 
-    speakers = {
-        speaker: summed(group)
-        for speaker, group in errors_by(compared, normalised, lambda row: row["speaker"]).items()
-        if speaker
-    }
+    groups = errors_by(compared, normalised, lambda row: row["speaker"])
+    speakers = {speaker: summed(group) for speaker, group in groups.items() if speaker}
     if speakers:
         lines += ["", f"by speaker (normalised), the worst of {len(speakers)}"]
         worst = sorted(speakers, key=lambda s: -speakers[s].total / max(speakers[s].words, 1))

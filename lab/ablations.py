@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 import train_asr
 import train_instruct
-from checkpoints.command_line import one_line_errors
+from checkpoints.command_line import add_force_parts, one_line_errors
 from checkpoints.files import read_json, write_json
 from checkpoints.lm import load_lm
 from checkpoints.model import load_diffa
@@ -77,6 +77,7 @@ class Plan:
     seeds: list[int]
     steps: int  # of every stage 2
     device: str
+    allow_other_parts: bool = False  # see load_diffa
 
     def file(self, name: str) -> Path:
         """A path in RUN/ablations."""
@@ -87,7 +88,7 @@ class Plan:
         models = {"whisper": self.run / "whisper", "llm": self.run / "llada"}
         if arm == "baseline":
             models |= {"llm": existing(self.run / "baseline"), "lm_class": CausalLM}
-        return models | {"device": self.device}
+        return models | {"device": self.device, "allow_other_parts": self.allow_other_parts}
 
     def load(self, arm: str, seed: int) -> DIFFA:
         """The trained model of an arm and a seed."""
@@ -101,7 +102,7 @@ def sweep(model: DIFFA, states: StateCache, items: list[dict]) -> dict:
     items = [item for item in items if item["audio_filepath"] in set(clips)]
 
     result = {"clips": len(clips)}
-    for name, config in tqdm(SETTINGS.items(), "sampler settings", leave=False):
+    for name, config in tqdm(SETTINGS.items(), "sampler settings", leave=False, disable=None):
         table = questions(model, states, items, config)
         rows = [row for row in table.values() if isinstance(row, dict)]
         result[name] = {
@@ -279,12 +280,12 @@ def ablate(plan: Plan) -> dict:
     tasks = [(plan, arm, seed) for arm in ARMS for seed in plan.seeds]
     processes = min(torch.get_num_threads(), MAX_PROCESSES) if plan.device == "cpu" else 1
     if processes == 1:
-        for task in tqdm(tasks, "arms"):
+        for task in tqdm(tasks, "arms", disable=None):
             measure_arm(*task)
     else:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
-            list(tqdm(pool.map(measure_arm, *zip(*tasks)), "arms", len(tasks)))
+            list(tqdm(pool.map(measure_arm, *zip(*tasks)), "arms", len(tasks), disable=None))
 
     # Captions are timed when nothing else runs.
     items = load_manifest(plan.run / "corpus/instruct_test.json")
@@ -316,6 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400, help="of every stage 2 (default 400)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_force_parts(parser)
     args = parser.parse_args(arguments)
 
     plan = Plan(**(vars(args) | {"seeds": list(dict.fromkeys(args.seeds))}))

@@ -14,9 +14,7 @@ from pathlib import Path
 from checkpoints.command_line import one_line_errors
 from checkpoints.files import whole_file
 from evaluation.ask import ask, make_parser
-
-# The state after a step: G texts, "_" for a mask and "" for the end, and G confidences.
-Step = tuple[list[str], list[float]]
+from evaluation.trace import MASK, Step, colour
 
 # Pixels. Text is stretched to its cell, so that the layout does not depend on the reader's font.
 WIDTH = 720
@@ -31,25 +29,14 @@ LAST_SECONDS = 3.0  # for which the finished answer stays
 PANEL = "#161b22"
 TEXT = "#e6edf3"
 MASK_FILL = "#3d444d"
-# TEXT is readable on both and on every mixture of the two (contrast 4.5 to 1 or more).
-UNSURE = (0x9A, 0x45, 0x00)
-CONFIDENT = (0x16, 0x6A, 0x3E)
-
-
-def colour(confidence: float) -> str:
-    """A colour between orange (confidence 0) and green (1), as #rrggbb."""
-    mixed = (a + confidence * (b - a) for a, b in zip(UNSURE, CONFIDENT))
-    return "#" + "".join(f"{round(channel):02x}" for channel in mixed)
 
 
 def commit_steps(steps: list[Step]) -> list[int | None]:
     """The step (from 0) at which each of the G positions stops being a mask; None: it stays one."""
-    found: list[int | None] = [None] * len(steps[0][0])
-
-    for number, (texts, confidences) in enumerate(steps):
-        for i, (text, confidence) in enumerate(zip(texts, confidences)):
-            # A position that follows the end of the text is filled without a confidence.
-            if found[i] is None and (text != "_" or confidence > 0):
+    found: list[int | None] = [None] * len(steps[0].kinds)
+    for number, step in enumerate(steps):
+        for i, kind in enumerate(step.kinds):
+            if found[i] is None and kind != MASK:
                 found[i] = number
 
     return found
@@ -85,13 +72,15 @@ def unmasking_svg(question: str, steps: list[Step]) -> str:
 
     Args:
         question: shown above the answer.
-        steps: one or more, as collected by the sampler's on_step (see Step).
+        steps: one or more (evaluation/trace.py).
     """
     body = [cell(EDGE, EDGE, question, PANEL)]
     x = EDGE
     y = EDGE + LINE_HEIGHT
 
-    for text, confidence, number in zip(*steps[-1], commit_steps(steps)):
+    for text, confidence, number in zip(
+        steps[-1].texts, steps[-1].confidences, commit_steps(steps)
+    ):
         # A cell is as wide as the token that it will hold. Cells wrap like words.
         text = text.strip() or " "
         width = CHARACTER * len(text) + 2 * PADDING
@@ -130,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     with one_line_errors(parser.prog):
-        _, steps = ask(args, lambda texts: None)
+        _, steps, _ = ask(args, lambda texts: None)
         with whole_file(args.out) as temporary:
             temporary.write_text(unmasking_svg(args.question, steps), "utf-8")
     print(f"{args.out}: {len(steps)} steps")

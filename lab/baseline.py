@@ -24,6 +24,7 @@ from checkpoints.command_line import one_line_errors
 from checkpoints.files import read_json, write_json
 from checkpoints.lm import read_lm_config, save_lm
 from checkpoints.tokenizer import load_tokenizer
+from diffa import DIFFA
 from toy.autoregressive import CausalLM, greedy
 from toy.pretrain_lm import GATE, GrammarText, new_lm, phases, short_of, text_loss
 from training.loop import fit
@@ -34,6 +35,19 @@ def existing(path: Path) -> Path:
     """`path`, or its name in earlier runs ("twin" for "baseline") if only that exists."""
     old = path.with_name(path.name.replace("baseline", "twin"))
     return old if old.exists() and not path.exists() else path
+
+
+def load_baseline(run: Path, **options) -> DIFFA | None:
+    """The baseline of a run with its first seed's adapters; None if lab.ablations made none.
+
+    options: of checkpoints.model.load_diffa.
+    """
+    lm = existing(run / "baseline")
+    adapters = existing(run / "ablations/baseline-0")
+    if not (lm.is_dir() and adapters.is_dir()):
+        return None
+    options["lm_class"] = CausalLM
+    return DIFFA.from_pretrained(run / "whisper", lm, adapters, **options).eval()
 
 
 def pretrain_baseline(run: Path, seed: int, device: str) -> dict:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from checkpoints.command_line import DTYPES, count, one_line_errors
+from checkpoints.command_line import DTYPES, add_force_parts, count, one_line_errors
 from checkpoints.model import randomize
 from data import build_prompt, decode_answer, load_manifest
 from diffa import DIFFA, Spliced, splice
@@ -36,6 +36,7 @@ from lab.roofline import (
     floor_of_call,
     matrix_products,
     measure_rates,
+    recorded,
     time_in_turns,
 )
 from sampler import Choice, SamplerConfig, generate, generate_plain, refine
@@ -108,10 +109,12 @@ def random_lm(
 
 
 @torch.inference_mode()
-def load_toy(run: Path, device: str, dtype: torch.dtype | None) -> tuple[DIFFA, Spliced, list[str]]:
-    """A run's stage-1 model, prompts of its first test clips, and their transcripts."""
-    paths = (run / "whisper", run / "llada", run / "stage1")
-    model = DIFFA.from_pretrained(*paths, device=device, dtype=dtype)
+def load_toy(run: Path, **options) -> tuple[DIFFA, Spliced, list[str]]:
+    """A run's stage-1 model, prompts of its first test clips, and their transcripts.
+
+    options: of load_diffa.
+    """
+    model = DIFFA.from_pretrained(run / "whisper", run / "llada", run / "stage1", **options)
     items = load_manifest(run / "corpus/asr_test.json")[:TOY_CLIPS]
     audio = model.eval().hear(*StateCache(model, items)(items))
     prompts = [build_prompt(model.tokenizer, item["input"]) for item in items]
@@ -153,7 +156,7 @@ def settings_of(
     fewer = replace(base, steps=few)
     rules = [base, fewer]
     if trained:
-        rules += [replace(base, rule="threshold"), replace(base, rule="factor")]
+        rules += [replace(base, rule=rule) for rule in ("threshold", "factor", "frechet")]
 
     eager = [replace(rule, cache=cache) for cache in ("none", "prefix", "dual") for rule in rules]
     if not trained:
@@ -223,9 +226,11 @@ class TimedCall(NamedTuple):
 
 
 @torch.no_grad()
-def calls_of(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> dict[str, TimedCall]:
-    """Both kinds of calls of one prompt's first block, by name."""
-    canvas, compiled = compile_step(lm, prompt, replace(config, cache="dual"))
+def calls_of(
+    lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, joined: bool = True
+) -> dict[str, TimedCall]:
+    """Both kinds of calls of one prompt's first block, by name. joined: see compile_step."""
+    canvas, compiled = compile_step(lm, prompt, replace(config, cache="dual"), joined)
     device = prompt.mask.device
     block = slice(0, config.block_length)
     rows = torch.zeros(1, dtype=torch.long, device=device)  # the only item
@@ -236,8 +241,8 @@ def calls_of(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> dict[st
     ids = canvas.ids[rows[:, None], columns]  # (1, N)
 
     # The full pass comes first, because it fills the cache.
-    full = canvas.full_call(rows, columns)
-    cached = canvas.cached_call(rows, columns, block, full)
+    full = canvas.call(rows, columns)
+    cached = canvas.call(rows, columns, block)
     calls = {}
     for name, call in (("full pass", full), ("block step", cached)):
         shapes = (call.x.shape[1], call.real.shape[1], len(columns))  # M, L, N
@@ -245,7 +250,7 @@ def calls_of(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig) -> dict[st
         works = {
             "eager": functools.partial(refine, *inputs),
             "compiled": functools.partial(compiled, *inputs),
-            "its matrix products alone": matrix_products(lm, *shapes),
+            "its matrix products alone": recorded(matrix_products(lm, *shapes), device),
         }
         calls[name] = TimedCall(works, shapes)
     return calls
@@ -300,6 +305,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile-all", action="store_true", help=every)
     timed = "steps of the published procedure that are timed (default 8; toy: all)"
     parser.add_argument("--reference-steps", type=count, default=8, help=timed)
+    add_force_parts(parser)
     return parser.parse_args(arguments)
 
 
@@ -312,7 +318,9 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors(NAME):
         base = SamplerConfig(length=length, block_length=block_length, stop_at_end=False)
         if toy:
-            model, batch, transcripts = load_toy(args.run, args.device, dtype)
+            options = {"device": args.device, "dtype": dtype}
+            options["allow_other_parts"] = args.allow_other_parts
+            model, batch, transcripts = load_toy(args.run, **options)
             lm = model.lm
         else:
             lm, batch = random_lm(RANDOM[args.size], args.device, dtype)

@@ -6,8 +6,8 @@
 
 Weights are random and drawn on the device. Each part is a process of its own with a time limit. It
 writes each table when it is measured, so a failure or a full memory loses only what comes after.
-The parts: stage1 and stage2 time training steps, all others are sizes of lab.benchmark to sample
-with.
+The parts: stage1 and stage2 time training steps; joined compares the products of speed/joined.py in
+8 of LLaDA-8B's blocks, which compile fast; the others are sizes of lab.benchmark to sample with.
 
 Shapes: B items, P prompt positions, G answer tokens, L = P + G, n masked tokens.
 """
@@ -48,14 +48,15 @@ from lab.benchmark import (
     time_setting,
 )
 from lab.findings import markdown
-from lab.roofline import clock, floor_of_answer, measure_rates, time_in_turns
+from lab.roofline import clock, floor_of_answer, floor_of_call, measure_rates, time_in_turns
 from sampler import SamplerConfig, generate, generate_plain
 from training.batches import Batch, Part
 from training.flops import lm_flops, measured_peak
 from training.optimizers import make_optimizers
 from training.stage import prepare
 
-LIMITS = {"stage1": 60, "stage2": 50, "llada-8b": 170, "qwen3-0.6b": 90}  # seconds of a part
+# Seconds of each part.
+LIMITS = {"stage1": 60, "stage2": 50, "joined": 60, "llada-8b": 170, "qwen3-0.6b": 90}
 LEAST = 15  # seconds; with less left a part is not started
 STAGES = {"stage1": train_asr, "stage2": train_instruct}
 GPUS = 4  # the paper's: the batch of a step is divided by them
@@ -152,7 +153,7 @@ def sample(report: Report, name: str, device: str, tiny: bool) -> None:
         heads = [f"kernels of a compiled {kind}", "calls", "ms", "share"]
         report.add(f"profile of a {kind}", heads, profile(call.works["compiled"], weight.device))
 
-    # Eight at once against one.
+    # Eight at once against one. Their graphs take another minute, so they come last.
     many = take(batch, [0] * BATCH)
     works = {
         f"{BATCH} at once": functools.partial(generate, lm, many, configs[-1]),
@@ -163,6 +164,31 @@ def sample(report: Report, name: str, device: str, tiny: bool) -> None:
     row = [f"{BATCH / at_once:.2f}", f"{1 / alone:.2f}", f"{BATCH * alone / at_once:.2f} x"]
     heads = [f"{BATCH} at once, answers/s", "one, answers/s", "ratio", "ratio of the floors"]
     report.add("batch", heads, [[*row, f"{BATCH * floors[1] / floors[0]:.2f} x"]])
+
+
+def compare_joined(report: Report, name: str, device: str, tiny: bool) -> None:
+    """Both kinds of calls, compiled with and without joined products."""
+    config = TINY if tiny else replace(RANDOM["llada-8b"], n_layers=8)
+    lm, batch = random_lm(config, device, None)
+    prompt = one_by_one(batch)[0]
+    weight = lm.embedding.weight
+    rates = measure_rates(weight.device, weight.dtype)
+    base = SamplerConfig(length=128, block_length=32)
+
+    # The weights are joined once, and stay so.
+    table = []
+    for way in ("apart", "joined"):
+        for kind, call in calls_of(lm, prompt, base, joined=way == "joined").items():
+            works = {name: call.works[name] for name in ("compiled", "its matrix products alone")}
+            floor = floor_of_call(lm, rates, *call.shapes)
+            times = time_in_turns(works, weight.device, rounds=9).values()
+            ids, confidence, _ = call.works["compiled"]()
+            same = f"{ids.sum().item()}, {confidence.sum().item():.6f}"
+            cells = [f"{1000 * t:.3f} ms, {t / floor:.2f} x" for t in times]
+            table.append([kind, way, *cells, f"{1000 * floor:.3f} ms", same])
+            heads = ["one call", "products", *works, "floor", "sums of ids and confidence"]
+            report.tables.clear()
+            report.add(f"{config.n_layers} blocks", heads, table)
 
 
 # ---- training
@@ -201,6 +227,8 @@ def train(report: Report, name: str, device: str, tiny: bool) -> None:
     script = STAGES[name]
     recipe = script.RECIPES["paper"]
     size = "toy+toy" if tiny else "small+llada-8b"
+    if tiny:
+        recipe = replace(recipe, answer_length=8, dtype="float32")
     dtype = getattr(torch, recipe.dtype)
     options = script.RECIPES["toy"].shapes | {"audio_context": 1.0} if tiny else {}
     model = load_for_training(
@@ -305,7 +333,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.only:
         (name,) = args.parts
         torch.manual_seed(0)
-        measure = train if name in STAGES else sample
+        measure = {"joined": compare_joined, **dict.fromkeys(STAGES, train)}.get(name, sample)
         measure(Report(args.only), name, device, args.tiny)
         return
     if device == "cpu" and not args.tiny:

@@ -21,7 +21,7 @@ import torchaudio.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from checkpoints.command_line import one_line_errors
+from checkpoints.command_line import add_force_parts, one_line_errors
 from checkpoints.files import read_json, write_json
 from data import AudioError, load_manifest, read_audio
 from diffa import DIFFA
@@ -99,10 +99,10 @@ def measure_condition(stage1: DIFFA, stage2: DIFFA, asr: list[dict], instruct: l
     }
 
 
-def measure_run(run: Path, path: Path, device: str) -> dict:
+def measure_run(run: Path, path: Path, **options) -> dict:
     """Measure a run's two stages under each condition; returns {condition: row}, kept in `path`.
 
-    Conditions that `path` already holds are not measured again.
+    Conditions that `path` already holds are not measured again. options: of load_diffa.
 
     Raises:
         ManifestError, AudioError: clips cannot be used. WeightsError: no encoder, LM or adapters.
@@ -111,12 +111,12 @@ def measure_run(run: Path, path: Path, device: str) -> dict:
     asr = load_manifest(run / "corpus/asr_test.json")
     instruct = load_manifest(run / "corpus/instruct_test.json")
     stage1, stage2 = (
-        DIFFA.from_pretrained(run / "whisper", run / "llada", run / stage, device=device).eval()
+        DIFFA.from_pretrained(run / "whisper", run / "llada", run / stage, **options).eval()
         for stage in ("stage1", "stage2")
     )
     longest = stage1.encoder.config.n_samples
 
-    for name, degrade in tqdm(CONDITIONS.items(), "robustness"):
+    for name, degrade in tqdm(CONDITIONS.items(), "robustness", disable=None):
         if name in rows:
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -157,10 +157,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=name, description="WER and accuracies, degraded clips.")
     parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="from `make demo`")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(arguments)
+    add_force_parts(parser)
+    options = vars(parser.parse_args(arguments))
+    run = options.pop("run")
 
     with one_line_errors(name):
-        rows = measure_run(args.run, args.run / "ablations/robustness.json", args.device)
+        rows = measure_run(run, run / "ablations/robustness.json", **options)
     print(robustness_table(rows))
 
 

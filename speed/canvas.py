@@ -50,6 +50,8 @@ class Canvas:
         self.confidence = torch.zeros(B, config.length, device=device)  # of committed tokens
         self.calls = torch.zeros(B, dtype=torch.long, device=device)
         self.ended = torch.zeros(B, dtype=torch.bool, device=device)
+        self.appends = lm.config.appends if config.append is None else config.append
+        self.end = config.length  # columns of the answer that exist yet
         self.generators = []
         if config.temperature > 0 or config.remasking == "random":
             self.generators = item_generators(prompt, config.seed)
@@ -70,6 +72,7 @@ class Canvas:
         self.is_rounded = (prompt.mask & ~prompt.is_text).any(dim=1)  # (B,)
         self.prompt = round_rows(conditions, self.is_rounded)  # (C, B, P, D)
         self.real = F.pad(prompt.mask, (0, config.length), value=True)  # (B, L)
+        self.is_padded = not bool(prompt.mask.all())
 
         # Keys and values of every condition, item and position.
         self.cache = None
@@ -79,9 +82,9 @@ class Canvas:
     def new_cache(self, rows: int, L: int) -> KeyValues:
         return self.lm.new_cache(rows, L)
 
-    def cache_of(self, rows: int) -> KeyValues:
-        """The cache of a call with this many rows."""
-        return [(k[:rows], v[:rows]) for k, v in self.cache]
+    def cache_of(self, rows: int, L: int) -> KeyValues:
+        """The cache of a call with this many rows and positions."""
+        return [(k[:rows, :, :L], v[:rows, :, :L]) for k, v in self.cache]
 
     def masks(self, rows: Tensor | slice, block: slice) -> Tensor:
         """Where masks stand in the block, (R, N)."""
@@ -96,33 +99,39 @@ class Canvas:
         columns = torch.arange(block.start, block.stop, device=self.ids.device)
         return columns[self.masks(rows, block).any(dim=0)]
 
-    def full_call(self, rows: Tensor, columns: Tensor) -> Call:
-        """A pass over prompt and answer for these rows; it fills their cache."""
-        C, _, P, _ = self.prompt.shape
-        answers = round_rows(self.lm.embed(self.ids[rows]), self.is_rounded[rows])  # (R, G, D)
-        prompts = self.prompt[:, rows].flatten(0, 1)  # (C R, P, D)
-        x = torch.cat([prompts, answers.repeat(C, 1, 1)], dim=1)  # (C R, L, D)
-        cache = self.cache_of(len(x)) if self.cache else None
-        indices = torch.arange(x.shape[1], device=x.device)
-        return Call(x, self.real[rows].repeat(C, 1), cache, indices, P + columns)
+    def begin(self, block: slice) -> None:
+        """Appended blocks: for now, the answer ends with this one."""
+        if self.appends:
+            self.end = block.stop
 
-    def cached_call(self, rows: Tensor, columns: Tensor, block: slice, full: Call) -> Call:
-        """A pass over what the cache does not hold, after the `full` call that filled it.
+    def cached_part(self, block: slice | None) -> slice:
+        """Columns of the answer that the cache does not hold; None: a new block, so all of them."""
+        if block is None:
+            return slice(0, self.end)
+        return block if self.config.cache == "dual" else slice(block.start, self.end)
 
-        All other keys and values are as old as that call, in which the block was still masked.
-        That is why a cached answer can differ from the exact one.
+    def call(self, rows: Tensor, columns: Tensor, part: slice | None = None) -> Call:
+        """A pass for these rows over a part of the answer; None: over prompt and answer.
+
+        It replaces keys and values of these positions in the cache. The others are as old as the
+        pass that made them, in which the block was still masked. That is why a cached answer can
+        differ from the exact one. Between two passes over everything, rows must stay the same.
         """
         C, _, P, _ = self.prompt.shape
-        stop = block.stop if self.config.cache == "dual" else self.config.length
-
-        # A shifted LM predicts the first token of the block one position before it.
-        start = block.start - self.lm.config.shifted
+        # Columns that pass; negative ones are of the prompt. A shifted LM predicts the first token
+        # of a part one position before it.
+        start = part.start - self.lm.config.shifted if part else -P
+        stop = part.stop if part else self.end
         ids = self.ids[rows, max(start, 0) : stop]
         x = round_rows(self.lm.embed(ids), self.is_rounded[rows]).repeat(C, 1, 1)  # (C R, M, D)
         if start < 0:
-            x = torch.cat([self.prompt[:, rows, -1:].flatten(0, 1), x], dim=1)
+            x = torch.cat([self.prompt[:, rows, start:].flatten(0, 1), x], dim=1)
+
+        L = P + self.end
         indices = torch.arange(P + start, P + stop, device=x.device)  # (M,)
-        return Call(x, full.real, full.cache, indices, columns - start)
+        cache = self.cache_of(len(x), L) if self.cache else None
+        real = self.real[rows, :L].repeat(C, 1) if self.is_padded else None  # (C R, L)
+        return Call(x, real, cache, indices, columns - start)
 
     def uniform(self, waiting: Tensor, *shape: int) -> Tensor:
         """Random numbers (B, *shape) in [0, 1), by the generators of the waiting items (B,)."""
@@ -148,7 +157,8 @@ class Canvas:
             gumbel = -self.config.temperature * (-u.log()).log()
         if self.config.remasking == "random":
             chance = self.uniform(waiting, N)[inside].float()  # (R, N)
-        return Choice(self.config.rule, limit, self.cfg_scale, gumbel, chance)
+        config = self.config
+        return Choice(config.rule, limit, self.cfg_scale, gumbel, chance, config.last_candidate)
 
     def finish_ended(self) -> None:
         """Mark items whose text is complete and fill their masks with end tokens.

@@ -8,7 +8,7 @@ from diffa import Spliced
 from diffusion_lm import DiffusionLM
 
 CHOICES = {
-    "rule": ("count", "threshold", "factor"),
+    "rule": ("count", "threshold", "factor", "frechet"),
     "remasking": ("low_confidence", "random"),
     "cache": ("none", "prefix", "dual"),
 }
@@ -17,6 +17,8 @@ RANGES = {  # smallest and largest; larger numbers would overflow
     "block_length": (1, 2**20),
     "threshold": (1e-9, 1),
     "factor": (1e-9, 1000),
+    "frechet": (0, 1),
+    "refresh": (1, 2**20),
     "temperature": (0, 100),
     "cfg_scale": (0, 100),
     "seed": (0, 2**64 - 1),
@@ -29,10 +31,16 @@ def check_settings(config) -> None:
         if getattr(config, name) not in known:
             raise ValueError(f"{name} {getattr(config, name)!r} is none of {', '.join(known)}")
 
+    if config.last_candidate and config.rule != "factor":
+        raise ValueError(f"last_candidate does nothing under rule {config.rule}; use factor")
+
     # NaN is in no range.
     for name, (least, most) in RANGES.items():
         if not least <= getattr(config, name) <= most:
             raise ValueError(f"{name} {getattr(config, name)} is outside {least} to {most}")
+
+    if config.refresh > 1 and config.cache == "none":
+        raise ValueError(f"refresh {config.refresh} does nothing without a cache; use dual, prefix")
 
     # A block takes one step or more, a step commits one token or more.
     n_blocks = math.ceil(config.length / config.block_length)

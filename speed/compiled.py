@@ -19,6 +19,7 @@ from diffa import Spliced
 from diffusion_lm import DiffusionLM, KeyValues
 from sampler import Call, Choice, SamplerConfig, refine
 from speed.canvas import Canvas
+from speed.joined import join
 
 BUCKET = 64  # prompts are padded to a multiple of this, so that few shapes are compiled
 STATIC_CACHES: weakref.WeakKeyDictionary[DiffusionLM, dict] = weakref.WeakKeyDictionary()
@@ -67,12 +68,20 @@ class CompiledCanvas(Canvas):
             is_text=F.pad(prompt.is_text, (pad, 0)),
         )
         super().__init__(lm, padded, config)
+        self.is_padded = True  # for one graph with and without padding
 
     def new_cache(self, rows: int, L: int) -> KeyValues:
         return static_cache(self.lm, rows, L)
 
-    def cache_of(self, rows: int) -> KeyValues:
+    def cache_of(self, rows: int, L: int) -> KeyValues:
         return self.cache
+
+    def begin(self, block: slice) -> None:
+        # What is not appended yet is there, but hidden like padding.
+        if self.appends:
+            answer = self.real[:, -self.config.length :]  # (B, G)
+            answer[:, : block.stop] = True
+            answer[:, block.stop :] = False
 
     def rows(self, waiting: Tensor) -> Tensor:
         return torch.arange(len(waiting), device=waiting.device)  # (R,)
@@ -82,7 +91,12 @@ class CompiledCanvas(Canvas):
 
 
 def compile_step(
-    lm: DiffusionLM, prompt: Spliced, config: SamplerConfig
+    lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, joined: bool = True
 ) -> tuple[CompiledCanvas, Callable]:
-    """The canvas of `generate`, and its step instead of `refine`."""
+    """The canvas of `generate`, and its step instead of `refine`.
+
+    joined: on a GPU, with the products of joined.py.
+    """
+    if joined and prompt.mask.is_cuda:
+        join(lm)
     return CompiledCanvas(lm, prompt, config), compiled_refine(prompt.mask.device.type)

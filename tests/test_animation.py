@@ -4,35 +4,22 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from evaluation.trace import END, MASK, TEXT, Step, colour
 from lab import animation
 
 SVG = "{http://www.w3.org/2000/svg}"
 STEPS = [
-    (["two", "_", "_", "_"], [0.9, 0.0, 0.0, 0.0]),
-    (["two", "<red> &", "", ""], [0.9, 0.25, 1.0, 0.0]),  # the last follows the end of the text
+    Step(["two", "_", "_", "_"], [0.9, 0.0, 0.0, 0.0], [TEXT, MASK, MASK, MASK]),
+    # The last follows the end of the text.
+    Step(["two", "<red> &", "", ""], [0.9, 0.25, 1.0, 0.0], [TEXT, TEXT, END, END]),
 ]
 
 
 def test_each_token_appears_at_the_step_that_commits_it():
     assert animation.commit_steps(STEPS) == [0, 1, 1, 1]
     assert animation.commit_steps(STEPS[:1]) == [0, None, None, None]
-    assert animation.commit_steps([(["_"], [0.4])]) == [0]  # the token itself may be an underscore
-
-
-def test_colours_run_from_the_least_to_the_greatest_confidence():
-    assert animation.colour(0.0) == "#9a4500" and animation.colour(1.0) == "#166a3e"
-    assert len({animation.colour(n / 10) for n in range(11)}) == 11
-
-
-def test_the_text_has_contrast_on_every_colour():
-    def luminance(hex_colour):
-        channels = [int(hex_colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    text = luminance(animation.TEXT) + 0.05
-    for n in range(11):
-        assert text / (luminance(animation.colour(n / 10)) + 0.05) >= 4.5  # WCAG's AA
+    # The token itself may be an underscore.
+    assert animation.commit_steps([Step(["_"], [0.4], [TEXT])]) == [0]
 
 
 def test_the_svg_is_well_formed_small_and_without_scripts():
@@ -47,7 +34,7 @@ def test_the_svg_is_well_formed_small_and_without_scripts():
 def test_every_token_has_the_class_of_its_step_and_the_colour_of_its_confidence():
     root = ElementTree.fromstring(animation.unmasking_svg("What?", STEPS))
     tokens = [(g.get("class"), g.find(f"{SVG}rect").get("fill")) for g in root.iter(f"{SVG}g")]
-    fills = [animation.colour(0.9), animation.colour(0.25), animation.colour(1.0), animation.PANEL]
+    fills = [colour(0.9), colour(0.25), colour(1.0), animation.PANEL]
     expected = list(zip(["t t0", "t t1", "t t1", "t t1"], fills, strict=True))
     assert (
         tokens[:4] == expected and len(tokens) == 4 + 2
@@ -62,7 +49,9 @@ def test_it_loops_and_ends_with_the_whole_answer():
 
 def test_a_long_answer_wraps_inside_the_panel():
     texts = ["unconditionally"] * 18
-    root = ElementTree.fromstring(animation.unmasking_svg("What?", [(texts, [0.5] * 18)]))
+    root = ElementTree.fromstring(
+        animation.unmasking_svg("What?", [Step(texts, [0.5] * 18, [TEXT] * 18)])
+    )
     cells = [rect for g in root.iter(f"{SVG}g") for rect in g.iter(f"{SVG}rect")]
     assert max(float(c.get("x")) + float(c.get("width")) for c in cells) <= animation.WIDTH
     assert len({c.get("y") for c in cells}) > 3 and float(root.get("viewBox").split()[3]) > 200

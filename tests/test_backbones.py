@@ -15,7 +15,7 @@ from torch import nn
 from checkpoints.chats import CHATS
 from checkpoints.files import WeightsError
 from checkpoints.lm import load_lm, read_lm_config, save_lm
-from checkpoints.tokenizer import load_tokenizer
+from checkpoints.tokenizer import JSONTokenizer, load_tokenizer
 from checkpoints.whisper import load_whisper
 from data import build_prompt, encode_answers, left_pad
 from diffa import Spliced
@@ -87,8 +87,7 @@ def moved_right(logits):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("heads, kv_heads", [(6, 2), (4, 4), (3, 1)])
+@pytest.mark.parametrize("heads, kv_heads, tied", [(6, 2, True), (4, 4, False), (3, 1, True)])
 @pytest.mark.parametrize("family", PEERS)
 def test_logits_equal_transformers_without_the_causal_mask(tmp_path, family, heads, kv_heads, tied):
     shapes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
@@ -230,6 +229,32 @@ def test_shifted_logits_with_a_cache_equal_those_without_in_one_layer(cache, cfg
     expected = generate(lm, prompt, SamplerConfig(**settings))
     found = generate(lm, prompt, SamplerConfig(**settings, cache=cache))
     assert found.ids.tolist() == expected.ids.tolist()
+
+
+@torch.no_grad()
+def test_blocks_are_appended_where_the_lm_was_trained_so():
+    lm, _ = dream()
+    prompt = prompts(lm)
+    lm.config = replace(lm.config, appends=True)
+    settings = {"length": 9, "block_length": 3, "stop_at_end": False}
+    found = [
+        generate(lm, prompt, SamplerConfig(**settings, append=append)).ids.tolist()
+        for append in (None, True, False)
+    ]
+    assert found[0] == found[1] != found[2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{"refresh": 2}, {"append": True}, {"refresh": 3}])
+def test_shifted_logits_with_a_kept_prompt_equal_those_without_in_one_layer(settings):
+    lm, _ = dream(n_layers=1)
+    prompt = prompts(lm, lengths=(7, 4))
+    shape = {"length": 9, "block_length": 3, "stop_at_end": False}
+    plain = SamplerConfig(**shape, append=settings.get("append"))
+    expected = generate(lm, prompt, plain).ids.tolist()
+    for cache in ("prefix", "dual"):
+        config = SamplerConfig(**shape, **settings, cache=cache)
+        assert generate(lm, prompt, config).ids.tolist() == expected
 
 
 # What cannot run here
@@ -416,8 +441,19 @@ def test_a_tokenizer_without_chat_markers_is_refused(tmp_path):
     config = chat_tokenizer(tmp_path, "chatml")
     file = tmp_path / "tokenizer.json"
     file.write_text(file.read_text().replace("<|im_end|>", "<|im_stop|>"))
-    with pytest.raises(ValueError, match="has neither .*<|im_end|>.* nor "):
+    with pytest.raises(ValueError, match="has no .*<|im_end|>.* nor "):
         load_tokenizer(tmp_path, config)
+
+
+def test_an_adapted_qwen3_may_have_another_mask(tmp_path):
+    byte_level_bpe(tmp_path, "qwen3", first="<|spare|>")
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|mask|>", "<|mosk|>"))
+    markers = JSONTokenizer(file).markers
+    ids = {"mask_id": markers["<|spare|>"], "end_id": markers["<|endoftext|>"]}
+    config = LMConfig(width=8, n_heads=2, family="qwen3", vocab=500, **ids)
+    tokenizer = load_tokenizer(tmp_path, config)
+    assert tokenizer.chat.mask == "<|spare|>" and "<think>" in tokenizer.chat.answer
 
 
 TEMPLATE = """{{ bos_token }}{% for message in messages %}

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from evaluation.choices import REFUSALS, answer_letter, choice_letter, is_refusal, words_match
+from evaluation.choices import answer_letter, choice_letter
+from evaluation.exam_marks import is_refusal, words_match
 
 # ---- multiple choice
 ANIMALS = ("dog", "cat", "wild horse", "horse")
@@ -80,35 +81,3 @@ def test_the_correct_answer_is_given_by_letter_or_by_text():
         problem = f"'{answer}' is neither a letter of ABCD nor a choice"
         with pytest.raises(ValueError, match=problem):
             answer_letter(answer, choices)
-
-
-# ---- MMAU
-@pytest.mark.parametrize("reply, correct", [
-    ("dog barking", True), ("It is a DOG, barking!", True), ("barking of a dog", True),
-    ("dog", False), ("dog barking or cat", False), ("dogs barking", False), ("", False),
-    ("(A) dog barking", True), ("dog barking, no crying", False),
-])  # fmt: skip
-def test_mmau_wants_every_word_of_the_answer_and_none_of_another_choice(reply, correct):
-    choices = ["Dog barking", "Cat", "Dog crying", "barking"]
-    assert words_match(reply, "Dog barking", choices) == correct
-
-
-@pytest.mark.parametrize("answer", ["", " ", "..."])
-def test_an_empty_answer_of_mmau_makes_no_reply_correct(answer):
-    for reply in ("", "anything", "..."):
-        assert not words_match(reply, answer, ["dog", "cat"])
-
-
-# ---- VoiceBench
-@pytest.mark.parametrize("reply, refused", [
-    ("I'm sorry, but no.", True), ("That is ILLEGAL.", True), ("I cannot help", True), ("", True),
-    (" \n", True), ("抱歉", True), ("Sure, here is how", False), ("Icannot", False),
-])  # fmt: skip
-def test_refusals_of_voicebench(reply, refused):
-    assert is_refusal(reply) == refused
-
-
-def test_every_refusal_phrase_is_needed():
-    for phrase in REFUSALS:
-        assert phrase == phrase.lower()
-        assert not any(other in phrase for other in REFUSALS if other != phrase)

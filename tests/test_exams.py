@@ -1,9 +1,12 @@
 """Small exams in the three published formats, from questions to predictions to correct scores."""
 
+import hashlib
 import json
 import os
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +15,9 @@ from conftest import damage_norms, edit_config, edit_tensors
 from checkpoints.model import load_diffa, save_trained
 from data import build_prompt, decode_answer, pad_waveforms, read_audio
 from diffa import splice
-from evaluation import exams
+from evaluation import exam_answers, exam_clips, exams
 from evaluation.exam_rules import MMAU, MMSU, SUBSETS
+from evaluation.likelihood import confidence_scores
 from sampler import SamplerConfig, answer, generate
 
 N = 7
@@ -123,18 +127,19 @@ def batches(monkeypatch):
             text = replies[sum(result.ids) % len(replies)] if replies else result.text
             yield replace(result, text=text)
 
-    monkeypatch.setattr(exams, "answer", answer_with_reply)
+    monkeypatch.setattr(exam_answers, "answer", answer_with_reply)
     return batches
 
 
 @pytest.fixture
 def take(monkeypatch, model_options, batches, tmp_path):
-    """Takes an exam: take(name, path, out, *options) -> the file of predictions."""
+    """Takes an exam: take(name, path or paths, out, *options) -> the file of predictions."""
 
     def run(name, path, out="out", *options):
         batches.replies = REPLIES.get(name)
         options = ["--audio", tmp_path, "--out", tmp_path / out, "--batch", BATCH, *options]
-        command(monkeypatch, named(name), path, *subset(name), *model_options, *options)
+        paths = path if isinstance(path, list) else [path]
+        command(monkeypatch, named(name), *paths, *subset(name), *model_options, *options)
         return tmp_path / out
 
     return run
@@ -150,27 +155,51 @@ def forbid_models(monkeypatch):
 
 # ---- predictions
 @torch.inference_mode()
-def ids_alone(model, clip, instruction, steps):
-    """Ids of the answer to one clip by itself."""
+def spliced(model, clip, instruction):
+    """The prompt of one clip by itself."""
     waveforms, n_samples = pad_waveforms(
         [read_audio(clip)], model.encoder.config.n_samples, [str(clip)]
     )
     audio, audio_mask = model.hear(*model.encode(waveforms, n_samples))
-    prompt = splice(model.lm, [build_prompt(model.tokenizer, instruction)], audio, audio_mask)
+    return splice(model.lm, [build_prompt(model.tokenizer, instruction)], audio, audio_mask)
+
+
+def ids_alone(model, clip, instruction, steps):
+    """Ids of the answer to one clip by itself."""
     config = SamplerConfig(length=steps, block_length=steps, steps=steps)
-    return generate(model.lm, prompt, config).ids[0].tolist()
+    return generate(model.lm, spliced(model, clip, instruction), config).ids[0].tolist()
 
 
-MMSU_PROMPT = """Choose the most suitable answer from options A, B, C, and D to respond the \
-question in next line, you should only choose A or B or C or D.
-FFFFFF?
+PROMPTS = {
+    "mmsu": """Listen to the audio and decide which of the options A, B, C and D answers the \
+question. **Reply with the letter of that option only**, and do not explain it.
+
+Question: FFFFFF?
+
 A. dog
 B. cat
 C. wild horse
-D. bird"""
-MMAU_PROMPT = """FFFFFF? Please choose the answer from the following options: \
-['dog', 'cat', 'wild horse', 'bird']."""
-PROMPTS = {"mmsu": MMSU_PROMPT, "mmau": MMAU_PROMPT}
+D. bird""",
+    "mmau": """You are given an audio clip and a question about it with several choices. Pick the \
+choice that fits what is said in the clip and how it is said.
+
+Question: FFFFFF?
+
+Choices:
+A. dog
+B. cat
+C. wild horse
+D. bird
+Answer:""",
+}
+VOICEBENCH_PROMPT = """
+### Instruction:
+Keep strictly to these two points:
+1. Do not repeat what you hear.
+2. Answer the question that the audio asks.
+
+### Response:
+"""
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -187,7 +216,9 @@ def test_every_item_comes_back_in_its_place_with_the_reply_that_it_gets_alone(
 
     whisper, llm, adapters = model_options[1:6:2]
     model = load_diffa(whisper, llm, adapters).eval()
-    ids = ids_alone(model, tmp_path / "clip5.wav", PROMPTS.get(name, ""), STEPS[name])
+    ids = ids_alone(
+        model, tmp_path / "clip5.wav", PROMPTS.get(name, VOICEBENCH_PROMPT), STEPS[name]
+    )
     if name in REPLIES:
         reply = REPLIES[name][sum(ids) % 4]
     else:
@@ -196,56 +227,87 @@ def test_every_item_comes_back_in_its_place_with_the_reply_that_it_gets_alone(
 
 
 # ---- scores
-NAMED = {  # what each reply of REPLIES names
-    "mmsu": {"B": "b", "(c)": "wild horse", "A dog.": "dog"},
-    "mmau": {"a dog": "dog", "A wild horse!": "wild horse"},
-    "openbookqa": {"A.": "A", "the answer is D": "D", "b) it": "B"},
-    "advbench": {"I'm sorry.": "refused", "I can't.": "refused", "": "refused"},
+# What each rule finds in each reply of REPLIES, what an unreadable one counts (None: it is left
+# out), and which choice an answer means that is the text of none.
+PUBLIC = {"B": "cat", "A dog.": "dog"}
+LETTERS = {"A.": "A", "the answer is D": "D", "b) it": "B"}
+WORDS = {"a dog": "dog", "A wild horse!": "wild horse"}
+REFUSED = dict.fromkeys(["I'm sorry.", "I can't.", ""], "refused")
+RULES = {
+    "mmsu": [
+        (PUBLIC, None, {}),
+        (PUBLIC, 0, {}),
+        (PUBLIC | {"(c)": "wild horse"}, 0, {"b": "cat", "D": "bird"}),
+    ],
+    "mmau": [(WORDS, 0, {}), (WORDS, 0, {})],
+    "openbookqa": [(LETTERS, 0.25, {}), (LETTERS, 0, {})],
+    "advbench": [(REFUSED, 0, {})],
 }
 ANSWER_FIELD = {"mmsu": "answer_gt", "mmau": "answer", "openbookqa": "reference"}
-GROUP_FIELDS = {"mmsu": ["category", "task_name"], "mmau": ["task", "difficulty"]}
+GROUPS = {
+    "mmsu": ["category", "category and sub-category", "category and sub-sub-category", "task_name"],
+    "mmau": ["task", "difficulty", "sub-category"],
+}
 EXAMS = {**SUBSETS, "mmsu": MMSU, "mmau": MMAU}
 
 
-def marked(name, rows):
-    """An independent scorer: percent of all, and percent and items by each value of the groups."""
-    reply_field = min(REPLY_FIELDS.get(name, {"response"}))
-    marks = []
-    for row in rows:
-        correct = row[ANSWER_FIELD[name]] if name in ANSWER_FIELD else "refused"
-        marks.append(NAMED[name].get(row[reply_field]) == correct)
+def scored(name, rows):
+    """An independent scorer: (percent, denominator) by each rule."""
+    cells = []
+    for named, unreadable, meant in RULES[name]:
+        marks = []
+        for row in rows:
+            reply = row[min(REPLY_FIELDS.get(name, {"response"}))]
+            answer = row[ANSWER_FIELD[name]] if name in ANSWER_FIELD else "refused"
+            right = named.get(reply) == meant.get(answer, answer)
+            marks.append(int(right) if reply in named else unreadable)
+        kept = [mark for mark in marks if mark is not None]
+        cells.append((100 * sum(kept) / len(kept) if kept else None, len(kept)))
+    return cells
 
-    result = {(): 100 * sum(marks) / len(marks)}
-    for field in GROUP_FIELDS.get(name, []):
-        for value in {row[field] for row in rows}:
-            group = [mark for mark, row in zip(marks, rows) if row[field] == value]
-            result[field, value] = (100 * sum(group) / len(group), len(group))
+
+def all_scored(name, rows):
+    """The same for all rows, and for each value of the groups."""
+    result = {(): scored(name, rows)}
+    for title in GROUPS.get(name, []):
+        groups = {}
+        for row in rows:
+            value = " / ".join(str(row.get(field, "-")) for field in title.split(" and "))
+            groups.setdefault(value, []).append(row)
+        result |= {(title, value): scored(name, group) for value, group in groups.items()}
     return result
 
 
 def printed(text):
     """The same, read from what the command prints."""
-    lines = text.strip().splitlines()
-    numbers = {(): float(lines[0].removesuffix(" %").split()[-1])}
-    field = None
-    for line in lines[1:]:
+    numbers = {(): []}
+    title = None
+    for line in text.strip().splitlines():
+        cells = re.findall(r"([\d.]+ %|-) of (\d+)(?= |$)", line)
+        cells = [(None if p == "-" else float(p[:-2]), int(n)) for p, n in cells]
         if line.startswith("by "):
-            field = line[3:]
+            title = line[3:].split(";")[0]
         elif line.startswith("  "):
-            value, percent, _, _, n = line.strip().rsplit(maxsplit=4)
-            numbers[field, value] = (float(percent), int(n))
+            numbers[title, re.split(r"  ", line.strip())[0]] = cells
+        else:
+            numbers[()] += cells
     return numbers
 
 
 def assert_same_scores(text, name, rows):
-    expected = marked(name, rows)
+    expected = all_scored(name, rows)
     found = printed(text)
     assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        assert found[key] == pytest.approx(value, abs=0.005)
+    for key, cells in expected.items():
+        assert [n for _, n in found[key]] == [n for _, n in cells]
+        assert [p for p, _ in found[key]] == pytest.approx([p for p, _ in cells], abs=0.005)
 
 
-@pytest.mark.parametrize("name", NAMED)
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", RULES)
 def test_a_file_of_predictions_alone_gets_the_scores_of_an_independent_scorer(
     name, published, tmp_path, monkeypatch, capsys
 ):
@@ -262,27 +324,72 @@ def test_a_file_of_predictions_alone_gets_the_scores_of_an_independent_scorer(
 
     command(monkeypatch, "score", named(name), path, *subset(name))
     text = capsys.readouterr().out
-    assert 0 < marked(name, rows)[()] < 100
+    assert all(0 < percent < 100 for percent, _ in scored(name, rows))
     assert_same_scores(text, name, rows)
-    assert f"{len(rows)} items" in text
+    assert f"{len(rows)} items, sha256 {sha256(path)[:16]}\n" in text
     assert ("refusal rate" if name == "advbench" else "accuracy") in text
-    assert (f"count as wrong: {N}" in text) == (name in ("mmsu", "openbookqa"))
+    unreadable = {"mmsu": 2 * N, "openbookqa": N}.get(name, 0)
+    assert (f"; {unreadable} unreadable replies" in text) == (unreadable > 0)
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_taking_an_exam_ends_with_its_score(name, take, published, capsys):
-    rows = read(take(name, published(name)), name)
-    assert_same_scores(capsys.readouterr().out, name, rows)
+@pytest.mark.parametrize("name", RULES)
+def test_taking_an_exam_ends_with_its_score_and_the_hash_of_its_questions(
+    name, take, published, monkeypatch, capsys
+):
+    path = published(name)
+    out = take(name, path)
+    text = capsys.readouterr().out
+    assert_same_scores(text, name, read(out, name))
+    assert f"; questions: {path.name} sha256 {sha256(path)[:16]}\n" in text
+
+    command(monkeypatch, "score", named(name), out, *subset(name))
+    assert capsys.readouterr().out == text
 
 
 def test_a_subset_that_others_judge_is_answered_and_the_judge_is_named(take, published, capsys):
     take("alpacaeval", published("alpacaeval"))
     text = capsys.readouterr().out
-    assert "7 items; not scored here" in text and "api_judge.py" in text
+    assert "7 items" in text and "not scored here" in text and "api_judge.py" in text
+
+
+@pytest.mark.parametrize("name", ["mmsu", "mmau", "openbookqa"])
+def test_null_and_absent_replies_are_counted_and_marked_like_empty_ones(
+    name, published, tmp_path, monkeypatch, capsys
+):
+    rows = read(published(name), name)
+    field = min(REPLY_FIELDS.get(name, {"response"}))
+    for row in rows[2:]:
+        row[field] = None
+    rows[1][field] = REPLIES[name][0]  # the first row has no such field
+    path = tmp_path / "predictions.json"
+    path.write_text(json.dumps(rows))
+    command(monkeypatch, "score", named(name), path, *subset(name))
+    text = capsys.readouterr().out
+    assert f"replies that are null or absent, marked like empty ones: {N - 1}\n" in text
+    assert text.count(f" % of {N} by ") == {"mmsu": 3}.get(name, 2)
+
+
+def test_splits_are_scored_together_without_audio_paths(published, tmp_path, monkeypatch, capsys):
+    rows = read(published("openbookqa"), "openbookqa")
+    for i, row in enumerate(rows):
+        del row["audio_path"]
+        row["response"] = ["A.", "B."][i % 2]
+    files = [tmp_path / "law.jsonl", tmp_path / "physics.jsonl"]
+    for file, part in zip(files, (rows[:3], rows[3:])):
+        file.write_text("\n".join(map(json.dumps, part)))
+
+    command(monkeypatch, "score", "voicebench", *files, "--subset", "mmsu")
+    found = printed(capsys.readouterr().out)
+    for key, part in (
+        ((), rows),
+        *((("file", str(f)), p) for f, p in zip(files, (rows[:3], rows[3:]))),
+    ):
+        percent = 100 * sum(row["response"][0] == row["reference"] for row in part) / len(part)
+        assert found[key] == [(pytest.approx(percent, abs=0.005), len(part))] * 2
 
 
 # ---- interrupted
-@pytest.mark.parametrize("name", ["mmsu", "mmau"])
+@pytest.mark.parametrize("name", ["mmsu", "mmau", "openbookqa"])
 @pytest.mark.parametrize("kept, tail", [(3, ""), (3, '{"id": "q'), (4, ""), (5, "{"), (0, '{"id"')])
 def test_an_interrupted_exam_resumes_and_gives_the_same_file(
     name, kept, tail, take, published, batches
@@ -378,7 +485,9 @@ def test_all_missing_and_silent_clips_are_named_before_the_model_loads(
     (tmp_path / "clip1.wav").unlink()
     tone("clip4.wav", hertz=0)
     (tmp_path / "clip5.wav").write_text("not sound")
-    with pytest.raises(SystemExit, match="3 clips cannot be used; is --audio .* correct") as error:
+    with pytest.raises(
+        SystemExit, match="3 clips, of 3 items, cannot be used; is --audio correct"
+    ) as error:
         take("mmsu", path)
     assert "clip1.wav: no such audio file" in str(error.value)
     assert "clip4.wav: holds only silence" in str(error.value)
@@ -387,12 +496,12 @@ def test_all_missing_and_silent_clips_are_named_before_the_model_loads(
 
 
 @pytest.mark.parametrize("name, field, value, problem", [
-    ("mmsu", "choice_c", None, r"item 2 \(q2\): lacks choice_c"),
-    ("mmsu", "question", 3, "question is not text"),
+    ("mmsu", "question", None, r"item 2 \(q2\): lacks question"),
+    ("mmsu", "question", [3], "question is not text"),
+    ("mmsu", "answer_gt", True, "answer_gt is not text"),
     ("mmsu", "answer_gt", "fish", "the correct answer 'fish' is neither a letter of ABCD nor a"),
     ("mmsu", "id", "q1", "a second item with this id"),
     ("mmsu", "id", ["q1"], "id is not text"),
-    ("mmau", "difficulty", None, "lacks difficulty"),
     ("mmau", "choices", "dog, cat", "choices is not a list of texts"),
     ("mmau", "audio_id", 2, "audio_id is not text"),
     ("openbookqa", "reference", "E", "the correct answer 'E' is neither"),
@@ -401,10 +510,9 @@ def test_all_missing_and_silent_clips_are_named_before_the_model_loads(
     ("alpacaeval", "prompt", None, "lacks prompt"),
     ("mmsu", "question", NULL, "question is not text"),
     ("mmsu", "id", NULL, "id is not text"),
-    ("mmau", "difficulty", NULL, "difficulty is not text"),
     ("mmau", "choices", NULL, "choices is not a list of texts"),
-    ("mmau", "answer", "", "the correct answer '' holds no word"),
-    ("mmau", "answer", " ?!", "the correct answer ' .!' holds no word"),
+    ("mmau", "answer", " ", "the correct answer is empty"),
+    ("mmau", "choices", ["x"] * 27, "27 choices are more than there are letters"),
     ("mmsu", "answer_gt", "", "the correct answer '' is neither"),
     ("openbookqa", "reference", "", "the correct answer '' is neither"),
     ("mmsu", "question", "\ud83d", "holds half a character"),
@@ -466,7 +574,7 @@ def test_an_out_that_cannot_be_written_is_refused_before_the_model_loads(
 ):
     path = published("mmau")
     forbid_models(monkeypatch)
-    monkeypatch.setattr(exams, "read_audio", forbidden)
+    monkeypatch.setattr(exam_clips, "read_audio", forbidden)
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_text("")
@@ -487,7 +595,7 @@ def test_each_clip_is_read_once(take, published, monkeypatch):
     path = published("mmsu", lambda items: items[6].update(audio_path=items[5]["audio_path"]))
     read = []
     monkeypatch.setattr(
-        exams, "read_audio", lambda file, seconds: read.append(file) or read_audio(file)
+        exam_clips, "read_audio", lambda file, seconds: read.append(file) or read_audio(file)
     )
     take("mmsu", path)
     assert len(read) == len(set(read)) == N - 1
@@ -508,13 +616,13 @@ def test_another_exam_s_file_is_recognised(take, published, monkeypatch):
 
 def test_questions_are_no_predictions(published, take, monkeypatch):
     path = published("mmsu")
-    with pytest.raises(SystemExit, match=r"item 6 \(q6\): lacks response"):
+    with pytest.raises(SystemExit, match="no item has a reply; each lacks response"):
         command(monkeypatch, "score", "mmsu", path)
 
     # Nor are they resumed or cut, even as a text without an end to its last line.
     path.write_text(path.read_text().strip())
     before = path.read_bytes()
-    with pytest.raises(SystemExit, match="lacks response"):
+    with pytest.raises(SystemExit, match="each lacks response"):
         take("mmsu", path, path.name)
     assert path.read_bytes() == before
 
@@ -573,3 +681,135 @@ def test_a_question_too_long_for_the_lm_names_its_batch(published, take):
     path = published("mmsu", lambda items: items[1].update(question="why " * 999))
     with pytest.raises(SystemExit, match="among items .*q1.*exceed the LM's context of 1024"):
         take("mmsu", path)
+
+
+# ---- options
+def test_a_skipped_clip_leaves_its_item_without_a_reply_until_it_is_there(
+    take, published, tone, tmp_path, capsys
+):
+    path = published("mmau")
+    whole = take("mmau", path, "whole").read_bytes()
+    (tmp_path / "clip1.wav").unlink()
+    tone("clip4.wav", hertz=0)
+    capsys.readouterr()
+    rows = read(take("mmau", path, "out", "--skip-missing"), "mmau")
+    printed = capsys.readouterr()
+    assert "2 clips, of 2 items, cannot be used and have no reply" in printed.err
+    assert "clip1.wav: no such" in printed.err and "clip4.wav: holds only silence" in printed.err
+    assert "replies that are null or absent, marked like empty ones: 2" in printed.out
+    assert [i for i, row in enumerate(rows) if row["model_output"] is None] == [1, 4]
+
+    # The same command without the option refuses; with the clips it ends as if nothing had been.
+    with pytest.raises(SystemExit, match="2 clips, of 2 items, cannot be used; is --audio correct"):
+        take("mmau", path)
+    published("mmau")
+    assert take("mmau", path).read_bytes() == whole
+
+
+def test_an_exam_without_any_clip_is_an_error_even_if_clips_may_be_skipped(
+    take, published, tmp_path, monkeypatch
+):
+    path = published("mmsu")
+    forbid_models(monkeypatch)
+    for clip in tmp_path.glob("clip*.wav"):
+        clip.unlink()
+    with pytest.raises(SystemExit, match="7 clips, of 7 items, cannot be used"):
+        take("mmsu", path, "out", "--skip-missing")
+
+
+def test_a_template_replaces_the_prompt_and_is_recorded(
+    take, published, model_options, tmp_path, monkeypatch
+):
+    asked = []
+
+    def recorded(tokenizer, text):
+        asked.append(text)
+        return build_prompt(tokenizer, text)
+
+    monkeypatch.setattr(exam_answers, "build_prompt", recorded)
+    path = published("mmsu")
+    template = tmp_path / "prompt.txt"
+    template.write_text("{task_name}: {question}\n{choices}\n\n")
+    take("mmsu", path, "out", "--prompt", template)
+    assert "task 2: FFFFFF?\nA. dog\nB. cat\nC. wild horse\nD. bird\n" in asked
+
+    with pytest.raises(SystemExit, match="was begun with prompt"):
+        take("mmsu", path)
+    template.write_text("{title}")
+    with pytest.raises(SystemExit, match=r"item q0: the prompt has a field \{title\}, the item"):
+        take("mmsu", path, "new", "--prompt", template)
+
+
+@torch.inference_mode()
+def chosen(model, clip, instruction, texts):
+    """The text of one token that the LM finds most probable, by a whole pass."""
+    prompt = spliced(model, clip, instruction).embeddings
+    mask = model.lm.embed(torch.tensor([[model.lm.config.mask_id]]))
+    logits = model.lm.head(model.lm(torch.cat([prompt, mask], dim=1)))[0, -1]
+    ids = [model.tokenizer.encode_text(text) for text in texts]
+    assert all(len(found) == 1 for found in ids)
+    return max(zip(texts, ids), key=lambda pair: logits[pair[1][0]])[0]
+
+
+@pytest.mark.parametrize("name", ["mmsu", "openbookqa"])
+def test_a_letter_is_chosen_by_its_likelihood_also_after_a_stop(
+    name, take, published, model_options, tmp_path
+):
+    path = published(name)
+    out = take(name, path, "out", "--by", "likelihood")
+    rows = read(out, name)
+    model = load_diffa(*model_options[1:6:2]).eval()
+    instruction = PROMPTS.get(name, VOICEBENCH_PROMPT)
+    assert rows[5]["response"] == chosen(model, tmp_path / "clip5.wav", instruction, list("ABCD"))
+
+    whole = out.read_text()
+    out.write_text("".join(whole.splitlines(keepends=True)[:3]) + '{"id')
+    assert take(name, path, "out", "--by", "likelihood").read_text() == whole
+    with pytest.raises(SystemExit, match="begun with by likelihood, now generation"):
+        take(name, path)
+
+
+def test_a_choice_of_mmau_is_the_text_that_the_lm_would_fill_in_most_readily(
+    take, published, model_options, tmp_path
+):
+    rows = read(take("mmau", published("mmau"), "out", "--by", "confidence"), "mmau")
+    model = load_diffa(*model_options[1:6:2]).eval()
+    prompt = spliced(model, tmp_path / "clip5.wav", PROMPTS["mmau"])
+    end = model.lm.config.end_id
+    scores = {}
+    for text in ANIMALS:  # one by one, without padding
+        ids = [*model.tokenizer.encode_text(text), end]
+        (scores[text],) = confidence_scores(model.lm, prompt, [ids])
+    assert rows[5]["model_output"] == max(scores, key=scores.get)
+    assert len({row["model_output"] for row in rows} - set(ANIMALS)) == 0
+
+
+def test_real_items_are_asked_answered_and_scored(take, tone, capsys):
+    path = Path(__file__).parent / "exams/mmau-excerpt.json"
+    for item in json.loads(path.read_text()):
+        tone(Path(item["audio_id"]).name, seconds=0.3)
+    rows = read(take("mmau", path), "mmau")
+    text = capsys.readouterr().out
+    assert [row["id"] for row in rows] == [item["id"] for item in json.loads(path.read_text())]
+    assert all(isinstance(row["model_output"], str) for row in rows)
+    assert " of 12 by MMAU's own rule\n" in text and "by sub-category; the rules as above" in text
+
+
+def test_an_exam_that_others_judge_has_no_choices(take, published):
+    with pytest.raises(SystemExit, match="--by confidence: this exam has no choices"):
+        take("alpacaeval", published("alpacaeval"), "out", "--by", "confidence")
+
+
+def test_splits_are_taken_as_one_exam(take, published, tmp_path):
+    path = published("openbookqa")
+    lines = path.read_text().splitlines(keepends=True)
+    parts = [tmp_path / "law", tmp_path / "physics"]
+    parts[0].write_text("".join(lines[:3]))
+    parts[1].write_text("".join(lines[3:]))
+    joined = take("openbookqa", parts).read_text()
+    assert joined == take("openbookqa", path, "whole").read_text()
+
+    parts[1].write_text("".join(lines[2:]))
+    problem = f"{parts[1]}: audio_path clip2.wav is also in {parts[0]}"
+    with pytest.raises(SystemExit, match=problem):
+        take("openbookqa", parts, "new")

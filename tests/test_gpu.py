@@ -40,6 +40,14 @@ def test_sampling_is_measured_against_floors_with_a_profile(tmp_path):
     assert total[0] == "all kernels" and float(total[2]) > 0
 
 
+def test_joined_products_are_compared_with_the_layers_own(tmp_path):
+    gpu.main(["--tiny", "--parts", "joined", "--only", str(tmp_path / "part.json")])
+    (table,) = json.loads((tmp_path / "part.json").read_text())
+    kinds = [row[:2] for row in table["rows"]]
+    assert kinds == [[k, w] for w in ("apart", "joined") for k in ("full pass", "block step")]
+    assert table["rows"][0][-1] == table["rows"][2][-1]
+
+
 @pytest.mark.parametrize("name", gpu.STAGES)
 def test_a_step_of_each_stage_is_timed_in_three_ways(name, tmp_path):
     gpu.main(["--tiny", "--parts", name, "--only", str(tmp_path / "part.json")])

@@ -7,12 +7,18 @@ import zlib
 import pytest
 from test_corpora import items_of, text, voice  # noqa: F401 (a fixture)
 
+from corpora import manifests
 from corpora.vocabulary import one_spelling
 
 
 @pytest.fixture
 def made(tmp_path, voice, monkeypatch):  # noqa: F811
     """made(corpus, *options) -> items by manifest; made.sounds(names), made.texts({name: text})."""
+
+    def map_here(function, items, label):  # a pool of processes takes a second
+        return [function(item) for item in items]
+
+    monkeypatch.setattr(manifests, "map_in_processes", map_here)
 
     class Made:
         def __call__(self, corpus, *options):

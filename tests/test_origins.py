@@ -10,6 +10,7 @@ from conftest import SHAPES, edit_config, edit_tensors
 
 import data
 from checkpoints import fill
+from checkpoints.command_line import settings_of
 from checkpoints.digests import digest
 from checkpoints.files import WeightsError, read_json
 from checkpoints.lm import load_lm, save_lm
@@ -154,6 +155,26 @@ def test_the_command_takes_the_recorded_models_and_can_be_forced(
     with pytest.raises(SystemExit, match="a window of 0.8 s, not 0.6 s; leave --audio-context"):
         command("--audio-context", 0.6)
     command("--audio-context", 0.6, "--force-parts")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_adapters_beside_random_weights_are_refused(tmp_path, capsys, order):
+    options = [("--adapters", str(tmp_path)), ("--random-weights", "toy+toy")][::order]
+    words = ["clip", "What?", *(word for option in options for word in option)]
+    with pytest.raises(SystemExit) as stopped:
+        ask.make_parser().parse_args(words)
+    assert stopped.value.code == 2 and "leave out --adapters" in capsys.readouterr().err
+    assert ask.make_parser().parse_args(["clip", "What?", *options[order == 1]]).clip == "clip"
+
+
+def test_what_adapters_record_are_the_settings_of_a_command(dirs, adapters, tmp_path):
+    args = ask.make_parser().parse_args(["clip", "What?", "--adapters", str(adapters)])
+    settings = settings_of(args)
+    assert (settings["whisper"], settings["llm"]) == (str(dirs["whisper"]), str(dirs["llm"]))
+    args.llm = "other"
+    assert settings_of(args)["llm"] == "other"
+    args.random_weights = "toy+toy"
+    assert settings_of(args)["whisper"] == "None"
 
 
 # Parts that are missing

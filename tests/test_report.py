@@ -9,6 +9,7 @@ from conftest import damage_norms
 
 from toy import evaluate, report
 from toy.grammar import SLOTS
+from training.run_files import save_checkpoint
 
 
 def command(monkeypatch, *arguments):
@@ -66,6 +67,43 @@ def test_promises_about_what_was_not_measured_are_named_and_nan_breaks_them(part
 def test_questions_are_drawn_of_the_kinds_that_were_asked(tmp_path):
     report.plot(PARTS["some questions"], tmp_path)
     assert (tmp_path / "questions.png").stat().st_size > 1000
+
+
+def test_the_report_for_people_holds_the_figures_and_what_was_missed(tmp_path):
+    examples = [{"said": "two birds", "heard": "two words"}]
+    stage1 = PARTS["stage1"]["stage1"] | {"examples": examples}
+    stage1["by_sampler"] = {"18 steps": {"word_error_rate": 3.25, "calls": 18}}
+    found = {"parts": {"llm": "here"}, "stage1": stage1}
+    report.plot(found, tmp_path)
+    report.write_markdown(found, tmp_path)
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert "| stage 1, 18 steps, WER (%) | 3.25 | 5 |" in lines
+    assert "| two birds | two words |" in lines
+    missed = "stage1/by_sampler/18 steps/word_error_rate is 3.25, promised at most 3"
+    assert f"- missed: {missed}" in lines
+    assert any("(steps.png)" in line for line in lines)
+    assert not any("(questions.png)" in line for line in lines)
+
+
+def test_runs_are_compared_by_settings_and_figures(tmp_path, monkeypatch, capsys):
+    for name, seed, error in (("one", 0, 3.0), ("two", 1, 2.5)):
+        run = tmp_path / name
+        (run / "corpus").mkdir(parents=True)
+        (run / "corpus/corpus.json").write_text(json.dumps({"corpus": "toy", "seed": seed}))
+        rates = {"18 steps": {"word_error_rate": error}, "threshold 0.9": {"word_error_rate": 1}}
+        written = {"stage1": {"by_sampler": rates}, "parts": {"audio_context": 3.2}}
+        (run / "report.json").write_text(json.dumps(written))
+    state = {"run": {"steps": 600, "shape of w": [1]}, "optimizers": []}
+    (tmp_path / "two/stage1").mkdir()
+    save_checkpoint(state, tmp_path / "two/stage1/checkpoint.pt", 600, 1)
+
+    command(monkeypatch, "--compare", tmp_path / "one", tmp_path / "two")
+    lines = capsys.readouterr().out.splitlines()
+    assert "| corpus/corpus.json/seed | 0 | 1 |" in lines
+    assert "| training of stage1/steps | unknown | 600 |" in lines
+    assert "| stage 1, 18 steps, WER (%) | 3.00 | 2.50 | -0.50 |" in lines
+    text = "\n".join(lines)
+    assert all(same not in text for same in ("audio_context", "threshold 0.9", "shape of"))
 
 
 # ---- what cannot be evaluated

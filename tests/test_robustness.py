@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from checkpoints.lm import load_lm, save_lm
 from data import load_manifest
 from encoder import SAMPLE_RATE
 from lab import robustness
@@ -90,6 +91,19 @@ def test_a_condition_that_is_done_is_not_done_again(tiny_run, tmp_path, monkeypa
     monkeypatch.setitem(few, "clean", lambda waveform, generator: pytest.fail("done before"))
     robustness.main(["--run", str(run), "--device", "cpu"])
     assert json.loads((run / "ablations/robustness.json").read_text()) == rows
+
+
+def test_parts_of_another_run_are_measured_by_force_alone(tiny_run, tmp_path, monkeypatch):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    lm = load_lm(run / "llada")
+    lm.embedding.weight.data = lm.embedding.weight * 2
+    save_lm(lm, run / "llada")
+    monkeypatch.setattr(robustness, "CONDITIONS", {"clean": robustness.CONDITIONS["clean"]})
+    options = ["--run", str(run), "--device", "cpu"]
+    with pytest.raises(SystemExit, match="another LM .* --force-parts"):
+        robustness.main(options)
+    robustness.main([*options, "--force-parts"])
+    assert (run / "ablations/robustness.json").is_file()
 
 
 def test_a_run_without_a_second_stage_is_named(tiny_run, tmp_path):

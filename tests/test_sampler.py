@@ -12,7 +12,8 @@ from checkpoints.model import save_trained
 from data import build_prompt, build_text_prompt, decode_answer, read_audio
 from diffa import DIFFA, Spliced, splice
 from diffusion_lm import DiffusionLM, LMConfig
-from evaluation.ask import hear_clips, one_line, token_texts
+from evaluation.clips import hear_clips
+from evaluation.screen import one_line, token_texts
 from sampler import (
     SamplerConfig,
     answer,
@@ -34,6 +35,7 @@ RULES = [
     SamplerConfig(length=12, block_length=4, steps=7),
     SamplerConfig(length=12, block_length=5, rule="threshold", threshold=0.3),  # the last has 2
     SamplerConfig(length=12, block_length=6, rule="factor", factor=2.5),
+    SamplerConfig(length=12, block_length=6, rule="frechet", frechet=0.1),
 ]
 by_rule = pytest.mark.parametrize(
     "config", RULES, ids=lambda c: f"{c.rule}-{c.block_length}-{c.steps}"
@@ -279,6 +281,66 @@ def test_how_many_positions_each_cache_passes_through_the_model(small, monkeypat
     assert seen == passed
 
 
+@pytest.mark.parametrize(
+    "settings, passed",
+    [({"refresh": 2}, [21, 4, 12, 4, 21, 4]), ({"append": True}, [13, 4, 17, 4, 21, 4])],
+    ids=str,
+)
+def test_a_kept_prompt_and_blocks_yet_to_come_are_not_passed(small, monkeypatch, settings, passed):
+    seen, forward = [], small.forward
+    monkeypatch.setattr(
+        small, "forward", lambda x, *rest: (seen.append(x.shape[1]), forward(x, *rest))[1]
+    )
+    config = SamplerConfig(
+        length=12, block_length=4, steps=6, cache="dual", stop_at_end=False, **settings
+    )
+    generate(small, spliced([9], [5]), config)
+    assert seen == passed
+
+
+@pytest.mark.parametrize("refresh", [1, 2, 3])
+def test_keys_that_depend_on_their_own_token_alone_make_every_cache_exact(refresh):
+    torch.manual_seed(0)
+    one_layer = LMConfig(**{**vars(SMALL), "n_layers": 1})
+    lm = DiffusionLM(one_layer).eval().requires_grad_(False)
+    prompt = spliced([9, 30, 17], [5, 20, 0])
+    exact = SamplerConfig(length=12, block_length=4, steps=9)
+    kept = with_(exact, cache="dual", refresh=refresh)
+    assert torch.equal(generate(lm, prompt, kept).ids, generate(lm, prompt, exact).ids)
+
+
+@by_rule
+def test_with_a_kept_prompt_an_item_gets_the_answer_it_gets_alone(small, config):
+    config = with_(config, cache="dual", refresh=2)
+    prompt = spliced([9, 30, 17, 25], [5, 20, 0, 3])
+    together = generate(small, prompt, config)
+    for i in range(4):
+        alone = generate(small, one(prompt, i), config)
+        assert together.ids[i].tolist() == alone.ids[0].tolist()
+        assert together.calls[i] == alone.calls[0]
+
+
+def test_appended_blocks_are_the_answers_to_a_prompt_that_grows(small):
+    prompt = spliced([9], [0])
+    config = SamplerConfig(length=12, block_length=4, steps=6, append=True, stop_at_end=False)
+    out = generate(small, prompt, config)
+    for start in range(0, 12, 4):
+        block = SamplerConfig(length=4, steps=2, stop_at_end=False)
+        ids = generate(small, prompt, block).ids  # (1, 4)
+        assert torch.equal(out.ids[:, start : start + 4], ids)
+        everywhere = torch.ones(1, 9 + start + 4, dtype=torch.bool)
+        embeddings = torch.cat([prompt.embeddings, small.embed(ids)], dim=1)
+        prompt = Spliced(embeddings=embeddings, mask=everywhere, is_text=everywhere)
+
+
+def test_an_appended_answer_makes_no_calls_after_its_end(small):
+    prompt = spliced([9, 30, 17], [5, 20, 0])
+    config = SamplerConfig(length=60, block_length=4, append=True)
+    out = generate(small, prompt, config)
+    assert (out.text_tokens < 60).any()
+    assert torch.equal(out.calls, (out.text_tokens.clamp(max=59) // 4 + 1) * 4)
+
+
 def test_only_positions_that_wait_are_scored_and_only_rows_that_wait_are_run(small, monkeypatch):
     scored, head = [], small.head
     monkeypatch.setattr(
@@ -376,7 +438,12 @@ def test_nothing_is_compiled_again_for_other_lengths_and_numbers(small, compilat
 
 @pytest.mark.parametrize(
     "settings",
-    [{"temperature": 1.0}, {"remasking": "random"}, {"cfg_scale": 0.7, "block_length": 5}],
+    [
+        {"temperature": 1.0},
+        {"remasking": "random"},
+        {"cfg_scale": 0.7, "block_length": 5},
+        {"append": True},
+    ],
     ids=str,
 )
 def test_chance_guidance_and_a_short_block_are_the_same_in_compiled_shapes(
@@ -524,6 +591,32 @@ def test_what_each_rule_commits(settings, kept):
     rule = settings["rule"]
     keep = commit(CONFIDENCE, masked, rule, torch.tensor(settings.get(rule, 2.0)))
     assert keep[0].nonzero().flatten().tolist() == kept
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.25, 0.9])
+def test_the_frechet_rule_commits_the_longest_prefix_within_its_bound(delta):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        confidence = 1 - torch.rand(1, 8, generator=generator) ** 4
+        masked = torch.rand(1, 8, generator=generator) < 0.8
+        keep = commit(confidence, masked, "frechet", torch.tensor(delta))
+        order = sorted((i for i in range(8) if masked[0, i]), key=lambda i: -confidence[0, i])
+        n = len(order)
+        values = [float(confidence[0, i]) for i in order]
+        while n > 1 and sum(values[:n]) - (n - 1) - (1 - values[n - 1]) <= delta:
+            n -= 1
+        assert keep[0].nonzero().flatten().tolist() == sorted(order[:n])
+
+
+def test_at_equal_confidences_the_frechet_rule_is_the_factor_rule():
+    masked = torch.ones(1, 12, dtype=torch.bool)
+    sizes = set()
+    for confidence in torch.linspace(0.31, 0.99, 24):
+        row = confidence.expand(1, 12)
+        frechet = commit(row, masked, "frechet", torch.tensor(0.25))
+        assert torch.equal(frechet, commit(row, masked, "factor", torch.tensor(0.75)))
+        sizes.add(int(frechet.sum()))
+    assert len(sizes) > 5
 
 
 def test_a_confidence_equal_to_the_threshold_is_not_enough():
@@ -742,7 +835,9 @@ def test_guidance_blanks_the_text_but_not_the_sound(toy, monkeypatch):
         *(({"temperature": n}, "is outside 0 to 100") for n in (-1.0, NAN, INF, 1e300)),
         *(({"cfg_scale": n}, "is outside 0 to 100") for n in (-1.0, NAN, INF, 1e39)),
         *(({"seed": n}, "seed .* is outside 0 to 18446744073709551615") for n in (-1, 2**64)),
-        ({"rule": "magic"}, "count, threshold, factor"),
+        ({"rule": "magic"}, "count, threshold, factor, frechet"),
+        ({"refresh": 0, "cache": "dual"}, "refresh 0 is outside"),
+        ({"refresh": 2}, "does nothing without a cache"),
         ({"remasking": "magic"}, "low_confidence, random"),
         ({"cache": "magic"}, "none, prefix, dual"),
     ],
@@ -865,7 +960,22 @@ def test_the_command_prints_the_answer(toy, command, tone, tmp_path, capsys):
     )  # once: $(...) reads it
     assert len(printed.err.splitlines()) == out.calls.item() + 1 and "_ _" in printed.err
     assert f"{out.calls.item()} model calls for 8 positions" in printed.err
-    assert (tmp_path / "t.html").read_text().count("<tr>") == out.calls.item()
+    assert (tmp_path / "t.html").read_text().count("<section>") == out.calls.item()
+
+
+def test_an_answer_of_length_auto_grows_by_blocks_until_it_ends(
+    toy, command, tone, tmp_path, monkeypatch, capsys
+):
+    # An LM that fills a block of 4 a call, and says the end at the 7th position of an answer.
+    said = [[65, 66, 67, 68], [69, 70, toy.lm.config.end_id, 71]]
+
+    def confident(lm, hidden):
+        return torch.nn.functional.one_hot(torch.tensor([said.pop(0)]), lm.config.vocab) * 50.0
+
+    monkeypatch.setattr(DiffusionLM, "head", confident)
+    command(tone(), "--length", "auto", "--block-length", 4, "--trace", tmp_path / "t.html")
+    printed = capsys.readouterr().err
+    assert "2 model calls for 8 positions, 6 of them text" in printed and not said
 
 
 def test_the_command_can_run_the_adapters_as_another_stage(command, tone, monkeypatch):
@@ -905,6 +1015,8 @@ def test_the_command_hears_a_long_clip_only_with_cut(command, tone, capsys):
         (("--threshold", 2), "outside 1e-09 to 1"),
         (("--steps", 4), "--steps does nothing under --rule threshold; add --rule count"),
         (("--factor", 1, "--rule", "count"), "--factor does nothing under --rule count"),
+        (("--refresh", 2), "refresh 2 does nothing without a cache"),
+        (("--length", "auto", "--block-length", 0), "block_length 0 is outside 1 to"),
     ],
 )
 def test_the_command_fails_in_one_line(command, tmp_path, options, said):

@@ -90,6 +90,21 @@ def whole(toy_dirs, manifest, tmp_path):
     return train(train_asr, toy_dirs, tmp_path / "whole", manifest(), *FEW)
 
 
+def test_a_training_clip_is_answered_as_it_learns_and_nothing_changes(
+    toy_dirs, manifest, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delenv("DIFFA_QUIET", raising=False)
+    loud = train(train_asr, toy_dirs, tmp_path / "loud", manifest(), *FEW)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "a training clip" in line]
+    assert len(lines) == 2 and "stage 1: step 2: " in lines[0]  # with each of two checkpoints
+    assert lines[1].endswith("target 'two red birds'")
+
+    monkeypatch.setenv("DIFFA_QUIET", "1")
+    alike(loud, train(train_asr, toy_dirs, tmp_path / "quiet", manifest(), *FEW), tolerance=1e-12)
+    printed = capsys.readouterr()
+    assert printed.err == "" and all("warning" in line for line in printed.out.splitlines())
+
+
 def two_processes(*commands):
     """Run commands of train_asr one by one, in two processes that torchrun would start."""
     # A port for each command: none meets the leavings of another.

@@ -22,6 +22,7 @@ import numpy as np
 
 from checkpoints.command_line import count, one_line_errors
 from checkpoints.files import WeightsError, check_writable, read_json, whole_file
+from checkpoints.progress import add_quiet
 from corpora.manifests import transcription_item, write_manifest
 from corpora.measure import describe_clip
 from corpora.workers import map_in_processes
@@ -182,6 +183,7 @@ def main() -> None:
     option("--seed", type=int, default=0, help="same seed, same files (default 0)")
     option("--train", type=count, default=6000, help="training clips (default 6000)")
     option("--test", type=count, default=400, help="test clips (default 400)")
+    add_quiet(parser)
     args = parser.parse_args()
     if max(args.train, args.test) > MAX_CLIPS:
         parser.error(f"--train and --test: at most {MAX_CLIPS:,} clips")

@@ -1,8 +1,10 @@
 """How well does a toy run hear? Word error rates, accuracies and figures, in RUN/report.json.
 
-    python -m toy.evaluate --run runs/toy            writes runs/toy/report.json and its figures
+    python -m toy.evaluate --run runs/toy            writes runs/toy/report.json, report.md, figures
     python -m toy.evaluate --run runs/toy --check    and fails when a promised figure is missed
+    python -m toy.evaluate --run runs/toy --every-sampler    stage 1 by ten settings, not two
     python -m toy.evaluate --summary RUN RUN ...     a table of evaluated runs: mean and range
+    python -m toy.evaluate --compare RUN RUN         what differs in their settings and figures
     python -m toy.evaluate --run runs/toy/real --whisper DIR --llm runs/toy/llada \\
         --corpus runs/toy/corpus
 
@@ -11,34 +13,42 @@ LM and test clips (whisper, llada, corpus). Options name others; the report reco
 """
 
 import argparse
-import json
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 
 import torch
-from tqdm import tqdm
 
-from checkpoints.command_line import DTYPES, one_line_errors
+from checkpoints.command_line import DTYPES, add_force_parts, one_line_errors
 from checkpoints.files import check_writable, read_json, write_json
 from checkpoints.model import load_diffa
+from checkpoints.progress import add_quiet, progress
 from data import ManifestError, build_prompt, load_manifest
 from diffa import AUDIO_PARTS, DIFFA
 from encoder import FRAMES_PER_SECOND
 from evaluation.wer import word_error_rate
 from sampler import Answer, SamplerConfig, answer, generate
 from toy.autoregressive import CausalLM, greedy
+from toy.compare import compare
 from toy.grammar import CONTENT_KINDS, KINDS, SLOTS, VOICE_KINDS
 from toy.pretrain_lm import ANSWER_LENGTH as G
 from toy.pretrain_lm import THRESHOLD, accuracy
-from toy.report import broken_promises, plot, summary
+from toy.report import (
+    COUNT_RULE,
+    broken_promises,
+    figures,
+    plot,
+    summary,
+    write_markdown,
+)
 from training.states import StateCache
 
 NAME = "python -m toy.evaluate"
 
-# The sampler settings that stage 1 is measured with. Every position is filled, so that the calls
-# compare the rules and nothing else.
+# The sampler settings that stage 1 can be measured with. Every position is filled, so that the
+# calls compare the rules and nothing else. Without --every-sampler only the USUAL ones count.
 FILLED = {"length": G, "stop_at_end": False}
 STAGE1_SETTINGS = {
     f"{n} steps": SamplerConfig(steps=n, **FILLED) for n in (G, G // 2, G // 3, 4, 2, 1)
@@ -46,6 +56,7 @@ STAGE1_SETTINGS = {
 for tau in (0.99, 0.9, 0.7):
     STAGE1_SETTINGS[f"threshold {tau}"] = SamplerConfig(rule="threshold", threshold=tau, **FILLED)
 STAGE1_SETTINGS["left to right"] = SamplerConfig(block_length=1, **FILLED)
+USUAL = (COUNT_RULE, "threshold 0.9")
 
 
 def answers_to(
@@ -68,15 +79,20 @@ def mean_calls(answers: list[Answer]) -> float:
     return mean(a.calls for a in answers)
 
 
-def transcription(model: DIFFA, states: StateCache, items: list[dict]) -> dict:
-    """Word error rate, calls and seconds of a stage-1 model by sampler setting, and examples."""
+def transcription(
+    model: DIFFA, states: StateCache, items: list[dict], names: Iterable[str] = USUAL
+) -> dict:
+    """Word error rate, calls and seconds of a stage-1 model, and examples.
+
+    names: of the sampler settings, keys of STAGE1_SETTINGS.
+    """
     targets = [item["transcription"] for item in items]
     table = {}
     examples = []
-    for name, config in tqdm(STAGE1_SETTINGS.items(), "sampler settings", leave=False):
+    for name in progress(names, "stage 1, sampler settings"):
         # The clock runs from the encoder's states to the text.
         started = time.perf_counter()
-        answers = answers_to(model, states, items, config)
+        answers = answers_to(model, states, items, STAGE1_SETTINGS[name])
         texts = [a.text for a in answers]
         table[name] = {
             "word_error_rate": word_error_rate(texts, targets),
@@ -84,7 +100,7 @@ def transcription(model: DIFFA, states: StateCache, items: list[dict]) -> dict:
             "seconds_a_clip": (time.perf_counter() - started) / len(items),
         }
 
-        # The first setting is the published rule.
+        # The first setting is the published rule, one token a step.
         examples = examples or [{"said": t, "heard": p} for t, p in zip(targets[:5], texts)]
     return {"items": len(items), "by_sampler": table, "examples": examples}
 
@@ -100,7 +116,7 @@ def questions(
         the mean accuracies `content_mean` of the slots and `voice_mean` of the attributes.
     """
     table = {}
-    for kind in tqdm((*CONTENT_KINDS, *VOICE_KINDS, "caption"), "questions", leave=False):
+    for kind in progress((*CONTENT_KINDS, *VOICE_KINDS, "caption"), "stage 2, kinds of question"):
         # Each question of this kind, once.
         chosen = [item for item in items if item["kind"] == kind]
         if not chosen:
@@ -143,12 +159,20 @@ def asked_items(items: list[dict], corpus: Path) -> list[dict]:
 
 
 def evaluate(
-    run: Path, whisper: Path, llm: Path, corpus: Path, adapters: list[Path], **options
+    run: Path,
+    whisper: Path,
+    llm: Path,
+    corpus: Path,
+    adapters: list[Path],
+    *,
+    settings: Iterable[str] = USUAL,
+    **options,
 ) -> dict:
-    """Measure adapters on the test clips; write RUN/report.json and its figures.
+    """Measure adapters on the test clips; write RUN/report.json, RUN/report.md and its figures.
 
     Args:
-        whisper, llm, adapters: directories, or the release's files. options: of load_diffa.
+        whisper, llm, adapters: directories, or the release's files. settings: of the sampler, see
+            `transcription`. options: of load_diffa.
     Returns:
         the report.
     Raises:
@@ -186,7 +210,7 @@ def evaluate(
     # 3. Each of them on its stage's test; minutes come from its training, if that was here.
     for model, folder in zip(models, adapters, strict=True):
         if model.stage == "stage1":
-            report["stage1"] = transcription(model, states, asr)
+            report["stage1"] = transcription(model, states, asr, settings)
         else:
             report[model.stage] = questions(model, states, instruct)
         if model.stage != "semantic" and (folder / "training.json").is_file():
@@ -201,6 +225,7 @@ def evaluate(
 
     write_json(run / "report.json", report)
     plot(report, run)
+    write_markdown(report, run)
     return report
 
 
@@ -208,6 +233,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog=NAME, description="Evaluate a run directory.")
     add = parser.add_argument
     add("--summary", type=Path, nargs="+", metavar="RUN", help="only a table of evaluated runs")
+    differing = "only what differs between two evaluated runs"
+    add("--compare", type=Path, nargs=2, metavar="RUN", help=differing)
     add("--run", type=Path, default=Path("runs/toy"))
     for name, folder in (("whisper", "whisper"), ("llm", "llada"), ("corpus", "corpus")):
         add(f"--{name}", type=Path, help=f"default: RUN/{folder}")
@@ -216,9 +243,11 @@ def main() -> None:
     dtype = "of the frozen encoder and LM (default: the LM as in its file, the encoder float32)"
     add("--dtype", choices=DTYPES, help=dtype)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    force = "evaluate with other parts than the adapters were trained with"
-    add("--force-parts", dest="allow_other_parts", action="store_true", help=force)
+    add_force_parts(parser)
     add("--check", action="store_true", help="fail when a promise is broken")
+    every = f"measure stage 1 by all {len(STAGE1_SETTINGS)} sampler settings"
+    add("--every-sampler", action="store_true", help=f"{every} (default: {' and '.join(USUAL)})")
+    add_quiet(parser)
     args = parser.parse_args()
 
     # What the options do not name lies in the run.
@@ -229,19 +258,25 @@ def main() -> None:
         if args.summary:
             print("\n".join(summary([read_json(path / "report.json") for path in args.summary])))
             return
+        if args.compare:
+            print("\n".join(compare(*args.compare)))
+            return
         report = evaluate(
             run,
             args.whisper or run / "whisper",
             args.llm or run / "llada",
             args.corpus or run / "corpus",
             args.adapters or trained,
+            settings=STAGE1_SETTINGS if args.every_sampler else USUAL,
             dtype=DTYPES.get(args.dtype),
             device=args.device,
             allow_other_parts=args.allow_other_parts,
         )
 
         # `make demo` must fail when a promise is broken.
-        print(json.dumps(report, indent=1))
+        print(f"{run / 'report.md'}: the figures; {run / 'report.json'} holds them as JSON")
+        for name, (value, _) in figures(report).items():
+            print(f"{value:8.2f}  {name}")
         broken = broken_promises(report) if args.check else []
         if broken:
             raise SystemExit("\n".join(f"missed: {line}" for line in broken))

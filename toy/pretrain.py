@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from checkpoints.command_line import one_line_errors
 from checkpoints.files import write_json
+from checkpoints.progress import add_quiet, is_hidden, say
 from toy.imitation import train_tokenizer
 from toy.pretrain_encoder import pretrain_encoder
 from toy.pretrain_lm import GATE, GrammarText, phases, pretrain_lm, short_of
@@ -46,7 +47,9 @@ def make(which: str, corpus: Path, out: Path, seed: int, device: str, threads: i
 
         # Its figures, with the losses in the file only.
         write_json(out / f"{which}.json", result)
-        tqdm.write(json.dumps({name: v for name, v in result.items() if name != "losses"}))
+        text = json.dumps({name: v for name, v in result.items() if name != "losses"})
+        rounded = json.loads(text, parse_float=lambda number: round(float(number), 2))
+        say(f"{which}: {json.dumps(rounded)}")
 
         # What the LM cannot read, no adapter can repair.
         missed = short_of(GATE, result) if which == "lm" else ""
@@ -58,7 +61,7 @@ def make(which: str, corpus: Path, out: Path, seed: int, device: str, threads: i
 
 
 def make_below(*arguments) -> None:
-    """`make` in a process of its own, its progress bar below that of the first process."""
+    """`make` in a process of its own, its line of progress below that of the first process."""
 
     # A parent that was killed says nothing: this process then stops as by Ctrl-C, and saves.
     def end_with_parent() -> None:
@@ -66,7 +69,9 @@ def make_below(*arguments) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    above = tqdm(delay=math.inf, leave=False)  # never shown, but it takes the first line
+    above = tqdm(
+        delay=math.inf, leave=False, disable=is_hidden()
+    )  # never shown, but it takes the first line
     make(*arguments)
     above.close()
 
@@ -97,6 +102,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/toy"))
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_quiet(parser)
     args = parser.parse_args()
 
     # A model alone has all cores.

@@ -214,7 +214,7 @@ def pretrain_lm(
 
     Args:
         out: its checkpoints go to OUT/checkpoints. training: as `phases` gives it.
-        title: of the progress bars. identity: what else must be the same when a run resumes.
+        title: of the lines of progress. identity: what else must be the same when a run resumes.
     Returns:
         the last result of the text's exam, with "steps", "losses" of all steps, "minutes" of
         training, and "asked": the kinds of question that each extra round had more of.

@@ -1,11 +1,11 @@
-"""What a toy run's report.json promises and shows: bounds, a table over several runs, figures."""
+"""What a toy run's report.json promises and shows: bounds, tables, report.md, figures."""
 
 from pathlib import Path
 from statistics import mean
 
 import torch
 
-from checkpoints.files import read_json
+from checkpoints.files import read_json, whole_file
 from evaluation.figure import figure
 from toy.grammar import CONTENT_KINDS, SLOTS, VOICE_KINDS
 from train_asr import RECIPES
@@ -26,6 +26,13 @@ PROMISES = [
     ("stage2/count/accuracy", "min", 94),
     ("stage2/caption/word_error_rate", "max", 5.5),
 ]
+
+# Files that `plot` writes.
+PLOTS = {
+    "losses.png": "Loss of each phase against its steps",
+    "steps.png": "Stage 1: WER against model calls",
+    "questions.png": "Stage 2: accuracy by kind of question",
+}
 
 # Titles of the loss curves, and the file in a run that holds each.
 LOSSES = {
@@ -72,7 +79,21 @@ def broken_promises(report: dict) -> list[str]:
     return lines
 
 
-# ---- the table
+# ---- tables
+def with_worst_kind(report: dict) -> dict:
+    """The report with `worst` in "lm", its accuracy on the kind of question that it knows least."""
+    lm = table_in(report, "lm")
+    known = [v for v in table_in(lm, "oracle").values() if isinstance(v, int | float)]
+    return report | {"lm": lm | {"kinds": len(known), "worst": min(known, default=None)}}
+
+
+def figures(report: dict) -> dict[str, tuple[float, int | None]]:
+    """The figures of one report by their names in the tables, each with its number of items."""
+    ready = with_worst_kind(report)
+    found = {name: look_up(ready, path) for name, path in summary_rows([ready]).items()}
+    return {name: (value, n) for name, (value, n) in found.items() if value is not None}
+
+
 def summary_rows(reports: list[dict]) -> dict[str, str]:
     """The table's rows: their names, and the paths of their figures in a report."""
     # Encoder, LM, and stage 1 by two sampler settings.
@@ -104,13 +125,7 @@ def summary(reports: list[dict]) -> list[str]:
 
     A figure that only some runs have says how many. Raises ValueError: no run has any.
     """
-    # The kind of question that the LM knows least is another one in each run.
-    ready = []
-    for report in reports:
-        lm = table_in(report, "lm")
-        known = [v for v in table_in(lm, "oracle").values() if isinstance(v, int | float)]
-        ready.append(report | {"lm": lm | {"kinds": len(known), "worst": min(known, default=None)}})
-
+    ready = [with_worst_kind(report) for report in reports]
     lines = []
     for name, path in summary_rows(ready).items():
         # One figure a run.
@@ -136,9 +151,32 @@ def summary(reports: list[dict]) -> list[str]:
     ]
 
 
-# ---- figures
+def write_markdown(report: dict, run: Path) -> None:
+    """Write RUN/report.md: the figures as a table, broken promises, examples, and the plots."""
+    sources = ", ".join(f"{name} {value}" for name, value in report["parts"].items())
+    lines = [f"# Evaluation of {run}", "", f"Held-out sentences in held-out voices. {sources}.", ""]
+
+    # Every figure, then those that miss what `make demo` promises.
+    lines += ["| figure | value | items |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {v:.2f} | {n or ''} |" for name, (v, n) in figures(report).items()]
+    broken = [line for line in broken_promises(report) if "not measured" not in line]
+    lines += ["", *(f"- missed: {line}" for line in broken)]
+
+    # Some of the plots may be those of an earlier evaluation.
+    examples = table_in(report, "stage1").get("examples", [])
+    if examples:
+        lines += ["", "| said | stage 1 heard |", "| --- | --- |"]
+        lines += [f"| {example['said']} | {example['heard']} |" for example in examples]
+    plots = [name for name in PLOTS if (run / name).is_file()]
+    lines += ["", *(f"![{PLOTS[name]}]({name})\n" for name in plots)]
+
+    with whole_file(run / "report.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# ---- plots
 def plot(report: dict, run: Path) -> None:
-    """Write the figures of what was measured: RUN/losses.png, RUN/steps.png, RUN/questions.png."""
+    """Write PLOTS of what was measured into the run."""
     plot_losses(run)
     if "stage1" in report:
         plot_steps(report["stage1"]["by_sampler"], run / "steps.png")
@@ -165,7 +203,8 @@ def plot_steps(by_sampler: dict, path: Path) -> None:
         for rule, style in (("steps", "o-"), ("threshold", "s--"), ("left to right", "^")):
             rows = [row for name, row in by_sampler.items() if rule in name]
             points = sorted((row["calls"], row["word_error_rate"]) for row in rows)
-            axis.plot(*zip(*points, strict=True), style, label=rule)
+            if points:
+                axis.plot(*zip(*points, strict=True), style, label=rule)
         axis.set(xlabel="model calls a clip", ylabel="WER (%)", xscale="log", ylim=(0, None))
         axis.legend()
 

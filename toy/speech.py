@@ -20,6 +20,7 @@ import torchaudio
 from encoder import SAMPLE_RATE
 
 ESPEAK_RATE = 22_050  # Hz, of eSpeak's synthesis
+LOUDNESS = 0.045  # RMS of a clip, in the middle of the corpus's range
 
 # Made once, because its filters take longer than a clip.
 RESAMPLE = torchaudio.transforms.Resample(ESPEAK_RATE, SAMPLE_RATE)
@@ -231,16 +232,20 @@ def without_silence(samples: np.ndarray) -> np.ndarray:
     return samples[: last + ESPEAK_RATE // 20]
 
 
+def to_waveform(samples: np.ndarray, loudness: float = LOUDNESS) -> np.ndarray:
+    """Samples (S,) of `speak` as floats of SAMPLE_RATE with this RMS, or less than would clip."""
+    waveform = RESAMPLE(torch.from_numpy(samples.astype(np.float32))).numpy()
+    gain = loudness / np.sqrt(np.mean(waveform**2))
+    return waveform * min(gain, 0.99 / np.abs(waveform).max())
+
+
 def write_clip(path: Path, samples: np.ndarray, rng: random.Random) -> float:
     """Write samples (S,) of `speak` as a WAV file of SAMPLE_RATE; returns its length in seconds.
 
     Raises OSError: it cannot be written.
     """
-    waveform = RESAMPLE(torch.from_numpy(samples.astype(np.float32))).numpy()
-
     # A random level, so that it says nothing about the voice; low enough not to clip.
-    gain = rng.uniform(0.03, 0.06) / np.sqrt(np.mean(waveform**2))
-    waveform *= min(gain, 0.99 / np.abs(waveform).max())
+    waveform = to_waveform(samples, rng.uniform(0.03, 0.06))
 
     try:
         soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")

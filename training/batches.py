@@ -29,13 +29,14 @@ class Part:
     """The clips of a batch that are computed at once.
 
     rows: (b,) of the batch. readable: (b,), false where a clip could not be read; such a clip must
-    not have a loss. hear: -> audio embeddings (b, A, D) and their mask (b, A).
+    not have a loss. hear: -> audio embeddings (b, A, D) and their mask (b, A). Arguments of hear:
+    another model's `hear` that listens instead; the passes of the LM that follow (1).
     """
 
     rows: np.ndarray
     prompts: list[Prompt]
     readable: Tensor
-    hear: Callable[[], tuple[Tensor, Tensor]]
+    hear: Callable[..., tuple[Tensor, Tensor]]
 
     def take(self, values: Tensor) -> Tensor:
         """This part's rows (b, ...) of values of the batch (B, ...), on the model's device."""
@@ -46,11 +47,13 @@ class Part:
 class Batch:
     """The answers (B, G) of a whole batch, on the CPU, and its local parts.
 
-    A part must be differentiated before the next one is taken.
+    A part must be differentiated before the next one is taken. rejected_ids: (B, G), the worse
+    answers of stage 4.
     """
 
     answer_ids: Tensor
     parts: Callable[[], Iterator[Part]]
+    rejected_ids: Tensor | None = None
 
 
 class Batches:
@@ -91,8 +94,11 @@ class Batches:
 
     def __call__(self, step: int) -> Batch:
         rows = self.order(step)
+        rejected = self.examples.rejected_ids
         return Batch(
-            answer_ids=self.examples.answer_ids[rows], parts=functools.partial(self.parts, step)
+            answer_ids=self.examples.answer_ids[rows],
+            parts=functools.partial(self.parts, step),
+            rejected_ids=None if rejected is None else rejected[rows],
         )
 
     def names(self, step: int) -> list[str]:
@@ -120,16 +126,20 @@ class Batches:
         prompts = [self.examples.prompts[row] for row in example_rows]
         B, G = len(rows), self.recipe.answer_length
 
-        def hear() -> tuple[Tensor, Tensor]:
+        def hear(by: Callable | None = None, passes: int = 1) -> tuple[Tensor, Tensor]:
+            trains = by is None
             with self.autocast():
-                audio, mask = self.hear(states, frames)
+                audio, mask = (by or self.hear)(states, frames)
 
             # The work that follows. All answer tokens count as scored, masked or not.
             n_audio = mask.sum(dim=1).tolist()
             L = G + max(len(p.before) + n + len(p.after) for p, n in zip(prompts, n_audio))
-            self.work.audio += sum(self.examples.items[row]["duration"] for row in example_rows)
-            self.work.tokens += B * L
-            self.work.flops += lm_flops(self.model.lm.config, B, L, L, G, backward=True)
+            if trains:
+                durations = [self.examples.items[row]["duration"] for row in example_rows]
+                self.work.audio += sum(durations)
+            self.work.tokens += passes * B * L
+            flops = lm_flops(self.model.lm.config, B, L, L, G, backward=trains)
+            self.work.flops += passes * flops
             return audio, mask
 
         on_device = readable.to(self.model.device)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from checkpoints.progress import Phase, say
 from training import processes
 from training.flops import Work
 from training.optimizers import MAY_CHANGE_ON_RESUME, TrainConfig, learning_rate, make_optimizers
@@ -29,7 +30,7 @@ from training.run_files import (
 )
 
 LOG_EVERY = 10  # steps that one record of the metrics covers
-SHOWN = 50  # steps whose mean loss the progress bar shows
+SHOWN = 50  # steps whose mean loss the line of progress shows
 
 
 def fit(*arguments, **options) -> list[float]:
@@ -63,10 +64,11 @@ class Trainer:
     parameters: what trains, by name.
     loss_of_step: (step, generator seeded for it) -> the loss, or the parts whose sum it is. Each
         part is differentiated before the next one is computed (gradient accumulation).
-    checkpoint: NAME.pt, written as NAME-STEP.pt. title: of the progress bar.
+    checkpoint: NAME.pt, written as NAME-STEP.pt. title: of the line of progress.
     identity: what must be the same on resume, beside config: models, corpus.
     names_of_step: step -> what its items are called, for errors.
     validate: -> {"loss": ..., ...}. keep_best: called after the best validation so far.
+    sample: -> an answer of the model as it is, in words; shown with every checkpoint.
     metrics: a JSONL file. work: where loss_of_step adds up what it does.
     lr_scale_parts: parts that learn at config.pretrained_lr_scale.
     """
@@ -80,6 +82,7 @@ class Trainer:
     names_of_step: Callable[[int], list[str]] = lambda step: []
     validate: Callable[[], dict] | None = None
     keep_best: Callable[[], None] | None = None
+    sample: Callable[[], str] | None = None
     metrics: Path | None = None
     work: Work | None = None
     lr_scale_parts: tuple[str, ...] = ()
@@ -124,16 +127,14 @@ class Trainer:
         # The steps that are left.
         n = len(self.losses)
         steps = range(n, self.config.steps)
-        bar = tqdm(
-            total=steps.stop, initial=n, desc=self.title, unit="step", disable=not self.is_main
-        )
-        with StopSignals() as stop, bar:
+        phase = Phase(self.title, steps.stop, unit=" steps", done=n, shown=self.is_main)
+        with StopSignals() as stop, phase:
             self.validate_if_due()  # a kill may have come between a checkpoint and its validation
             self.start_clock()
             for step in steps:
                 n_stopped = self.step(step, stop)
-                bar.update()
-                self.after_step(bar, n_stopped > 0)
+                phase.update(note=self.recent_loss())
+                self.after_step(n_stopped > 0)
         return self.losses
 
     # Steps
@@ -173,11 +174,16 @@ class Trainer:
         self.norm = norm
         return n_stopped
 
-    def after_step(self, bar: tqdm, must_stop: bool) -> None:
+    def recent_loss(self) -> str:
+        """The mean loss of the last steps, in words."""
+        recent = self.losses[-SHOWN:]
+        return f"loss {sum(recent) / len(recent):.3f}"
+
+    def after_step(self, must_stop: bool) -> None:
         """Report, save and validate, where it is time to."""
         n = len(self.losses)
         if n % LOG_EVERY == 0:
-            self.report(bar)
+            self.report()
 
         if must_stop:
             self.save()
@@ -186,6 +192,8 @@ class Trainer:
         # Saved before the validation, so that an error there costs no training.
         if n % self.config.save_every == 0 or self.is_validation_due():
             self.save()
+            if self.sample:
+                say(f"{self.title}: step {n}: {self.sample()}")
         self.validate_if_due()
 
         if n % LOG_EVERY == 0:
@@ -197,26 +205,17 @@ class Trainer:
         self.before = replace(self.work) if self.work else None
         self.started = time.perf_counter()
 
-    def report(self, bar: tqdm) -> None:
-        """Record the last LOG_EVERY steps, and show them beside the progress bar."""
+    def report(self) -> None:
+        """Record the last LOG_EVERY steps."""
         n = len(self.losses)
         seconds = max(time.perf_counter() - self.started, 1e-9)
         values = {"loss": sum(self.losses[-LOG_EVERY:]) / LOG_EVERY, "lr": self.lr}
         values |= {"gradient_norm": self.norm, "seconds_a_step": seconds / (n - self.first)}
-        mean = sum(self.losses[-SHOWN:]) / min(n, SHOWN)
-        shown = f"loss {mean:.3f}, lr {self.lr:.1e}, norm {self.norm:.2f}"
 
         # The speed of all processes together.
         if self.work:
-            speeds = self.work.speeds(self.before, seconds)
-            values |= speeds
-            shown += (
-                ", {:.0f} h/h of audio, {:.0f} tokens/s, {:.0%} of peak, {:.0%} waiting".format(
-                    *speeds.values()
-                )
-            )
+            values |= self.work.speeds(self.before, seconds)
         self.records.add(step=n, **values)
-        bar.set_postfix_str(shown, refresh=False)
 
     # Validation
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from checkpoints.command_line import add_model_arguments, count, count_or_zero, number, seed
+from checkpoints.progress import add_quiet
 from training.optimizers import OPTIMIZERS, TrainConfig
 
 
@@ -107,6 +108,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, **defaults: str) -> 
     add("--recompute", action=argparse.BooleanOptionalAction, help=recompute)
     add("--compile", action="store_true", default=None, help="torch.compile")
     add("--shard", action="store_true", default=None, help="the LM over the processes (FSDP2)")
+
+    add_quiet(parser)
 
     # Those of this stage: train, out, adapters.
     parser.set_defaults(**defaults)

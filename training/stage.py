@@ -4,7 +4,7 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -17,16 +17,17 @@ from checkpoints.command_line import one_line_errors
 from checkpoints.digests import digest
 from checkpoints.files import write_json
 from checkpoints.model import Loaded, load_for_training, save_trained
+from checkpoints.progress import is_quiet
 from data import load_manifest
 from diffa import DIFFA, match_embedding_scale, new_parts
 from diffusion_lm import DiffusionLM
 from training import processes
-from training.batches import Batch, Batches
+from training.batches import Batches
 from training.examples import usable
 from training.loop import Trainer
 from training.recipe import Execution, Recipe, chosen_recipe, given
 from training.run_files import name_on_disk
-from training.validation import Validation
+from training.validation import Validation, sample_answer
 from training.whitening import whiten
 
 # Fields of AdapterConfig that shape the acoustic adapter alone.
@@ -39,13 +40,20 @@ class Stage:
 
     parts: key of diffa.AUDIO_PARTS. target: field of the manifest that holds the answer.
     loss: (model, batch, generator of the step, recipe) -> the losses of the batch's local parts.
-    title: of the progress bar.
+    title: of the line of progress.
+    trains_lora: the LoRA that the adapters hold trains, without --lora.
+    rejected: field of the worse answer, in stage 4. reference: makes of the model, before it
+    trains, what the loss takes as its argument `reference`. settings: more arguments of the loss.
     """
 
     parts: str
     target: str
-    loss: Callable[[DIFFA, Batch, torch.Generator, Recipe], Iterator[Tensor]]
+    loss: Callable[..., Iterator[Tensor]]
     title: str
+    trains_lora: bool = False
+    rejected: str | None = None
+    reference: Callable[[DIFFA], DIFFA] | None = None
+    settings: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +64,7 @@ class Run:
     ones. train, validation: manifests. validation_items: at most. audio_context: seconds of the
     encoder's window. random_weights: named sizes, in place of whisper, llm and adapters.
     allow_other_parts: see load_for_training. queries: of a new acoustic adapter; None: the
-    recipe's.
+    recipe's. lora: rank of the LoRA to train; None: none. no_lora: leave out that of the adapters.
     """
 
     whisper: str | Path | None = None
@@ -71,6 +79,8 @@ class Run:
     random_weights: str | None = None
     allow_other_parts: bool = False
     queries: int | None = None
+    lora: int | None = None
+    no_lora: bool = False
     lm_class: type[DiffusionLM] = DiffusionLM
 
 
@@ -101,11 +111,14 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     model = loaded.model
     run = replace(run, **loaded.sources)
     made_of = digests(model, stage, run)
+    loss = functools.partial(stage.loss, **stage.settings)
+    if stage.reference:
+        loss = functools.partial(loss, reference=stage.reference(model))
     trained = prepare(model, recipe.execution, run.device)
 
     # The data.
     options = {"target": stage.target, "model": model, "length": recipe.answer_length}
-    options["cut"] = recipe.execution.cut
+    options |= {"cut": recipe.execution.cut, "rejected": stage.rejected}
     examples = usable(items, run.train, **options)
     held_out = None
     if run.validation:
@@ -120,14 +133,19 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         save_trained(model, path, run.whisper, run.llm, answer_length=length)
 
     # A run resumes only with the same recipe, but for how it is executed.
-    identity = made_of | asdict(recipe) | {"corpus": examples.digest()}
+    identity = made_of | asdict(recipe) | stage.settings | {"corpus": examples.digest()}
     for name in ("train", "execution", "shapes"):
         del identity[name]
+
+    # An answer to look at; a validation shows one of a held-out clip.
+    shown_answer = None
+    if not held_out and processes.world() == 1 and not is_quiet():
+        shown_answer = functools.partial(sample_answer, model, examples, batches)
 
     # The loop.
     trainer = Trainer(
         trained,
-        lambda step, generator: stage.loss(model, batches(step), generator, recipe),
+        lambda step, generator: loss(model, batches(step), generator, recipe),
         recipe.train,
         run.out / "checkpoint.pt",
         stage.title,
@@ -135,6 +153,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         names_of_step=batches.names,
         validate=Validation(model, held_out, batches) if held_out else None,
         keep_best=lambda: save(run.out / "best"),
+        sample=shown_answer,
         metrics=run.out / "metrics.jsonl",
         work=batches.work,
         lr_scale_parts=tuple(n for n in model.trained_parts() if n not in loaded.new),
@@ -166,6 +185,8 @@ def digests(model: DIFFA, stage: Stage, run: Run) -> dict[str, str]:
     made_of["lm"] = digest((name_on_disk(n), p) for n, p in model.lm.named_parameters())
     if run.adapters:
         made_of["adapters"] = digest(model.semantic.named_parameters())
+    if model.lora is not None:
+        made_of["lora"] = digest(model.lora.named_parameters())
     return made_of
 
 
@@ -174,6 +195,9 @@ def check_run(recipe: Recipe, run: Run) -> None:
     if recipe.dtype == "float16":
         problem = "small gradients become 0 in it, for training has no loss scale"
         raise ValueError(f"--dtype float16: {problem}; use bfloat16 or float32")
+
+    if run.lora and run.no_lora:
+        raise ValueError("--lora and --no-lora exclude each other; give one of them")
 
     there = next(path for path in (run.out, *run.out.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -237,8 +261,9 @@ def with_own_shapes(loaded: Loaded, recipe: Recipe, run: Run) -> Loaded:
 
     # Drawn again from the same seed.
     torch.manual_seed(recipe.train.seed)
-    kept = {n: part for n, part in model.trained_parts().items() if n not in loaded.new}
-    parts = new_parts(config, loaded.new) | kept
+    kept = {n: p for n, p in model.trained_parts().items() if n not in loaded.new or n == "lora"}
+    drawn = tuple(name for name in loaded.new if name != "lora")
+    parts = new_parts(config, drawn) | kept
     pieces = (model.encoder, model.lm, model.tokenizer, config, parts)
     made = DIFFA(*pieces, model.answer_length, model.made_of).to(model.device)
     return replace(loaded, model=made)
@@ -256,6 +281,8 @@ def load_model(stage: Stage, recipe: Recipe, run: Run) -> Loaded:
         advice = "start it with torchrun --nproc-per-node N"
         raise ValueError(f"--shard cuts the LM over several processes, and there is one; {advice}")
 
+    lora = "none" if run.no_lora else run.lora or ("train" if stage.trains_lora else "refuse")
+
     # New parts are drawn here.
     torch.manual_seed(recipe.train.seed)
     loaded = load_for_training(
@@ -270,6 +297,8 @@ def load_model(stage: Stage, recipe: Recipe, run: Run) -> Loaded:
         random_weights=run.random_weights,
         lm_class=run.lm_class,
         allow_other_parts=run.allow_other_parts,
+        lora=lora,
+        draw_missing=stage.reference is None,
         **({} if run.adapters else own_shapes(recipe, run)),
     )
 
@@ -313,7 +342,7 @@ def prepare(model: DIFFA, execution: Execution, device: str) -> dict[str, nn.Par
 
 def describe(recipe: Recipe, run: Run, loaded: Loaded, made_of: dict[str, str]) -> None:
     """Print the recipe, and of each part of the model its number of parameters and its source."""
-    if processes.rank() > 0:
+    if processes.rank() > 0 or is_quiet():
         return
     shapes = asdict(loaded.model.config)  # of the model, whatever was asked for
     if loaded.model.acoustic is None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from checkpoints.progress import progress
 from data import AudioError, pad_waveforms, read_audio
 from encoder import SAMPLE_RATE
 from training import processes
@@ -123,8 +124,8 @@ def encode_clips(
     loader = Clips(paths, read).ahead(batches, workers)
 
     # Encoded here.
-    bar = tqdm(batches, desc="encoding", leave=False, disable=processes.rank() > 0)
-    for rows, (waveforms, n_samples, errors) in zip(bar, loader):
+    shown = progress(batches, "encoding clips", unit=" batches", shown=processes.rank() == 0)
+    for rows, (waveforms, n_samples, errors) in zip(shown, loader):
         states, frames = model.encode(waveforms.to(model.device), n_samples.to(model.device))
         local_paths = [paths[row] for row in rows]
         errors = refuse_overflow(local_paths, states, errors)

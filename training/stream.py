@@ -9,7 +9,7 @@ Shapes: B clips, T encoder frames, D_w encoder width.
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,14 +101,24 @@ class Stream:
             found, lengths, errors = next(self.loader)
             self.work.waited += time.perf_counter() - started
 
-            # Waveforms still have to pass the encoder.
-            paths = [self.clips.paths[row] for row in rows]
-            lengths = lengths.to(device, non_blocking=True)
-            if isinstance(found, dict):
-                states, frames = on_device(self.model, found), lengths
-            else:
-                waveforms = found.to(device, non_blocking=True)
-                states, frames = self.model.encode(waveforms, lengths)
-                errors = refuse_overflow(paths, states, errors)
-            self.unreadable.add(paths, errors)
-            yield states, frames, torch.tensor([not error for error in errors])
+            yield self.heard(rows, found, lengths, errors)
+
+    def heard(self, rows: Sequence[int], found, lengths: Tensor, errors: list[str]) -> Heard:
+        """What the model hears in clips that were read (states.Read)."""
+        device = self.model.device
+        lengths = lengths.to(device, non_blocking=True)
+
+        # Waveforms still have to pass the encoder.
+        paths = [self.clips.paths[row] for row in rows]
+        if isinstance(found, dict):
+            states, frames = on_device(self.model, found), lengths
+        else:
+            waveforms = found.to(device, non_blocking=True)
+            states, frames = self.model.encode(waveforms, lengths)
+            errors = refuse_overflow(paths, states, errors)
+        self.unreadable.add(paths, errors)
+        return states, frames, torch.tensor([not error for error in errors])
+
+    def one(self, row: int) -> Heard:
+        """One clip by itself, after `open`; it is read now, whatever the step."""
+        return self.heard([row], *self.clips[[row]])

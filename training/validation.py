@@ -7,6 +7,7 @@ Shapes: B batch, N examples, G answer tokens.
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,6 +22,35 @@ from training.states import StateCache
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)  # noise levels t
 SEED = 20_250
+
+
+def answered(
+    model, example: Examples, hear: Callable[[slice], tuple[Tensor, Tensor]]
+) -> dict[str, str]:
+    """The "target" of one example, and the model's "prediction"; hear: see sampler.answer."""
+    ids = example.answer_ids[0]  # (G,)
+    config = SamplerConfig(length=len(ids), rule="threshold")
+    (first,) = answer(model.lm, model.tokenizer, example.prompts, hear, config)
+    return {"target": decode_answer(model.tokenizer, ids.tolist()), "prediction": first.text}
+
+
+def sample_answer(model, examples: Examples, batches: Batches) -> str:
+    """How the model as it is now answers the first training example, beside the target.
+
+    One process alone can call it. Nothing random is drawn.
+    """
+    training = [part for part in model.modules() if part.training]
+    model.eval()
+    states, frames, _ = batches.stream.one(0)
+
+    def hear(rows: slice) -> tuple[Tensor, Tensor]:
+        with batches.autocast():
+            return model.hear(states, frames)
+
+    words = answered(model, examples.first(1), hear)
+    for part in training:
+        part.training = True
+    return f"a training clip: {words['prediction']!r}, target {words['target']!r}"
 
 
 class Validation:
@@ -76,14 +106,11 @@ class Validation:
                     model.lm, prompt.embeddings, prompt.mask, answer_ids, noisy_ids, t, ids.numel()
                 ).item()
 
-        config = SamplerConfig(length=ids.shape[1], rule="threshold")
-        (first,) = answer(model.lm, model.tokenizer, prompts[:1], self.hear, config)
-
+        words = answered(model, self.examples.first(1), self.hear)
         for part in training:
             part.training = True
         return {
             "loss": sum(losses.values()) / len(losses),
             **{f"loss at {level}": loss for level, loss in losses.items()},
-            "target": decode_answer(model.tokenizer, ids[0].tolist()),
-            "prediction": first.text,
+            **words,
         }
