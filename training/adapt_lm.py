@@ -18,7 +18,8 @@ Shapes: B batch, P prompt positions, G answer tokens, D LM width, V vocabulary.
 import argparse
 import hashlib
 import shutil
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -105,6 +106,21 @@ class Adaptation:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             return diffusion_loss(lm, prompt, mask, answer_ids, moved(noisy_ids), t, B * G)
 
+    def loss_of_step(
+        self, rows: TextRows, steps: int, workers: int
+    ) -> Callable[[int, torch.Generator], Tensor]:
+        """What the loop calls for the loss of a step; the rows are made ahead, up to `steps`."""
+        batches = None
+
+        def loss(step: int, generator: torch.Generator) -> Tensor:
+            nonlocal batches
+            if batches is None:  # the first step of this run
+                pin = self.device.type == "cuda"
+                batches = rows.batches(range(step, steps), workers, pin)
+            return self.loss(next(batches), generator)
+
+        return loss
+
 
 def choose_mask(path: Path, name: str | None) -> int:
     """The id of the added token that becomes [MASK]: `name`, or the last one that is free.
@@ -148,76 +164,76 @@ def read_lines(files: list[Path]) -> list[str]:
     return lines
 
 
-def adapt(
-    source: Path,
-    text: list[Path],
-    out: Path,
-    *,
-    config: TrainConfig,
-    mixture: Mixture,
-    validation: Path | None,
-    validation_items: int,
-    mask: str | None,
-    device: str,
-    dtype: str,
-    workers: int,
-) -> None:
-    """Adapt the LM in `source` and write it to `out`; options as on the command line.
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where an adaptation reads and writes, and how it is executed.
+
+    source: the causal LM. text: files of a sentence a line; validation: such a file, or None, of
+    which validation_items sentences are used. mask: see choose_mask. dtype: of the arithmetic.
+    workers: processes that make rows.
+    """
+
+    source: Path
+    text: list[Path]
+    out: Path
+    validation: Path | None
+    validation_items: int
+    mask: str | None
+    device: str
+    dtype: str
+    workers: int
+
+
+def adapt(run: Run, config: TrainConfig, mixture: Mixture) -> None:
+    """Adapt the LM in run.source and write it to run.out, or resume.
 
     Raises:
         ValueError, OSError: texts, a tokenizer or weights that cannot be used. SystemExit: see
         Trainer.run.
     """
     # A mistake shows before anything large is read.
-    out.mkdir(parents=True, exist_ok=True)
-    check_writable(out / "config.json")
-    lines = read_lines(text)
-    held_out = read_lines([validation]) if validation else []
+    run.out.mkdir(parents=True, exist_ok=True)
+    check_writable(run.out / "config.json")
+    lines = read_lines(run.text)
+    held_out = read_lines([run.validation]) if run.validation else []
 
-    lm, tokenizer = load_causal(source, mask, device)
+    # The LM, of which the table is frozen.
+    lm, tokenizer = load_causal(run.source, run.mask, run.device)
     lm.embedding.requires_grad_(False)
-    work = Work(peak=measured_peak(device, DTYPES[dtype]))
-    adaptation = Adaptation(
-        lm=lm.train(), tokenizer=tokenizer, autocast=dtype == "bfloat16", work=work
-    )
+    work = Work(peak=measured_peak(run.device, DTYPES[run.dtype]))
+    autocast = run.dtype == "bfloat16"
+    adaptation = Adaptation(lm=lm.train(), tokenizer=tokenizer, autocast=autocast, work=work)
+
+    # The text.
     gap_id = lm.config.mask_id
     rows = TextRows(tokenizer, lines, mixture, gap_id, config.seed)
     exam = None
     if held_out:
         others = TextRows(tokenizer, held_out, mixture, gap_id, seed=0)
-        exam = Exam(adaptation, others, validation_items)
+        exam = Exam(adaptation, others, run.validation_items)
 
     # A run resumes only with the same LM, text and mixture.
-    identity = asdict(mixture) | {"lm": digest(lm.named_parameters()), "dtype": dtype}
+    identity = asdict(mixture) | {"lm": digest(lm.named_parameters()), "dtype": run.dtype}
     identity["text"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-    trained = {name: p for name, p in lm.named_parameters() if p.requires_grad}
-    batches = None
-
-    def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
-        nonlocal batches
-        if batches is None:
-            pin = adaptation.device.type == "cuda"
-            batches = rows.batches(range(step, config.steps), workers, pin)
-        return adaptation.loss(next(batches), generator)
 
     trainer = Trainer(
-        trained,
-        loss_of_step,
+        {name: p for name, p in lm.named_parameters() if p.requires_grad},
+        adaptation.loss_of_step(rows, config.steps, run.workers),
         config,
-        out / "checkpoint.pt",
+        run.out / "checkpoint.pt",
         "adapting",
         identity=identity,
         validate=exam,
-        metrics=out / "metrics.jsonl",
+        metrics=run.out / "metrics.jsonl",
         work=work,
     )
     losses = trainer.run()
 
     # In the hub's layout, with the dtype of the source.
-    kept = load_lm(source, causal_weights=True).embedding.weight.dtype
-    save_lm(lm.to(kept), out)
-    shutil.copy(source / "tokenizer.json", out)
-    write_json(out / "training.json", {"losses": losses, "minutes": trainer.minutes()})
+    kept = load_lm(run.source, causal_weights=True).embedding.weight.dtype
+    save_lm(lm.to(kept), run.out)
+    shutil.copy(run.source / "tokenizer.json", run.out)
+    write_json(run.out / "training.json", {"losses": losses, "minutes": trainer.minutes()})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -248,11 +264,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     config = replace(TRAIN, **given(TrainConfig, vars(args)))
     mixture = Mixture(batch=config.batch, **given(Mixture, {"answer_length": args.answer_length}))
-    names = ("source", "text", "out", "validation", "validation_items", "mask")
-    names += ("device", "dtype", "workers")
+    run = Run(**{field.name: getattr(args, field.name) for field in fields(Run)})
     with one_line_errors("python -m training.adapt_lm"):
-        options = {name: getattr(args, name) for name in names}
-        adapt(config=config, mixture=mixture, **options)
+        adapt(run, config, mixture)
 
 
 if __name__ == "__main__":
