@@ -30,8 +30,12 @@ def answered(
     """The "target" of one example, and the model's "prediction"; hear: see sampler.answer."""
     ids = example.answer_ids[0]  # (G,)
     config = SamplerConfig(length=len(ids), rule="threshold")
-    (first,) = answer(model.lm, model.tokenizer, example.prompts, hear, config)
-    return {"target": decode_answer(model.tokenizer, ids.tolist()), "prediction": first.text}
+    try:
+        (first,) = answer(model.lm, model.tokenizer, example.prompts, hear, config)
+        prediction = first.text
+    except ValueError as error:  # too long for the LM's context, say: no reason to stop training
+        prediction = f"({error})"
+    return {"target": decode_answer(model.tokenizer, ids.tolist()), "prediction": prediction}
 
 
 def sample_answer(model, examples: Examples, batches: Batches) -> str:
