@@ -282,6 +282,8 @@ def train(report: Report, name: str, device: str, tiny: bool) -> None:
             block.__dict__.pop("forward", None)  # what recomputing put there
         trained = prepare(model, execution, device)
         optimizers = make_optimizers(trained, recipe.train)
+
+        # Seconds, and what the step reaches of the peak; or that it does not fit.
         cells = ["out of memory", "", ""]
         try:
             if device == "cuda":
@@ -293,6 +295,8 @@ def train(report: Report, name: str, device: str, tiny: bool) -> None:
         except torch.cuda.OutOfMemoryError:
             pass
         rows.append([way, *cells])
+
+        # The next way starts with all memory.
         if device == "cuda":
             torch.cuda.empty_cache()
 
