@@ -320,13 +320,13 @@ def run_part(name: str, path: Path, seconds: float, tiny: bool) -> dict:
     failure = ""
     try:
         command = command_of(name, path, tiny)
-        done = subprocess.run(command, timeout=seconds, capture_output=True, text=True)
+        done = subprocess.run(command, timeout=seconds, capture_output=True, encoding="utf-8")
         if done.returncode:
             failure = (done.stderr.strip().splitlines() or [f"rc {done.returncode}"])[-1]
     except subprocess.TimeoutExpired:
         failure = f"stopped after {seconds:.0f} s"
     taken = round(time.perf_counter() - started, 1)
-    tables = json.loads(path.read_text()) if path.exists() else []
+    tables = json.loads(path.read_text("utf-8")) if path.exists() else []
     path.unlink(missing_ok=True)
     return {"seconds": taken, "failure": failure, "tables": tables}
 
@@ -376,9 +376,9 @@ def main(arguments: list[str] | None = None) -> None:
             part = run_part(name, args.out.with_suffix(f".{name}.json"), limit, args.tiny)
         results["parts"][name] = part
         write_json(args.out.with_suffix(".json"), results)
-        args.out.write_text(page(results))
+        args.out.write_text(page(results), "utf-8")
         print(f"{name}: {part['seconds']} s {part['failure'] or 'done'}", flush=True)
-    print(args.out.read_text())
+    print(args.out.read_text("utf-8"))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from checkpoints.chats import HEADER, HEADER_END, MASK, START, TURN_END
 from checkpoints.files import write_json
 from checkpoints.lm import save_lm
 from checkpoints.model import save_trained
+from checkpoints.progress import QUIET
 from checkpoints.whisper import save_whisper
 from corpora.manifests import write_manifest
 from data import SYSTEM, TEXT_END, TRANSCRIBE
@@ -58,6 +59,16 @@ SENTENCES = [
     "Repeat what is said.",
     "two red birds sing",
 ]
+
+
+@pytest.fixture(autouse=True)
+def progress_is_shown():
+    """What --quiet sets in the environment ends with the test that used it."""
+    before = os.environ.get(QUIET)
+    yield
+    os.environ.pop(QUIET, None)
+    if before is not None:
+        os.environ[QUIET] = before
 
 
 @pytest.fixture(scope="session")
