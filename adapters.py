@@ -1,9 +1,9 @@
 """Hidden states of the encoder -> audio embeddings that a language model can read.
 
 These two adapters, and stage 1's prompts, are all that DIFFA trains (figure 2). The *semantic*
-adapter squeezes the last hidden state four-fold in time by convolutions: what is said, 12.5
-embeddings a second. In the *acoustic* adapter, learned queries attend to several hidden states
-through one small Q-Former (BLIP-2, arXiv 2301.12597): how it sounds, 64 embeddings a clip.
+adapter squeezes the last hidden state four-fold in time by convolutions: the words, 12.5 embeddings
+a second. The *acoustic* adapter carries how the voice sounds, in 64 embeddings a clip: learned
+queries attend to several hidden states through one small Q-Former (BLIP-2, arXiv 2301.12597).
 
 Shapes: B batch, T encoder frames, A audio embeddings, Q queries, K tapped layers, D_w encoder
 width, D_l LM width, H heads.
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 SQUEEZE = 4  # encoder frames in a semantic embedding: the stride of the second convolution
 
-# Tapped hidden states, by the encoder's depth. Words are easiest to read off the last state; what
-# does not matter for words (who speaks, which accent, which mood) is clearer in earlier ones, so
-# the acoustic adapter taps states over the whole depth. Quirk of the release: indices count in
-# [what enters block 1, what leaves block 1, ..., block N], so 11 of 12 is not the last block.
+# Tapped hidden states, by the encoder's depth. Words are easiest to read off the last state.
+# Speaker, accent and mood are clearer in earlier ones, so the acoustic adapter taps states over the
+# whole depth. Quirk of the release: index 0 is what enters block 1, and index i is what leaves
+# block i. So 11 of 12 is not the last block.
 TAPS = {
     3: (0, 1, 2),  # the toy: ours, like tiny's
     4: (0, 1, 2, 3),  # tiny: the release
@@ -33,10 +33,9 @@ TAPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """Shapes of both adapters and the stage-1 prompts.
+    """Shapes of both adapters and stage 1's prompts. ValueError: Q-Former heads do not fit.
 
-    Defaults are the paper's, for Whisper small and LLaDA-8B. Raises ValueError: a width that does
-    not divide into the Q-Former's heads.
+    Defaults are the paper's, for Whisper small and LLaDA-8B.
     """
 
     encoder_width: int = 768
@@ -69,14 +68,10 @@ class SemanticAdapter(nn.Module):
         self.norm = nn.LayerNorm(D_l)
 
     def forward(self, state: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of the words in a clip.
+        """Embeddings of the words (B, A, D_l) and their mask (B, A), true where one is real.
 
-        Args:
-            state: (B, T, D_w) the encoder's last hidden state.
-            frames: (B,) real encoder frames of each clip; states after them are not read.
-        Returns:
-            embeddings (B, A, D_l) and mask (B, A), true where an embedding is real. A is that of
-            the longest clip.
+        state: (B, T, D_w) the encoder's last hidden state. frames: (B,) real encoder frames of each
+        clip; states after them are not read. A is that of the longest clip.
         """
         # Whole groups of 4 frames; what is left over is cut, as in the release.
         lengths = frames // SQUEEZE  # (B,)
@@ -124,9 +119,11 @@ class BertAttention(nn.Module):
         q = split_heads(self.query(x))  # (B, H, Q, D_w / H)
         k = split_heads(self.key(source))  # (B, H, T, D_w / H)
         v = split_heads(self.value(source))
+
+        # Every query attends to the whole source, padding included.
         dropout = self.dropout.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # (B, H, Q, D_w / H)
-        mixed = mixed.transpose(1, 2).reshape(B, Q, D)
+        mixed = mixed.transpose(1, 2).reshape(B, Q, D)  # heads side by side
         return self.norm(x + self.dropout(self.out(mixed)))
 
 
@@ -166,13 +163,10 @@ class AcousticAdapter(nn.Module):
         self.proj = nn.Linear(D_w, config.lm_width)
 
     def forward(self, states: list[Tensor]) -> Tensor:
-        """Embeddings of the voice in a clip.
+        """Embeddings of the voice (B, Q, D_l), from all n_layers + 1 hidden states (B, T, D_w).
 
-        Args:
-            states: all hidden states of the encoder, n_layers + 1 tensors (B, T, D_w).
-        Returns:
-            (B, Q, D_l). Quirk of the release, which its weights need: the tapped states are not cut
-            to the clip's real length, so the silence after it is attended to as well.
+        Quirk of the release, which its weights need: the tapped states are not cut to the clip's
+        real length. Queries attend to the silence after it as well.
         """
         # The same Q-Former reads each tapped state with queries of its own.
         outputs = []

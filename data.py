@@ -40,12 +40,12 @@ class ManifestError(ValueError):
 def read_audio(path: str | Path, seconds: float | None = None) -> Tensor:
     """A WAV, FLAC, OGG or MP3 file as mono float samples (S,), about in [-1, 1], at 16 kHz.
 
-    Args:
-        seconds: read only so much from the start; by default all, at most an hour.
-    Raises:
-        AudioError: absent, not audio, incomplete, empty, silent, far too loud, or holds NaN.
+    seconds: read only so much from the start; by default all, at most an hour. Raises AudioError:
+    absent, not audio, incomplete, empty, silent, far too loud, or holds NaN.
     """
     limit = None if seconds is None else seconds + 0.01  # the filter needs samples after the end
+
+    # Mono samples at the file's own rate.
     samples, rate = decode(path, limit)
     waveform = torch.from_numpy(samples)  # (S,)
 
@@ -68,15 +68,10 @@ def is_too_long(n_samples: float, context: int) -> bool:
 def pad_waveforms(
     waveforms: list[Tensor], n_samples: int, names: list[str], cut: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Clips as one batch, each padded with zeros to the encoder's context.
+    """Clips (S,) as one batch (B, n_samples), padded with zeros, and their real lengths (B,).
 
-    Args:
-        waveforms: clips (S,). n_samples: the context. names: of the clips, for errors.
-        cut: shorten longer clips instead of refusing them.
-    Returns:
-        (B, n_samples) and the real numbers of samples (B,).
-    Raises:
-        AudioError: a clip is longer than the context (`is_too_long`), and cut is false.
+    n_samples: the encoder's context. names: of the clips, for errors. cut: shorten longer clips;
+    otherwise they are an AudioError (`is_too_long`).
     """
     batch = torch.zeros(len(waveforms), n_samples)
     for row, waveform, name in zip(batch, waveforms, names, strict=True):
@@ -100,6 +95,7 @@ def item_problem(item: object, folder: Path) -> str:
     if absent:
         return f"lacks {', '.join(absent)}"
 
+    # Every field but the duration is text that can be written as UTF-8.
     texts = [field for field in MANIFEST_FIELDS if field != "duration"]
     wrong = [field for field in texts if not isinstance(item[field], str)]
     if wrong:
@@ -129,6 +125,8 @@ def load_manifest(path: str | Path) -> list[dict]:
     if not os.path.isfile(path):
         advice = "`make demo` makes the toy's, python -m corpora.manifests others"
         raise ManifestError(f"{path}: no such manifest; {advice}")
+
+    # A field that stands twice in an item would silently lose a value.
     try:
         text = path.read_text(encoding="utf-8-sig")
         items = json.loads(text, object_pairs_hook=refuse_twice)
@@ -196,6 +194,7 @@ def left_pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
 
     With padding on the left, all prompts end, and all answers begin, at the same position.
     """
+    # F.pad counts dimensions from the last one; only the first, positions, grows.
     P = max(len(row) for row in rows)
     padded = []
     for row in rows:
@@ -211,12 +210,10 @@ def left_pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def encode_answers(tokenizer, answers: list[str], length: int) -> Tensor:
-    """Answers as ids (B, length), padded with end tokens.
+    """Answers as ids (B, length), padded with end tokens; ValueError: one leaves no room for them.
 
     The end tokens are noised and scored like words: predicting them is how the LM learns where to
     stop (LLaDA, appendix B.1).
-
-    Raises ValueError: an answer leaves no room for its end; the message names it.
     """
     end = tokenizer.id(tokenizer.chat.text_end)
     rows = []

@@ -22,8 +22,8 @@ from data import Prompt, left_pad
 from diffusion_lm import DiffusionLM
 from encoder import WhisperEncoder, encoder_frames, log_mel
 
-# What stands where the audio goes, by stage. Stage 1 teaches the words: 20 learned prompts help the
-# instruction to tell the LM what the embeddings after them are. Stage 2 drops the prompts, and the
+# What stands where the audio goes, by stage; only these parts train. Stage 1 teaches the words: 20
+# learned prompts announce to the LM the embeddings after them. Stage 2 drops the prompts, and the
 # acoustic embeddings stand in their place. "semantic" is the ablation of table 5.
 AUDIO_PARTS = {
     "stage1": ("prompts", "semantic"),
@@ -44,11 +44,9 @@ class Spliced:
 
 
 def new_parts(config: AdapterConfig, names: tuple[str, ...]) -> dict[str, Part]:
-    """Newly drawn parts, by name.
-
-    All three are drawn, in one order, whichever are named: a seed gives a part the same weights in
-    every stage and ablation.
-    """
+    """Newly drawn parts, by name."""
+    # All three are drawn, in one order, whichever are named: a seed gives a part the same weights
+    # in every stage and ablation.
     drawn = {
         "prompts": nn.Parameter(torch.randn(config.n_prompts, config.lm_width)),
         "semantic": SemanticAdapter(config),
@@ -59,13 +57,12 @@ def new_parts(config: AdapterConfig, names: tuple[str, ...]) -> dict[str, Part]:
 
 @torch.no_grad()
 def match_embedding_scale(parts: dict[str, Part], lm: DiffusionLM) -> None:
-    """Scale new parts to the RMS of the LM's token embeddings; tiny training runs need it.
-
-    Ours, not the paper's. The parts are changed in place.
-    """
+    """Scale new parts, in place, to the RMS of the LM's token embeddings: ours, for short runs."""
     rms = lm.embedding.weight.float().pow(2).mean().sqrt().item()
     if "prompts" in parts:
         parts["prompts"].normal_(std=rms)
+
+    # Each adapter ends in a layer that sets the scale of its embeddings.
     if "semantic" in parts:
         parts["semantic"].norm.weight.fill_(rms)
     if "acoustic" in parts:
@@ -90,8 +87,7 @@ class DIFFA(nn.Module):
         """tokenizer: of the LM (checkpoints/tokenizer.py). parts: those of one stage, by name.
         answer_length: tokens of the answers that the parts were trained with, if known.
         made_of: digests of what they were trained with (checkpoints/origins.py), saved with them.
-
-        Raises ValueError: the parts are those of no stage in AUDIO_PARTS.
+        ValueError: the parts are those of no stage in AUDIO_PARTS.
         """
         super().__init__()
         heard = set(parts) - {"lora"}
@@ -126,7 +122,7 @@ class DIFFA(nn.Module):
         """Texts that answer questions about clips; see evaluation.clips.answer_clips.
 
         model = DIFFA.from_pretrained(adapters="toy/weights/stage2")
-        model.answer(["a.wav", "b.wav"], "What is said?")  # two texts
+        model.answer(["a.wav", "b.wav"], "Describe the speech.")  # two texts
 
         A clip is a path, or a waveform (S,) at 16 kHz. One question, or as many as clips.
         """
@@ -153,26 +149,25 @@ class DIFFA(nn.Module):
 
     @torch.no_grad()
     def encode(self, waveforms: Tensor, n_samples: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Frozen half of hearing.
+        """Frozen half of hearing: n_layers + 1 hidden states (B, T, D_w) and real frames (B,).
 
-        Args:
-            waveforms: (B, S) at 16 kHz, each padded with zeros to the encoder's context.
-            n_samples: (B,) real samples of each.
-        Returns:
-            n_layers + 1 hidden states (B, T, D_w) in float32, as the adapters are, and the real
-            encoder frames (B,).
+        waveforms: (B, S) at 16 kHz, each padded with zeros to the encoder's context. n_samples:
+        (B,) real samples of each. The states are in float32, as the adapters are.
         """
+        # Waveform -> log-mel (B, M, F) -> hidden states.
         states = self.encoder(log_mel(waveforms, self.encoder.config.n_mels))
         return [state.float() for state in states], encoder_frames(n_samples)
 
     def hear(self, states: list[Tensor], frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Trained half of hearing: hidden states and real frames, as `encode` gives them.
+        """Trained half of hearing, from the states and real frames that `encode` gives.
 
-        Returns:
-            audio embeddings (B, A, D) and their mask (B, A), true where an embedding is real. First
-            the prompts or the acoustic embeddings, never padded, then the semantic embeddings.
+        Returns audio embeddings (B, A, D) and their mask (B, A), true where one is real. First come
+        the prompts or the acoustic embeddings, never padded, then the semantic embeddings.
         """
+        # The words, from the last hidden state.
         audio, mask = self.semantic(states[-1], frames)  # (B, A_words, D), (B, A_words)
+
+        # What stands before them: stage 1's prompts, or the voice from the tapped states.
         if self.prompts is not None:
             first = self.prompts.expand(len(frames), -1, -1)  # (B, 20, D)
         elif self.acoustic is not None:
@@ -181,6 +176,7 @@ class DIFFA(nn.Module):
             return audio, mask
 
         first_mask = torch.ones(first.shape[:2], dtype=torch.bool, device=first.device)
+        # One sequence (B, A, D): A = 20 + A_words in stage 1, Q + A_words in stage 2.
         return torch.cat([first, audio], dim=1), torch.cat([first_mask, mask], dim=1)
 
 
@@ -189,16 +185,15 @@ def splice(
 ) -> Spliced:
     """Put the audio embeddings between the two halves of each prompt (figure 2).
 
-    Args:
-        prompts: B prompts (data.build_prompt). audio: (B, A, D) embeddings and audio_mask: (B, A),
-            true where one is real, as DIFFA.hear gives them; both None for prompts of text alone.
-    Returns:
-        the prompts, left-padded to one length, so that all answers start at the same position.
+    prompts: B prompts (data.build_prompt). audio: (B, A, D) embeddings and audio_mask: (B, A), true
+    where one is real, as DIFFA.hear gives them; both None for prompts of text alone. The result is
+    left-padded to one length.
     """
     device = lm.embedding.weight.device
     rows = []
     kinds = []
     for i, prompt in enumerate(prompts):
+        # The text on both sides of the audio, (before, D) and (after, D).
         before = lm.embed(torch.tensor(prompt.before, dtype=torch.long, device=device))
         after = lm.embed(torch.tensor(prompt.after, dtype=torch.long, device=device))
 

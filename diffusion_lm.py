@@ -4,9 +4,9 @@ LLaDA (Nie et al. 2025, arXiv 2502.09992) is a Llama without the causal mask. Th
 replaces each answer token by [MASK] with probability t. The model learns to predict what was there,
 and generates by starting from masks alone (sampler.py).
 
-Shapes: B batch, L positions (prompt and answer), M positions that pass through the blocks (all L,
-or the few that a cache does not hold), N output rows, G answer tokens, n masked tokens, D width,
-H heads, K key-value heads, C head width, V vocabulary.
+Shapes: B batch, P prompt positions, G answer tokens, L = P + G positions, n masked tokens. D width,
+H heads, K key-value heads, C head width, V vocabulary. M positions pass through the blocks: all L,
+or the few that a cache does not hold. N of them are output rows.
 """
 
 from dataclasses import dataclass
@@ -25,10 +25,7 @@ LOGITS_AT_ONCE = 1 << 24  # most logits that the loss holds at a time: 67 MB in 
 
 @dataclass(frozen=True, kw_only=True)
 class LMConfig:
-    """Shapes of the transformer. Defaults are LLaDA-8B's.
-
-    Raises ValueError: heads that do not divide the width, or groups that do not divide the heads.
-    """
+    """Shapes of the transformer, by default LLaDA-8B's. ValueError: heads or groups do not fit."""
 
     width: int = 4096
     n_layers: int = 32
@@ -154,6 +151,8 @@ class Attention(nn.Module):
         q = q.unflatten(-1, (config.n_heads, config.head_dim))  # (B, N, H, C)
         k = k.unflatten(-1, (config.n_kv_heads, config.head_dim))  # (B, M, K, C)
         v = v.unflatten(-1, (config.n_kv_heads, config.head_dim))
+
+        # Queries keep the angles of their own positions.
         query_angles = angles
         if output_rows is not None:
             query_angles = tuple(angle[:, :, output_rows] for angle in angles)
@@ -171,6 +170,7 @@ class Attention(nn.Module):
             k = cache[0].index_copy_(2, indices, k)  # (B, K, L, C)
             v = cache[1].index_copy_(2, indices, v)
 
+        # Every query attends to positions on both sides of it; only `mask` excludes any.
         grouped = config.n_heads != config.n_kv_heads
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, H, N, C) to (B, N, D)
@@ -239,9 +239,8 @@ class DiffusionLM(nn.Module):
     def attention_mask(self, mask: Tensor | None, indices: Tensor, n_keys: int) -> Tensor | None:
         """What queries may attend to: every real position, before and after. None: all positions.
 
-        Args:
-            mask: (B, L), true where a position is real, or None. indices: (M,) positions of the
-                queries. n_keys: L. A causal model needs the last two (toy/autoregressive.py).
+        mask: (B, L), true where a position is real, or None. A causal model also needs the
+        positions of the queries, indices (M,), and n_keys, L (toy/autoregressive.py).
         """
         return None if mask is None else mask[:, None, None, :]  # (B, 1, 1, L)
 
@@ -326,9 +325,8 @@ def noise(answer_ids: Tensor, t: Tensor, mask_id: int, generator: torch.Generato
 def token_losses(lm: DiffusionLM, hidden: Tensor, ids: Tensor) -> Tensor:
     """Cross-entropy (n,) of the tokens ids (n,) given their hidden states (n, D).
 
-    The logits of a large vocabulary are the largest tensors of training: 126,464 numbers a token.
-    They are made chunk by chunk, dropped, and made again in the backward pass, so that no more than
-    one chunk ever exists.
+    Logits are the largest tensors of training: 126,464 numbers a token. They are computed chunk by
+    chunk, dropped, and computed again in the backward pass, so only one chunk exists at a time.
     """
 
     def chunk_losses(hidden: Tensor, ids: Tensor) -> Tensor:
@@ -352,14 +350,11 @@ def diffusion_loss(
     t: Tensor,
     n_tokens: int,
 ) -> Tensor:
-    """Masked-diffusion loss of answers (LLaDA, equation 5: a prompt that is never noised).
+    """Masked-diffusion loss of answers, a scalar (LLaDA, equation 5: the prompt is never noised).
 
-    Args:
-        prompt, prompt_mask, answer_ids, noisy_ids, t: see weighted_losses.
-        n_tokens: the divisor of the sum: all answer tokens of the batch, masked or not (as in the
-            release). When every answer is padded to G, B * G equals LLaDA's mean over items.
-    Returns:
-        a scalar.
+    n_tokens: the divisor of the sum: all answer tokens of the batch, masked or not (as in the
+    release). When every answer is padded to G, B * G equals LLaDA's mean over items.
+    The other arguments, and the weight 1/t, are those of weighted_losses.
     """
     losses, _ = weighted_losses(lm, prompt, prompt_mask, answer_ids, noisy_ids, t)  # (n,)
     return losses.sum() / n_tokens

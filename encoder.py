@@ -1,9 +1,9 @@
 """Waveform -> log-mel spectrogram -> the hidden states of a Whisper encoder.
 
 Whisper (Radford et al. 2022, arXiv 2212.04356, section 2.2) turns 16 kHz mono audio into 100 mel
-frames a second, halves them with a strided convolution, and runs them through pre-LayerNorm
-transformer blocks. DIFFA keeps this encoder frozen and reads several hidden states of it: the last
-one for the words, earlier ones for how the voice sounds (adapters.py).
+frames a second. A strided convolution halves them; pre-LayerNorm transformer blocks follow. DIFFA
+keeps this encoder frozen, and its adapters (adapters.py) read several hidden states of it. The last
+one serves for the words, earlier ones for how the voice sounds.
 
 Shapes: B batch, S samples, F mel frames (100 a second), T encoder frames (50 a second), M mel bins,
 D width, H heads.
@@ -25,10 +25,7 @@ FRAMES_PER_SECOND = SAMPLE_RATE // (HOP * CONV_STRIDE)  # 50 encoder frames
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Shapes of a Whisper encoder. Defaults are Whisper small's.
-
-    Raises ValueError: a width that does not divide into the heads.
-    """
+    """Shapes of a Whisper encoder, by default Whisper small's. ValueError: heads do not fit."""
 
     n_mels: int = 80
     width: int = 768
@@ -81,12 +78,9 @@ def mel_filters(n_mels: int) -> Tensor:
 
 
 def log_mel(waveform: Tensor, n_mels: int = 80) -> Tensor:
-    """Log-mel spectrogram as Whisper was trained on it (section 2.2).
+    """Log-mel spectrogram (..., M, F) as Whisper was trained on it (section 2.2), F = S // 160.
 
-    Args:
-        waveform: (..., S) float samples in [-1, 1] at 16 kHz, padded to the encoder's context.
-    Returns:
-        (..., M, F) with F = S // 160.
+    waveform: (..., S) float samples in [-1, 1] at 16 kHz, padded to the encoder's context.
     """
     # Power spectrum of 25 ms windows, every 10 ms. Whisper drops the last frame.
     flat = waveform.reshape(-1, waveform.shape[-1])  # (B, S)
@@ -172,16 +166,11 @@ class WhisperEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, mel: Tensor) -> list[Tensor]:
-        """All hidden states of a batch of log-mels.
+        """All hidden states of a batch of log-mels (B, M, F); ValueError unless F = 2 * context.
 
-        Args:
-            mel: (B, M, F) with F = 2 * context.
-        Returns:
-            n_layers + 1 tensors (B, T, D): what enters the first block, then what leaves each
-            block; the last has also passed the final LayerNorm. DIFFA's tapped layers are indices
-            into this list.
-        Raises:
-            ValueError: the mel does not fill the context exactly.
+        Returns n_layers + 1 tensors (B, T, D): what enters the first block, then what leaves each
+        block. The last one has also passed the final LayerNorm. DIFFA's tapped layers are indices
+        into this list.
         """
         n_frames = CONV_STRIDE * self.config.context
         if mel.shape[-1] != n_frames:
@@ -194,7 +183,7 @@ class WhisperEncoder(nn.Module):
         x = F.gelu(self.conv1(mel.to(self.conv1.weight.dtype)))  # (B, D, F)
         x = F.gelu(self.conv2(x)).transpose(1, 2)  # (B, T, D)
 
-        # Every hidden state is kept.
+        # Every hidden state is kept: n_layers + 1 times (B, T, D).
         states = [x + self.positions]
         for block in self.blocks:
             states.append(block(states[-1]))

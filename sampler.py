@@ -1,34 +1,34 @@
 """Masks become words, the most confident first.
 
 The answer starts as `length` masks after the prompt. At each step every masked position of the
-current block proposes its most probable token, and a *rule* decides which proposals are committed:
+current block proposes its most probable token. A *rule* decides which proposals are committed:
 
     count      a fixed number a step, the most confident first (LLaDA, section 2.4)
     threshold  all with a confidence above `threshold`, at least one (Fast-dLLM, section 3.3)
     factor     the longest prefix, sorted by confidence, in which the n-th has a confidence of at
                least 1 - factor / (n + 1) (the same section, version 3 of the paper)
-    frechet    the longest prefix whose n doubts 1 - c, the last one twice, leave more than
-               `frechet` of 1: a bound on the probability that all n are right
+    frechet    the longest prefix whose doubts 1 - c, the last one twice, leave more than `frechet`
+               of 1: a bound on the probability that all are correct (arXiv 2606.02955)
 
-A *cache* decides what a step computes (Fast-dLLM, section 3.2, figure 2). The first step of a block
-is always a full pass over prompt and answer; later steps compute
+A *cache* decides what a step computes (Fast-dLLM, section 3.2, figure 2; in speed/canvas.py, `call`
+and `cached_part`). A block's first step is a full pass over prompt and answer; later ones compute
 
     none       everything: exact
     prefix     the current block and what follows it; keys and values before it are kept
     dual       the current block only; keys and values on both sides of it are kept
 
-With `refresh` above 1, a pass over everything serves that many blocks: the others open with a pass
-over the answer alone, and the prompt's keys and values are kept. With `append`, the answer grows
-block by block, and no masks stand behind the current one, as iLLaDA samples.
+With `refresh` above 1, one full pass serves that many blocks. The others open with a pass over the
+answer alone, and the prompt's keys and values are kept. With `append`, the answer grows block by
+block, and no masks stand behind the current one, as iLLaDA samples.
 
-From plain to fast: `generate_plain` is the published procedure, `generate` has every rule and cache
-for a batch of prompts, `answer` answers questions about clips with it.
+From plain to fast: `generate_plain` is the published procedure. `generate` has every rule and cache
+for a batch of prompts; `refine` is one step of it. `answer` answers questions about clips.
 
     python sampler.py CLIP "QUESTION" [--trace out.html]      (evaluation/ask.py; many clips too)
 
-Shapes: B batch, P prompt positions, G answer tokens, L = P + G, V vocabulary, D width; R rows of
-the batch in a call, C conditions (1, or 2 with guidance), M positions that pass through the model,
-N positions that are predicted: those of a block, or of it the masked ones.
+Shapes: B batch, P prompt positions, G answer tokens, L = P + G, V vocabulary, D width. A call has
+R rows of the batch, C conditions (1, or 2 with guidance) and M positions that pass through the
+model. It predicts N positions: those of a block, or only the masked ones of it.
 """
 
 import time
@@ -49,7 +49,7 @@ from speed.checks import check_finite, check_prompt, check_settings
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How an answer is filled in. Raises ValueError: an impossible setting, and what works."""
+    """How an answer is filled in. ValueError: an impossible setting, and what works instead."""
 
     length: int = 16  # tokens of the answer
     block_length: int | None = None  # filled left to right, the last may be shorter; None: one
@@ -98,10 +98,12 @@ def split_evenly(total: int, parts: int) -> list[int]:
 
 
 def blocks_of(config: SamplerConfig) -> list[tuple[slice, int]]:
-    """The columns of each block, and its share of the steps: by its length, at least one."""
+    """The columns of each block, and its number of steps: by its length, at least one."""
     G = config.length
     starts = range(0, G, config.block_length)
     blocks = [slice(start, min(start + config.block_length, G)) for start in starts]
+
+    # The last block may be shorter; the others divide what it leaves.
     last = max(config.steps * (G - starts[-1]) // G, 1)
     n_steps = [*split_evenly(config.steps - last, len(blocks) - 1), last]
     return list(zip(blocks, n_steps, strict=True))
@@ -190,12 +192,11 @@ def commit(
 ) -> Tensor:
     """Which proposals stay, (B, N) bool: at least one in each row with a mask, only at masks.
 
-    Args:
-        confidence: (B, N). is_masked: (B, N), true where a mask waits. limit: (), the rule's
-            number: tokens of this step, or the setting named like the rule. A tensor, because
-            torch.compile would bake a Python float into the graph and recompile for a new value.
-        last_candidate: a proposal that is the only one to fail the factor rule stays too. Quirk of
-            Fast-dLLM's code, and so of DIFFA-2; its paper has no such exception.
+    confidence: (B, N). is_masked: (B, N), true where a mask waits. limit: (), the rule's number:
+    tokens of this step, or the setting named like the rule. It is a tensor, because torch.compile
+    would bake a Python float into the graph and recompile for a new value. last_candidate: a
+    proposal that is the only one to fail the factor rule stays too. Quirk of Fast-dLLM's code, and
+    so of DIFFA-2; its paper has no such exception.
     """
     confidence = confidence.masked_fill(~is_masked, -torch.inf)
 
@@ -218,7 +219,7 @@ def commit(
             fails = is_masked & ~keep & (rank > 0)
             keep |= fails.sum(dim=-1, keepdim=True) == 1
     else:
-        # c1 + ... + cn - (n - 1) - (1 - cn) falls with n: the same.
+        # As n grows, c1 + ... + cn - (n - 1) - (1 - cn) falls: the kept ones are a prefix too.
         doubts = torch.where(is_before, 1 - other, 0.0).sum(dim=-1)  # (B, N)
         keep = 1 - doubts - 2 * (1 - confidence) > limit
     return (keep | (rank == 0)) & is_masked
@@ -256,12 +257,13 @@ def refine(
     hidden = lm(call.x, call.real, call.cache, call.indices, call.output_rows)  # (C R, N, D)
     logits = lm.head(hidden)  # (C R, N, V)
 
-    # Guidance (LLaDA, equation 16) moves the logits away from those without the prompt's text: a
-    # scale of 0 leaves the conditional logits, and 1 doubles their difference.
+    # Guidance (LLaDA, equation 16) moves the logits away from those without the prompt's text. A
+    # scale of 0 leaves the conditional logits; 1 doubles their difference.
     if choice.cfg_scale is not None:
         conditional, unconditional = logits.chunk(2)
         logits = unconditional + (choice.cfg_scale + 1) * (conditional - unconditional)
 
+    # Propose a token at each position, choose by the rule, commit: (R, N) each.
     is_masked = block_ids == lm.config.mask_id
     proposed, confidence = propose(logits, lm.config.mask_id, choice.gumbel)
     deciding = confidence if choice.chance is None else choice.chance
@@ -378,15 +380,14 @@ def answer(
 ) -> Iterator[Answer]:
     """Answers to prompts, batch by batch, in their order.
 
-    Args:
-        audio: called with the rows of a batch, gives their audio embeddings (B, A, D) and mask
-            (B, A), as DIFFA.hear does. None: the prompts are text alone.
-        decode: `generate`, or another decoder with its arguments. on_step: see `generate`.
-    Raises:
-        ValueError: a prompt that is too long; see `generate`.
+    audio: called with the rows of a batch, gives their audio embeddings (B, A, D) and mask (B, A),
+    as DIFFA.hear does. None: the prompts are text alone. decode: `generate`, or another decoder
+    with its arguments. on_step, ValueError: see `generate`.
     """
     for start in range(0, len(prompts), batch):
         rows = slice(start, start + batch)
+
+        # Hear the clips (B, A, D), splice the prompts (B, P, D), fill in the answers (B, G).
         with torch.inference_mode():
             heard, heard_mask = audio(rows) if audio else (None, None)
             out = decode(lm, splice(lm, prompts[rows], heard, heard_mask), config, on_step)

@@ -1,8 +1,8 @@
 """Stage 1: teach the semantic adapter to carry words (DIFFA, figure 2).
 
-Encoder and LM are frozen. The semantic adapter and 20 learned prompts train on transcripts: the LM,
-asked to transcribe, must recover the words from the audio embeddings alone. The prompts help the
-instruction to tell the LM what these embeddings are; stage 2 drops them.
+Encoder and LM are frozen. The semantic adapter and 20 learned prompts train on transcripts. Given
+the instruction to transcribe, the LM must recover the words from the audio embeddings alone. The
+prompts announce these embeddings to the LM; stage 2 drops them.
 
     python train_asr.py --train runs/toy/corpus/asr_train.json --out runs/toy/stage1
 

@@ -2,8 +2,8 @@
 
 Encoder and LM stay frozen. The semantic adapter resumes from stage 1. In the prompt, a new acoustic
 adapter, which carries how a voice sounds, stands where stage 1's learned prompts stood. The paper
-trains on 127 hours of VCTK, AccentDB, IEMOCAP, DailyTalk and VoxCeleb1, with answers by a text LLM
-that reads a seed transcript of each clip (corpora/targets.py). The ablation `--audio semantic`
+trains on 127 hours of VCTK, AccentDB, IEMOCAP, DailyTalk and VoxCeleb1. A text LLM wrote the
+answers from a seed transcript of each clip (corpora/targets.py). The ablation `--audio semantic`
 leaves the acoustic adapter out, with all else equal (table 5).
 
     python train_instruct.py --train runs/toy/corpus/instruct_train.json \\
@@ -96,8 +96,7 @@ def answer_loss(
 ) -> Iterator[Tensor]:
     """The losses of a batch's parts, which add up to the loss of the batch (LLaDA, equation 5).
 
-    The same lines as stage 1's, written out so that each script can be read alone: the stages
-    differ in their parts, data and recipe, not in their loss.
+    The same lines as stage 1's, so that each script can be read alone.
     """
     # Forward process, for the whole batch at once: the noise does not depend on how it is cut.
     t = noise_levels(len(batch.answer_ids), generator, recipe.t_min, recipe.stratified)  # (B,)
