@@ -8,10 +8,13 @@ whisper.py       loads and saves the encoder
 lm.py            loads and saves the language model, in the format of its family
 unsupported.py   language models that would answer wrongly here: refused with the reason
 adapters.py      loads and saves trained adapters, the release's or ours
+copies.py        copies of the frozen parts in an adapters' file: compared, then dropped
+lora.py          LoRA: small trained matrices beside frozen weights (DIFFA-2)
 origins.py       what adapters were trained with: recorded and compared
 digests.py       short names for weights and files
 model.py         loads a whole DIFFA, saves its trained parts, makes random weights
 tokenizer.py     tokenizers behind one interface
 chats.py         how each family of LMs writes a conversation
-command_line.py  what all commands share: options of the model, errors in one line
+command_line.py  what all commands have: options of the model, errors in one line
+progress.py      one line a phase: what is done, the time left, the loss
 """

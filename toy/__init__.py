@@ -11,4 +11,6 @@ pretrain_lm.py        the stand-in for LLaDA, and the one loop in which LMs lear
 autoregressive.py     the autoregressive baseline: causal attention, its loss, greedy decoding
 evaluate.py           the command that measures a run: word error rates, accuracies
 report.py             what a run's figures promise, as a table and as pictures
+compare.py            what differs between two evaluated runs
+bundle.py             the command that makes toy/weights, with which `make ask` answers
 """

@@ -15,6 +15,7 @@ muon.py          Muon
 run_files.py     checkpoints and metrics
 validation.py    the loss on clips that do not train
 processes.py     several processes: torchrun, DDP, FSDP
+preference.py    the command of stage 4: prefer the better of two answers (DIFFA-2)
 align.py         the command of a warm-up: the semantic adapter spells words by CTC
 adapt_lm.py      the command that turns a causal LM into a masked-diffusion LM
 text_rows.py     the text that such an LM learns from
