@@ -2,7 +2,7 @@
 # make demo             the whole method at toy scale, on a fresh machine: 13 to 19 minutes on 2 CPU cores
 # make demo SEED=1      another seed, in a run directory of its own
 # make test             the tests
-# make lint             style and formatting, as in CI; `make format` mends what a tool can mend
+# make lint             style and formatting, as in CI; `make format` fixes what ruff can fix
 # make help             all commands
 #
 # A command that was stopped resumes from its newest checkpoint when you run it again.
@@ -67,7 +67,7 @@ lint: $(INSTALLED)  ## style and formatting, as in CI
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-format: $(INSTALLED)  ## mend what ruff can mend
+format: $(INSTALLED)  ## fix what ruff can fix
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 

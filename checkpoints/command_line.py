@@ -1,4 +1,4 @@
-"""What all commands share: the options by which they find a model, and errors in one line."""
+"""What all commands have: the options by which they find a model, and errors in one line."""
 
 import argparse
 import functools

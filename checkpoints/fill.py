@@ -21,7 +21,7 @@ from checkpoints.progress import is_hidden
 
 # All other fields of our configs are int.
 FIELD_TYPES = {"rope_theta": (int, float), "norm_eps": (int, float), "tied": (bool,)}
-MOST = {"rope_theta": 1e12, "norm_eps": 0.1}  # beyond, all positions or all tokens look alike
+MOST = {"rope_theta": 1e12, "norm_eps": 0.1}  # beyond, all positions or all tokens look the same
 NOT_FINITE = "it holds NaN or infinity; download or train it again"
 PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

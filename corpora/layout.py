@@ -1,4 +1,4 @@
-"""What all readers of corpora share: clips, what is missing, folders and texts on a disk."""
+"""What all readers of corpora use: clips, what is missing, folders and texts on a disk."""
 
 import codecs
 from dataclasses import dataclass

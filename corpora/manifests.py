@@ -83,7 +83,7 @@ def corpus_item(clip: Clip, corpus: str) -> dict | Missing:
 
 
 def missing_lines(missing: list[Missing]) -> list[str]:
-    """Reasons, each with its number and an example; details in parentheses are not told apart."""
+    """Reasons, each with its number and an example; details in parentheses do not count."""
     groups = collections.defaultdict(list)
     for found in missing:
         groups[re.sub(r" \(.*\)", "", found.reason)].append(found.name)

@@ -21,7 +21,7 @@ UNKNOWN = {"", "unknown", "none", "n/a", "na", "nan", "-", "?"}
 
 
 def one_spelling(name: str, value: str) -> str:
-    """A value of the attribute `name` in the one spelling that all corpora share; "" if unknown."""
+    """A value of the attribute `name` in the one spelling for all corpora; "" if unknown."""
     # "NewZealand", "new_zealand" and " New  Zealand " are the same.
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", value.replace("_", " "))
     spaced = " ".join(spaced.split())

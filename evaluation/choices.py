@@ -9,8 +9,8 @@ from collections.abc import Sequence
 LETTERS = "ABCD"
 
 # Characters. A reply names its choice where it begins or ends: of a longer one only LONGEST at each
-# end are read. NEAR before a letter decide what is said of it. Without bounds, a reply of a million
-# letters would take days.
+# end are read. NEAR before a letter decide whether it is denied. Without bounds, a reply of a
+# million letters would take days.
 LONGEST = 2000
 NEAR = 200
 
@@ -97,7 +97,7 @@ def choice_letter(reply: str, choices: Sequence[str] = ()) -> str | None:
     for letter, choice in sorted(zip(LETTERS, choices), key=lambda pair: -len(pair[1])):
         words = choice.strip(" .").split()
         if sum(map(len, words)) < 2:
-            continue  # one character cannot be told from a letter
+            continue  # one character looks like a letter
         words_in_order = r"\s+".join(map(re.escape, words))
         pattern = re.compile(rf"(?<!\w){words_in_order}(?!\w)", re.IGNORECASE)
         if not all(is_denied(text, match) for match in pattern.finditer(text)):

@@ -31,7 +31,7 @@ class Sitting:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """An item that is asked."""
+    """An item that is put to the model."""
 
     name: str | int
     item: dict

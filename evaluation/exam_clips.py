@@ -43,7 +43,7 @@ def read_clips(
     """
     paths = [find_clip(item[exam.audio_field], folder) for item in items]
 
-    # Several items may share a file. All problems are listed at once.
+    # Several items may have the same file. All problems are listed at once.
     clips = {}
     problems = []
     for path in tqdm(dict.fromkeys(paths), "reading clips", leave=False, disable=None):

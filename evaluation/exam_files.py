@@ -104,7 +104,7 @@ def is_text(value: object) -> bool:
 
 
 def item_problem(item: object, exam: Exam, answered: bool) -> str:
-    """Why an item cannot be used, "" when it can. answered: it is marked, not asked."""
+    """Why an item cannot be used, "" when it can. answered: it is only marked."""
     if not isinstance(item, dict):
         return "not an object"
 

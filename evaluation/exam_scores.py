@@ -69,7 +69,7 @@ def score_lines(exam: Exam, rows: list[dict], files: list[str] | None = None) ->
     replies = [reply_of(row, exam) for row in rows]
     lines = []
 
-    # What cannot be scored is said first.
+    # What cannot be scored comes first.
     if None in replies:
         n = replies.count(None)
         lines.append(f"replies that are null or absent, marked like empty ones: {n}")

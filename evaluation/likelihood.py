@@ -144,7 +144,7 @@ def confidence_scores(
 
     A candidate starts as masks. At each step the true token that the LM finds most probable at its
     position is written there, and its log-probability is added to the score. A candidate of G
-    tokens takes G steps; all candidates share the forward passes.
+    tokens takes G steps; all candidates go through the same forward passes.
 
     Args:
         prompt: of one item. answers: token ids of each candidate.

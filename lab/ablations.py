@@ -188,7 +188,7 @@ def train_once(stage: Stage, recipe: Recipe, steps: int, seed: int, run: Run) ->
 
 
 def make_shared_parts(plan: Plan) -> None:
-    """Make what the seeds share: own targets, the baseline's LM and its stage 1.
+    """Make what all seeds use: own targets, the baseline's LM and its stage 1.
 
     Raises ValueError: the run is not finished, or its ablations were made with other settings.
     """

@@ -242,7 +242,7 @@ def random_batch(
 
 
 def train(report: Report, name: str, device: str, tiny: bool) -> None:
-    """A step of the paper's recipe on its share of the batch, by three ways to run the blocks."""
+    """A step of the paper's recipe on its part of the batch, by three ways to run the blocks."""
     script = STAGES[name]
     recipe = script.RECIPES["paper"]
     size = "toy+toy" if tiny else "small+llada-8b"

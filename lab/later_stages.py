@@ -1,8 +1,8 @@
 """What DIFFA-2's later stages gain at toy scale: LoRA in the LM (stage 3), preference (stage 4).
 
-The frozen LM of a toy run was never asked for the last word of a sentence. Stage 3 trains on a
-mixture of the known questions and this new one, with LoRA or, as its control, without. Stage 4
-trains on pairs of a right answer and a wrong one that stage 3 itself gave.
+The frozen LM of a toy run never saw a question about the last word of a sentence. Stage 3 trains on
+a mixture of the known questions and this new one, with LoRA or, as its control, without. Stage 4
+trains on pairs of a correct answer and a wrong one that stage 3 itself gave.
 
     python -m lab.later_stages corpus --run runs/toy --out runs/later        manifests
     python train_instruct.py --lora 8 --adapters runs/toy/stage2 --train runs/later/train.json ...
@@ -94,7 +94,7 @@ def results(model, states: StateCache, items: list[dict]) -> dict[str, float]:
         else:
             table[kind] = accuracy(predictions, targets)
 
-    # Every kind counts alike; the new one stands by itself.
+    # Every kind has the same weight; the new one stands by itself.
     known = [value for kind, value in table.items() if kind != NEW_KIND]
     return table | {"known kinds": sum(known) / len(known)}
 

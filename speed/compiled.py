@@ -28,7 +28,7 @@ STATIC_CACHES: weakref.WeakKeyDictionary[DiffusionLM, dict] = weakref.WeakKeyDic
 @functools.cache
 def compiled_refine(device_type: str) -> Callable:
     """sampler.refine as one graph for each shape; on a GPU it is recorded once and replayed."""
-    # Shapes, rules and models: the default limit of 8 is meant for graphs that leak.
+    # Shapes, rules and models: the default limit of 8 is for graphs that leak.
     torch._dynamo.config.recompile_limit = 256
     mode = "reduce-overhead" if device_type == "cuda" else None
     graph = torch.compile(refine, fullgraph=True, dynamic=False, mode=mode)

@@ -111,8 +111,8 @@ def questions(
     """Results of a stage-2 model by kind of question, in percent.
 
     Returns:
-        for each kind that is asked its accuracy (exact answers; word error rate for `repeat` and
-        `caption`), its items, and calls and tokens (end of text included) of a mean answer; and
+        for each kind of question its accuracy (exact answers; word error rate for `repeat` and
+        `caption`), its items, and calls and tokens (end of text included) of a mean answer. Also
         the mean accuracies `content_mean` of the slots and `voice_mean` of the attributes.
     """
     table = {}
@@ -137,7 +137,7 @@ def questions(
         table[kind]["calls"] = mean_calls(answers)
         table[kind]["tokens"] = mean(min(n, config.length) for n in lengths)
 
-    # Every kind counts alike, however many questions it has.
+    # Every kind has the same weight, however many questions it has.
     for name, kinds in (("content_mean", SLOTS), ("voice_mean", VOICE_KINDS)):
         if not table.keys() >= set(kinds):
             continue  # a mean of some would look like the mean of all

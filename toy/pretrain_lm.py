@@ -91,7 +91,7 @@ class GrammarText(TextSource):
     blur: float = 0.7
 
     def draw(self, rng, n, stretched, wanted):
-        """Draw n questions; of kinds `wanted`, if any, a fraction WANTED of them."""
+        """Draw n questions; a fraction WANTED of kinds `wanted`, if any."""
         kinds = [rng.choice(wanted) if wanted and rng.random() < WANTED else None for _ in range(n)]
         options = {"held_out": False, "stretched": stretched}
         return [draw_question(self.tokenizer, rng, kind=kind, **options) for kind in kinds]

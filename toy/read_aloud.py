@@ -87,7 +87,7 @@ def read_sentence(
 
 
 def recorded(manifest: Path) -> list[dict]:
-    """The items of a manifest of recordings, asked for their transcripts in plain words."""
+    """The items of a manifest of recordings, with their transcripts as plain words."""
     items = []
     for item in load_manifest(manifest):
         words = plain_words(item["transcription"])

@@ -86,7 +86,7 @@ SAMPLES = 4  # release: masked versions of an answer
 def draw_masks(
     answer_ids: Tensor, n_samples: int, mask_id: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Noise of exactly k tokens: k uniform in 1 to G, then k of the G positions, all alike.
+    """Noise of exactly k tokens: k uniform in 1 to G, then k positions, uniformly.
 
     Args:
         answer_ids: (B, G) on the CPU.

@@ -1,4 +1,4 @@
-"""Many processes, one training: who each process is, and what all of them share.
+"""Many processes, one training: which one each process is, and what all have in common.
 
     torchrun --nproc-per-node 4 train_asr.py ...    four GPUs: each takes a quarter of a batch
 

@@ -165,7 +165,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         processes.finish()
         return
 
-    # What has to be encoded is encoded only for a run that goes on.
+    # States are encoded only for a run that is not finished.
     if recipe.whiten and not trainer.losses:
         whiten(model, examples.items, recipe.train.seed)
     batches.stream.open()
@@ -344,7 +344,7 @@ def describe(recipe: Recipe, run: Run, loaded: Loaded, made_of: dict[str, str]) 
     """Print the recipe, and of each part of the model its number of parameters and its source."""
     if processes.rank() > 0 or is_quiet():
         return
-    shapes = asdict(loaded.model.config)  # of the model, whatever was asked for
+    shapes = asdict(loaded.model.config)  # of the model, whatever the options were
     if loaded.model.acoustic is None:
         shapes = {name: value for name, value in shapes.items() if name not in ACOUSTIC}
     print(replace(recipe, shapes=shapes))

@@ -74,7 +74,7 @@ def fill_folder(
     unreadable: Unreadable,
     cut: bool = False,
 ) -> None:
-    """Encode each clip that has no file yet; the processes share the work.
+    """Encode each clip that has no file yet; the processes divide the work.
 
     Args:
         model: a DIFFA, whose encoder is used; the states that its parts read are kept.

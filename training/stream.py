@@ -47,7 +47,7 @@ class Stream:
         """
         Args:
             model: a DIFFA. items: of a manifest. parts_of: step -> rows of items of its parts.
-            steps: of the whole run. encoder_name: tells encoders and dtypes apart in a folder.
+            steps: of the whole run. encoder_name: distinguishes encoders and dtypes in a folder.
             work: its `waited` grows by the seconds that the caller waits for clips.
         """
         self.model = model
