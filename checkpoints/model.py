@@ -68,30 +68,25 @@ def load_for_training(
     draw_missing: bool = True,
     **shapes,
 ) -> Loaded:
-    """A DIFFA from files, and the names of its new parts.
+    """A DIFFA from files, and its new parts: those of the stage that the adapters' file lacks.
 
-    The stage's parts come from the adapters' file. Those that the file lacks are drawn from torch's
-    global generator.
+    They are drawn from torch's global generator.
 
     Args:
-        whisper: a directory of the hub, or OpenAI's `.pt`. llm: LLaDA's or Qwen3's directory.
+        whisper: a directory of the hub, or OpenAI's `.pt`. llm: a directory (docs/backbones.md).
             None: the path that the adapters' directory records; else the toy run's.
         adapters: a directory of ours, or the release's file; None: new ones of the paper's shapes.
-        stage: a key of AUDIO_PARTS. None: what the adapters' directory records; else stage 2 if the
-            adapters have an acoustic part or weights are random; else stage 1.
+        stage: a key of AUDIO_PARTS. None: as recorded; else stage 2 for an acoustic part or random
+            weights, and stage 1 without.
         dtype: of the frozen parts. None: the LM's as in its file, the encoder's float32.
-        audio_context: seconds of the encoder's window. None: what the adapters' directory records;
-            else the whole window.
-        random_weights: named sizes, such as "small+llada-8b"; the three paths are then ignored.
+        audio_context: seconds of the encoder's window. None: as recorded; else the whole window.
+        random_weights: named sizes, such as "small+llada-8b", instead of the three paths.
         lm_class: as for load_lm.
-        allow_other_parts: take another encoder, LM, tokenizer, prompt or window than the adapters
-            were trained with. Otherwise this is an error.
-        lora: what becomes of the LoRA in the adapters' file. "merge": it is added to the LM's
-            weights. "none": it is left out. "refuse": it is an error. "train": it is the part
-            "lora" of the model, beside the weights. A rank: the same, and drawn if there is none.
+        allow_other_parts: adapters may meet other parts than in their training; else an error.
+        lora: the LoRA in the adapters' file is merged into the LM ("merge"), left out ("none"),
+            an error ("refuse"), or the model's part "lora" ("train", or a rank: drawn if absent).
         draw_missing: False: a part that the adapters' file lacks is an error.
-        shapes: fields of AdapterConfig for new adapters. With `adapters`, only `taps`, which the
-            release does not record.
+        shapes: fields of AdapterConfig for new adapters; with `adapters`, only `taps`.
     Raises:
         WeightsError: files that cannot be used. ValueError: pieces that do not fit each other.
     """
@@ -108,11 +103,9 @@ def load_for_training(
         require(**sources, adapters=adapters)
 
         # What is small comes first: a mistake shows before the LM is read.
-        window = origins.window(audio_context)
         digests = []
-        encoder = load_whisper(
-            sources["whisper"], dtype or torch.float32, device, window, digests.append
-        )
+        how = (dtype or torch.float32, device, origins.window(audio_context), digests.append)
+        encoder = load_whisper(sources["whisper"], *how)
         lm_config = read_lm_config(sources["llm"])
         tokenizer = load_tokenizer(sources["llm"], lm_config)
         opened = None if adapters is None else open_adapters(adapters)
@@ -122,13 +115,10 @@ def load_for_training(
         origins.note_text(tokenizer)
         if adapters is not None:
             origins.note("shapes", described(config))
-        usual = "stage2" if "acoustic" in found else "stage1"
-        stage = known_stage(stage or origins.info.get("stage") or usual)
-        names = AUDIO_PARTS[stage]
-        missing = ", ".join(name for name in names if name not in found)
-        if missing and not draw_missing:
-            advice = "train that stage first, or choose another --stage"
-            raise WeightsError(f"{adapters}: lacks {missing} of {stage}; {advice}")
+        stage = stage or origins.info.get("stage")
+        names = parts_of_stage(stage, found, None if draw_missing else adapters)
+
+        # The LM, which is large.
         note = functools.partial(origins.note, "lm")
         lm = load_lm(sources["llm"], dtype, device, lm_class, note)
         if opened and not allow_other_parts:
@@ -142,6 +132,23 @@ def load_for_training(
     facts = {"answer_length": origins.info.get("answer_length"), "made_of": origins.found}
     model = DIFFA(encoder, lm, tokenizer, config, parts, **facts).to(device)
     return Loaded(model=model, new=new, sources=sources)
+
+
+def parts_of_stage(
+    stage: str | None, found: dict[str, Part], whole: str | Path | None
+) -> tuple[str, ...]:
+    """The audio parts of a stage; None: of the one that the parts `found` in a file make.
+
+    whole: the adapters' file, if it must hold all of them. Raises WeightsError: it does not.
+    """
+    usual = "stage2" if "acoustic" in found else "stage1"
+    stage = known_stage(stage or usual)
+    names = AUDIO_PARTS[stage]
+    missing = ", ".join(name for name in names if name not in found)
+    if missing and whole:
+        advice = "train that stage first, or choose another --stage"
+        raise WeightsError(f"{whole}: lacks {missing} of {stage}; {advice}")
+    return names
 
 
 def known_stage(stage: str) -> str:

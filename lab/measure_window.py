@@ -8,12 +8,13 @@ the whole window's state, in percent, and the least cosine of two frames.
 Shapes: T real encoder frames, over all clips; D width.
 """
 
-import sys
+import argparse
 import time
 
 import torch
 from torch import Tensor
 
+from checkpoints.command_line import one_line_errors
 from checkpoints.whisper import load_whisper
 from data import load_manifest, pad_waveforms, read_audio
 from encoder import WhisperEncoder, encoder_frames, log_mel
@@ -45,7 +46,17 @@ def difference(short: Tensor, whole: Tensor) -> str:
 
 
 def main() -> None:
-    whisper, manifest = sys.argv[1:]
+    name = "python -m lab.measure_window"
+    parser = argparse.ArgumentParser(prog=name, description="The states of shorter windows.")
+    parser.add_argument("whisper", help="directory of the hub")
+    parser.add_argument("manifest", help="of clips")
+    args = parser.parse_args()
+    with one_line_errors(name):
+        print(compare_windows(args.whisper, args.manifest))
+
+
+def compare_windows(whisper: str, manifest: str) -> str:
+    """The table of a Whisper and the clips of a manifest that fit the shortest window."""
     items = load_manifest(manifest)
     clips = [item["audio_filepath"] for item in items if item["duration"] <= min(WINDOWS)]
     clips = clips[:: max(len(clips) // MOST_CLIPS, 1)][:MOST_CLIPS]
@@ -58,7 +69,7 @@ def main() -> None:
         rows.append([f"{window:g} s", *cells, f"{short_seconds:.3f}"])
 
     states = [f"state {k}" for k in range(len(whole))]
-    print(markdown(["window", *states, f"seconds a clip (30 s: {seconds:.3f})"], rows))
+    return markdown(["window", *states, f"seconds a clip (30 s: {seconds:.3f})"], rows)
 
 
 if __name__ == "__main__":

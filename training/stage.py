@@ -129,20 +129,15 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     batches = Batches(model, examples, recipe, f"{made_of['encoder']} {recipe.dtype}")
 
     def save(path: Path) -> None:
-        length = recipe.answer_length
-        save_trained(model, path, run.whisper, run.llm, answer_length=length)
+        save_trained(model, path, run.whisper, run.llm, answer_length=recipe.answer_length)
 
     # A run resumes only with the same recipe, but for how it is executed.
     identity = made_of | asdict(recipe) | stage.settings | {"corpus": examples.digest()}
     for name in ("train", "execution", "shapes"):
         del identity[name]
 
-    # An answer to look at; a validation shows one of a held-out clip.
-    shown_answer = None
-    if not held_out and processes.world() == 1 and not is_quiet():
-        shown_answer = functools.partial(sample_answer, model, examples, batches)
-
-    # The loop.
+    # The loop. Without a validation, which answers a held-out clip, it shows a training clip.
+    shows = not held_out and processes.world() == 1 and not is_quiet()
     trainer = Trainer(
         trained,
         lambda step, generator: loss(model, batches(step), generator, recipe),
@@ -153,7 +148,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         names_of_step=batches.names,
         validate=Validation(model, held_out, batches) if held_out else None,
         keep_best=lambda: save(run.out / "best"),
-        sample=shown_answer,
+        sample=functools.partial(sample_answer, model, examples, batches) if shows else None,
         metrics=run.out / "metrics.jsonl",
         work=batches.work,
         lr_scale_parts=tuple(n for n in model.trained_parts() if n not in loaded.new),
@@ -173,10 +168,21 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
 
     if processes.rank() == 0:
         save(run.out)
-        size = sum(p.numel() for p in trained.values())
-        result = {"losses": losses, "minutes": trainer.minutes(), "trained_parameters": size}
-        write_json(run.out / "training.json", result | {"parts": list(model.trained_parts())})
+        write_result(run.out / "training.json", model, losses, trainer.minutes())
     processes.finish()  # after the files are written
+
+
+def write_result(path: Path, model: DIFFA, losses: list[float], minutes: float) -> None:
+    """Write what a finished run says of itself; the last file that it writes."""
+    parts = model.trained_parts()
+    trained = [p for n, p in model.named_parameters() if n.split(".")[0] in parts]
+    result = {
+        "losses": losses,
+        "minutes": minutes,
+        "trained_parameters": sum(p.numel() for p in trained),
+        "parts": list(parts),
+    }
+    write_json(path, result)
 
 
 def digests(model: DIFFA, stage: Stage, run: Run) -> dict[str, str]:
