@@ -16,13 +16,15 @@ D LM width.
 """
 
 import argparse
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from checkpoints.command_line import count
+from checkpoints.command_line import number
+from checkpoints.lora import MOST_RANK
 from diffa import DIFFA, splice
 from diffusion_lm import diffusion_loss, noise, noise_levels
 from training.batches import Batch
@@ -132,7 +134,8 @@ def main(arguments: list[str] | None = None) -> None:
         adapters="runs/toy/stage1",
     )
     lora = "stage 3: also train LoRA of this rank in the LM (DIFFA-2; 8 in its release)"
-    parser.add_argument("--lora", type=count, metavar="RANK", help=lora)
+    rank = functools.partial(number, kind=int, least=1, most=MOST_RANK)
+    parser.add_argument("--lora", type=rank, metavar="RANK", help=lora)
     parser.add_argument("--audio", choices=["both", "semantic"], default="both", help="adapters")
     args = parser.parse_args(arguments)
 

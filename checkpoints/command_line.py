@@ -15,6 +15,7 @@ from checkpoints.adapters import read_info
 from checkpoints.files import first_line
 from checkpoints.origins import model_path
 
+MOST = 2**31 - 1  # of a count; more is no number of anything here
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -23,20 +24,35 @@ def number(text: str, kind: Callable, least: float, most: float = math.inf) -> f
     try:
         value = kind(text)
         is_good = math.isfinite(value) and least <= value <= most
+        is_large = value > most
     except (ValueError, OverflowError):
         is_good = False
+        is_large = False
     if not is_good:
         name = "a whole number" if kind is int else "a number"
-        limits = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
+        has_limit = most < MOST or is_large
+        limits = f"from {least} to {most}" if has_limit else f"of {least} or more"
         raise argparse.ArgumentTypeError(f"must be {name} {limits}, not {text!r}")
     return value
 
 
 # Types of options: a wrong value is refused before anything is loaded.
-count = functools.partial(number, kind=int, least=1)
-count_or_zero = functools.partial(number, kind=int, least=0)
+count = functools.partial(number, kind=int, least=1, most=MOST)
+count_or_zero = functools.partial(number, kind=int, least=0, most=MOST)
 seed = functools.partial(number, kind=int, least=0, most=2**32 - 1)  # which all generators take
 seconds = functools.partial(number, kind=float, least=0.01)
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: it is empty, or all spaces and invisible characters."""
+    return not any(letter.isprintable() and not letter.isspace() for letter in text)
+
+
+def question_text(text: str) -> str:
+    """A question as an option. Raises ArgumentTypeError: it is blank, and any answer would do."""
+    if is_blank(text):
+        raise argparse.ArgumentTypeError("the question is empty; type one")
+    return text
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str | None) -> None:

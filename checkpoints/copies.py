@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.digests import sample
 from checkpoints.files import Checkpoint, WeightsError
 from checkpoints.fill import their_name
 from checkpoints.key_tables import LM_TABLES, WHISPER_KEYS
@@ -70,8 +69,8 @@ def copies_in(file: Path, tensors: Checkpoint) -> Iterator[str]:
 def check_copies(file: Path, tensors: Checkpoint, encoder: WhisperEncoder, lm: DiffusionLM) -> None:
     """Raise WeightsError when a copy differs from the encoder or LM that takes its place.
 
-    A sample of each tensor is compared, rounded as two 16-bit types round it: a copy may have
-    another dtype. Whisper's decoder, which is not loaded, is not compared.
+    All numbers are compared, rounded as two 16-bit types round them: a copy may have another dtype.
+    Whisper's decoder, which is not loaded, is not compared.
     """
     ours = {}
     for model, table in ((encoder, WHISPER_KEYS), (lm, LM_TABLES[lm.config.family][0])):
@@ -89,11 +88,10 @@ def check_copies(file: Path, tensors: Checkpoint, encoder: WhisperEncoder, lm: D
         copy = tensors[name]
         if copy.ndim == parameter.ndim:
             copy = copy[: len(parameter)]
-        pairs = [
-            (sample(copy).to(dtype), sample(parameter).cpu().to(dtype))
+        same = copy.shape == parameter.shape and any(
+            torch.equal(copy.to(parameter.device, dtype), parameter.to(dtype))
             for dtype in (torch.bfloat16, torch.float16)
-        ]
-        same = copy.shape == parameter.shape and any(torch.equal(*pair) for pair in pairs)
+        )
         if not same:
             problem = "differs from that of the frozen part, so it was trained, or made for another"
             advice = "pass the --whisper and --llm that it belongs to, or --force-parts"

@@ -67,6 +67,20 @@ def read_text(path: str | Path) -> str:
         raise WeightsError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
 
 
+def read_sentences(path: str | Path) -> list[str]:
+    """The lines of a text file that hold a letter or digit, without their ends.
+
+    Not splitlines, which breaks at characters that may stand within a sentence, such as U+2028.
+
+    Raises WeightsError: there are none; or as read_text.
+    """
+    lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
+    lines = [line for line in lines if any(map(str.isalnum, line))]
+    if not lines:
+        raise WeightsError(f"{path}: no line of text")
+    return lines
+
+
 def refuse_twice(pairs: list[tuple[str, object]]) -> dict:
     """A JSON object from its pairs. Raises ValueError: a name is in it twice."""
     found = {}

@@ -21,7 +21,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from checkpoints.command_line import add_model_arguments, count, model_options, one_line_errors
+from checkpoints.command_line import (
+    add_model_arguments,
+    count,
+    model_options,
+    one_line_errors,
+    question_text,
+)
 from checkpoints.files import check_writable
 from checkpoints.progress import add_quiet, is_quiet
 from data import build_prompt, read_audio
@@ -57,10 +63,14 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
     files = "WAV, FLAC, OGG or MP3; any rate; mono or stereo"
     if several:
         option("clip", nargs="+", help=f"{files}; or a folder of them, or a manifest (.json)")
-        option("question", help=f"in quotes; {OWN} asks the `input` of each item of a manifest")
+        option(
+            "question",
+            type=question_text,
+            help=f"in quotes; {OWN} asks the `input` of each item of a manifest",
+        )
     else:
         option("clip", help=files)
-        option("question", help="in quotes")
+        option("question", type=question_text, help="in quotes")
     add_model_arguments(parser, None)
     option("--stage", choices=AUDIO_PARTS, help="parts in the prompt (default: the adapters' own)")
 
@@ -103,6 +113,19 @@ def sampler_config(args: argparse.Namespace, length: int, most: int = AUTO_LENGT
             raise ValueError(
                 f"--{name} does nothing under --rule {args.rule}; add --rule {RULE_OF[name]}"
             )
+
+    # Others need several blocks, or chance.
+    has_blocks = "block_length" in given or args.length == "auto"
+    for name, usual in (("append", False), ("refresh", 1)):
+        if given.get(name, usual) != usual and not has_blocks:
+            raise ValueError(
+                f"--{name} does nothing to an answer of one block; add --block-length, or "
+                "--length auto"
+            )
+    by_chance = given.get("temperature") or given.get("remasking") == "random"
+    if given.get("seed") and not by_chance:
+        raise ValueError("--seed does nothing without --temperature or --remasking random")
+
     if args.length == "auto":
         given |= {"length": most, "append": True}
         given.setdefault("block_length", min(length, most))
@@ -217,6 +240,8 @@ def ask(
 
 def answer_live(args: argparse.Namespace, questions: list[Question]) -> None:
     """Answer one question after the other; print the answers, and each step as it comes."""
+    if args.batch:
+        raise ValueError("--batch does nothing without --out: answers are shown one by one")
     if args.trace:
         check_writable(args.trace)
         if len(questions) > 1:
@@ -263,6 +288,7 @@ def answer_many(args: argparse.Namespace, questions: list[Question]) -> None:
     if missing:
         raise ValueError(f"{missing[0]}: no such audio file ({len(missing)} are missing)")
 
+    args.batch = args.batch or 16
     choose_weights(args)
     n_bad = answer_to_file(args, questions, lambda: load_model(args))
     print(f"{args.out}: {len(questions)} questions answered", file=sys.stderr)
@@ -273,9 +299,10 @@ def answer_many(args: argparse.Namespace, questions: list[Question]) -> None:
 def main() -> None:
     parser = make_parser(several=True)
     option = parser.add_argument
-    option("--also", action="append", default=[], metavar="QUESTION", help="another; repeatable")
+    another = {"type": question_text, "metavar": "QUESTION", "help": "another; repeatable"}
+    option("--also", action="append", default=[], **another)
     option("--out", type=Path, help="write answers to this JSONL, in batches; resumes it")
-    option("--batch", type=count, default=16, help="with --out: clips at a time (default: 16)")
+    option("--batch", type=count, help="with --out: clips at a time (default: 16)")
     option("--trace", type=Path, help="also write the steps as an HTML page, here")
     add_quiet(parser)
     args = parser.parse_args()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from checkpoints.command_line import settings_of
+from checkpoints.command_line import is_blank, settings_of
 from data import build_prompt, load_manifest, pad_waveforms, read_audio
 from diffa import DIFFA
 from evaluation.answer_files import answer_missing
@@ -59,12 +59,14 @@ def answer_clips(
             that is given, and the length of the answers that the adapters were trained with.
     Raises:
         AudioError: a clip cannot be read, or is too long. ValueError: unequal numbers of clips and
-        questions, or an impossible setting.
+        questions, an empty question, or an impossible setting.
     """
     clips = [clips] if isinstance(clips, str | Path | Tensor) else list(clips)
     questions = [questions] * len(clips) if isinstance(questions, str) else list(questions)
     if len(clips) != len(questions):
         raise ValueError(f"{len(clips)} clips and {len(questions)} questions; give one for each")
+    if any(map(is_blank, questions)):
+        raise ValueError("a question is empty")
     rule = next((rule for name, rule in RULE_OF.items() if name in settings), "threshold")
     length = model.answer_length or USUAL_LENGTH
     config = SamplerConfig(**({"length": length, "rule": rule} | settings))
@@ -123,8 +125,11 @@ def find_questions(paths: list[str], questions: list[str]) -> list[Question]:
 
         for clip, own in clips:
             for question in questions:
-                if question == OWN and not own:
-                    raise ValueError(f"{path}: {OWN!r} asks a manifest's questions; ask your own")
+                if question == OWN and is_blank(own):
+                    problem = "asks a manifest's questions"
+                    if path.endswith(".json"):
+                        problem = "has nothing to ask, for the `input` of an item is empty"
+                    raise ValueError(f"{path}: {OWN!r} {problem}; ask your own")
                 found.append(Question(clip, own if question == OWN else question))
     return list(dict.fromkeys(found))
 

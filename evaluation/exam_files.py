@@ -34,6 +34,26 @@ def join_items(paths: Sequence[Path], exam: Exam) -> list[dict]:
     return items
 
 
+def refuse_shared(paths: Sequence[Path], parts: list[list[dict]], exam: Exam) -> None:
+    """Raise ExamError when files of predictions would count one twice.
+
+    That is the same file, or an id in two. VoiceBench has no ids: the paths of its clips may be the
+    same in several splits.
+    """
+    origin = {}
+    for path, part in zip(paths, parts, strict=True):
+        names = {f"all ({file_hash(path)})"}
+        if exam.id_field != exam.audio_field:
+            names |= {
+                f"{exam.id_field} {row[exam.id_field]}" for row in part if exam.id_field in row
+            }
+        shared = sorted(names & origin.keys())
+        if shared:
+            also = f"{shared[0]} is also in {origin[shared[0]]}"
+            raise ExamError(f"{path}: {also}; score each item once")
+        origin |= dict.fromkeys(names, path)
+
+
 def file_hash(path: Path) -> str:
     """The first 16 digits of a file's SHA-256, which name the version of an exam."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -138,7 +158,7 @@ def item_problem(item: object, exam: Exam, answered: bool) -> str:
         return "holds half a character (a lone surrogate such as \\ud83d)"
     except (ValueError, RecursionError) as error:
         return str(error)
-    return ""
+    return "has no choice" if exam.choices and not answered and not exam.choices(item) else ""
 
 
 # ---- predictions

@@ -23,6 +23,7 @@ from pathlib import Path
 from checkpoints.command_line import (
     add_model_arguments,
     count,
+    is_blank,
     model_options,
     one_line_errors,
     settings_of,
@@ -37,6 +38,7 @@ from evaluation.exam_files import (
     file_hash,
     join_items,
     load_items,
+    refuse_shared,
     resume_predictions,
     write_predictions,
 )
@@ -179,10 +181,11 @@ def main() -> None:
         # Predictions are read.
         if args.command == "score":
             exam = find_exam(args.exam, subset)
+            parts = [load_items(file, exam, answered=True) for file in args.files]
+            refuse_shared(args.files, parts, exam)
             rows = []
             files = []
-            for file in args.files:
-                part = load_items(file, exam, answered=True)
+            for file, part in zip(args.files, parts):
                 rows += part
                 files += [str(file)] * len(part)
                 print(header(file, len(part)))
@@ -196,6 +199,9 @@ def main() -> None:
         template = exam.template
         if args.prompt:
             template = read_text(args.prompt).removesuffix("\n")  # which editors add
+            if is_blank(template) or (exam.choices and "{" not in template):
+                needed = "fields such as {question}" if exam.choices else "some text"
+                raise ExamError(f"{args.prompt}: asks nothing; the prompt needs {needed}")
 
         # The model is loaded only when an item is left to answer.
         weights = (args.whisper, args.llm, args.adapters)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from checkpoints.command_line import DTYPES, count, one_line_errors
+from checkpoints.command_line import DTYPES, count, is_blank, one_line_errors
 from checkpoints.files import read_text
 from checkpoints.lm import load_lm
 from checkpoints.tokenizer import load_tokenizer
@@ -270,12 +270,13 @@ def main() -> None:
     with one_line_errors(parser.prog):
         # Files come first: a mistake shows before the LM is read.
         texts = [read_text(path) for path in args.files]
+        for path, text in zip(args.files, texts):
+            if is_blank(text):
+                raise ValueError(f"{path}: holds no text")
         lm = load_lm(args.llm, DTYPES.get(args.dtype), args.device).eval()
         tokenizer = load_tokenizer(args.llm, lm.config)
         for path, text in zip(args.files, texts):
             ids = tokenizer.encode_text(text)
-            if not ids:
-                raise ValueError(f"{path}: holds no text")
             found = pseudo_perplexity(lm, ids, window=args.window, batch=args.batch)
             print(f"{path}: {len(ids)} tokens, pseudo-perplexity {found:.2f}", flush=True)
 

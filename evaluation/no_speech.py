@@ -10,12 +10,13 @@ Shapes: S samples.
 
 import argparse
 import collections
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from checkpoints.command_line import count, one_line_errors, seconds
+from checkpoints.command_line import number, one_line_errors
 from data import pad_waveforms
 from encoder import SAMPLE_RATE
 from evaluation.transcribe import add_arguments, answer_all
@@ -124,7 +125,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    parser.add_argument("--clips", type=count, default=20, help="of each kind (default 20)")
+    few = functools.partial(number, kind=int, least=1, most=10_000)
+    parser.add_argument("--clips", type=few, default=20, help="of each kind (default 20)")
+    seconds = functools.partial(number, kind=float, least=SHORTEST, most=3600)
     longest = "seconds of the longest sound (default 10); what exceeds the window is cut off"
     parser.add_argument("--longest", type=seconds, default=10.0, help=longest)
     args = parser.parse_args()

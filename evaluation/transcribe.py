@@ -25,11 +25,12 @@ from checkpoints.command_line import (
     count,
     model_options,
     one_line_errors,
+    question_text,
     settings_of,
 )
 from checkpoints.model import load_diffa
 from checkpoints.progress import add_quiet
-from data import TRANSCRIBE, build_prompt, is_too_long, load_manifest
+from data import TRANSCRIBE, AudioError, ManifestError, build_prompt, is_too_long, load_manifest
 from diffa import AUDIO_PARTS, DIFFA
 from encoder import SAMPLE_RATE
 from evaluation.answer_files import answer_missing
@@ -63,7 +64,8 @@ class Speed:
 def clips_of(manifests: list[Path]) -> list[dict]:
     """A row for each clip of some manifests: what is known of it, in the manifests' order.
 
-    A clip of several items is one row. Raises ManifestError: a manifest cannot be used.
+    A clip of several items is one row. Raises ManifestError: a manifest cannot be used, or gives a
+    clip two transcripts.
     """
     # A path names a clip, because an `audio_id` may be in several manifests.
     clips = {}
@@ -71,16 +73,17 @@ def clips_of(manifests: list[Path]) -> list[dict]:
         for item in load_manifest(manifest):
             path = item["audio_filepath"]
             speaker = item.get("speaker")
-            clips.setdefault(
-                path,
-                {
-                    "id": path,
-                    "audio_id": item["audio_id"],
-                    "speaker": speaker if isinstance(speaker, str) else "",
-                    "duration": item["duration"],
-                    "reference": item["transcription"],
-                },
-            )
+            row = {
+                "id": path,
+                "audio_id": item["audio_id"],
+                "speaker": speaker if isinstance(speaker, str) else "",
+                "duration": item["duration"],
+                "reference": item["transcription"],
+            }
+            known = clips.setdefault(path, row)["reference"]
+            if known != row["reference"]:
+                both = f"{known[:60]!r} and {row['reference'][:60]!r}"
+                raise ManifestError(f"{manifest}: {path} has two transcripts, {both}; keep one")
     return list(clips.values())
 
 
@@ -169,6 +172,9 @@ def answer_all(
         row |= clip
         if not isinstance(row.get("text", False), str | None):
             raise ValueError(f"{args.out}: {clip['id']}: `text` must be text or null; delete it")
+    if all(row["text"] is None for row in rows):
+        why = rows[0].get("problem")
+        raise AudioError(f"none of {len(rows)} clips could be read, the first for: {why}")
     return rows, speed
 
 
@@ -176,7 +182,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a command that asks one question about many clips."""
     option = parser.add_argument
     option("--out", type=Path, required=True, help="JSONL of the answers")
-    option("--question", default=TRANSCRIBE, help="(default: %(default)s)")
+    option("--question", type=question_text, default=TRANSCRIBE, help="(default: %(default)s)")
     option("--batch", type=count, default=16, help="clips at once (default: %(default)s)")
     add_model_arguments(parser, "runs/toy/stage1")
     option("--stage", choices=AUDIO_PARTS, help="parts in the prompt (default: the adapters' own)")

@@ -153,6 +153,15 @@ def test_a_copy_that_was_trained_is_no_copy(toy_dirs, adapters, name):
     load_diffa(**toy_dirs, adapters=adapters, allow_other_parts=True)
 
 
+@pytest.mark.parametrize("at", [(0, 0), (11, 17), (-1, -1)])
+def test_a_copy_that_differs_in_one_number_is_no_copy(toy_dirs, adapters, at):
+    name = "llm_model.base_model.model.model.transformer.blocks.0.k_proj.weight"
+    edit_tensors(adapters, lambda t: t.update(copies(toy_dirs)))
+    edit_tensors(adapters, lambda t: t[name][at].add_(0.5))
+    with pytest.raises(WeightsError, match=f"{name} differs from that of the frozen part"):
+        load_diffa(**toy_dirs, adapters=adapters)
+
+
 @pytest.mark.parametrize("name", ["blocks.7.q_proj", "blocks.0.q_norm"])
 def test_a_copy_of_another_lm_s_tensor_is_no_copy(toy_dirs, adapters, name):
     full = f"llm_model.model.transformer.{name}.weight"

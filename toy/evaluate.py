@@ -232,9 +232,10 @@ def evaluate(
 def main() -> None:
     parser = argparse.ArgumentParser(prog=NAME, description="Evaluate a run directory.")
     add = parser.add_argument
-    add("--summary", type=Path, nargs="+", metavar="RUN", help="only a table of evaluated runs")
+    only = parser.add_mutually_exclusive_group().add_argument
+    only("--summary", type=Path, nargs="+", metavar="RUN", help="only a table of evaluated runs")
     differing = "only what differs between two evaluated runs"
-    add("--compare", type=Path, nargs=2, metavar="RUN", help=differing)
+    only("--compare", type=Path, nargs=2, metavar="RUN", help=differing)
     add("--run", type=Path, default=Path("runs/toy"))
     for name, folder in (("whisper", "whisper"), ("llm", "llada"), ("corpus", "corpus")):
         add(f"--{name}", type=Path, help=f"default: RUN/{folder}")
@@ -249,6 +250,10 @@ def main() -> None:
     add("--every-sampler", action="store_true", help=f"{every} (default: {' and '.join(USUAL)})")
     add_quiet(parser)
     args = parser.parse_args()
+    for name in ("whisper", "llm", "corpus", "adapters", "dtype", "check", "every_sampler"):
+        if getattr(args, name) and (args.summary or args.compare):
+            option = "--" + name.replace("_", "-")
+            parser.error(f"{option} has no effect: --summary and --compare only read reports")
 
     # What the options do not name lies in the run.
     run = args.run

@@ -17,8 +17,8 @@ import random
 import tempfile
 from pathlib import Path
 
-from checkpoints.command_line import count, count_or_zero, one_line_errors, seconds, seed
-from checkpoints.files import check_writable, read_json, read_text, write_json
+from checkpoints.command_line import count, one_line_errors, seconds, seed
+from checkpoints.files import check_writable, read_json, read_sentences, write_json
 from corpora.manifests import transcription_item, write_manifest
 from corpora.measure import seed_transcript
 from corpora.workers import map_in_processes
@@ -86,6 +86,14 @@ def read_sentence(
     return [item, *asked]
 
 
+def spoken_lines(path: Path) -> list[str]:
+    """The lines of a text file that hold a word to speak. Raises ManifestError: there are none."""
+    lines = [line for line in read_sentences(path) if plain_words(line)]
+    if not lines:
+        raise ManifestError(f"{path}: no line holds a word in English letters")
+    return lines
+
+
 def recorded(manifest: Path) -> list[dict]:
     """The items of a manifest of recordings, with their transcripts as plain words."""
     items = []
@@ -123,7 +131,7 @@ def make_speech(
         return
 
     # Before long work: can everything be read and written?
-    lines = {split: read_text(path).splitlines() for split, path in texts.items()}
+    lines = {split: spoken_lines(path) for split, path in texts.items()}
     more = recorded(recordings) * repeat if recordings else []
     for split in texts:
         (out / "audio" / split).mkdir(parents=True, exist_ok=True)
@@ -157,8 +165,10 @@ def main(arguments: list[str] | None = None) -> None:
     option("--seconds", type=seconds, default=8.0, help="longest clip (default 8)")
     option("--seed", type=seed, default=0, help="same seed, same files (default 0)")
     option("--recorded", type=Path, help="manifest of recordings for asr_train.json")
-    option("--repeat", type=count_or_zero, default=1, help="copies of each recording (default 1)")
+    option("--repeat", type=count, help="copies of each recording (default 1)")
     args = parser.parse_args(arguments)
+    if args.repeat and not args.recorded:
+        parser.error("--repeat has no effect without --recorded MANIFEST")
 
     with one_line_errors("python -m toy.read_aloud"):
         make_speech(
@@ -168,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
             window=args.seconds,
             seed=args.seed,
             recordings=args.recorded,
-            repeat=args.repeat,
+            repeat=args.repeat or 1,
         )
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from checkpoints.chats import CHATS
 from checkpoints.command_line import DTYPES, count, count_or_zero, one_line_errors, seed
 from checkpoints.digests import digest
-from checkpoints.files import check_writable, read_text, write_json
+from checkpoints.files import check_writable, read_sentences, write_json
 from checkpoints.lm import added_ids, load_lm, save_lm
 from checkpoints.tokenizer import Tokenizer, load_tokenizer
 from diffusion_lm import DiffusionLM, diffusion_loss, noise, noise_levels
@@ -156,14 +156,6 @@ def load_causal(path: Path, mask: str | None, device: str) -> tuple[DiffusionLM,
     return lm, tokenizer
 
 
-def read_lines(files: list[Path]) -> list[str]:
-    """The lines of text files that are not empty. Raises ValueError: there are none."""
-    lines = [line for file in files for line in read_text(file).splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{', '.join(map(str, files))}: no line of text")
-    return lines
-
-
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """Where an adaptation reads and writes, and how it is executed.
@@ -192,10 +184,14 @@ def adapt(run: Run, config: TrainConfig, mixture: Mixture) -> None:
         Trainer.run.
     """
     # A mistake shows before anything large is read.
+    if run.out.resolve() == run.source.resolve():
+        raise ValueError(
+            f"--out {run.out} is --lm, which would be overwritten; take another folder"
+        )
     run.out.mkdir(parents=True, exist_ok=True)
     check_writable(run.out / "config.json")
-    lines = read_lines(run.text)
-    held_out = read_lines([run.validation]) if run.validation else []
+    lines = [line for file in run.text for line in read_sentences(file)]
+    held_out = read_sentences(run.validation) if run.validation else []
 
     # The LM, of which the table is frozen.
     lm, tokenizer = load_causal(run.source, run.mask, run.device)
@@ -261,6 +257,8 @@ def main(arguments: list[str] | None = None) -> None:
     option("--dtype", choices=dtypes, default="bfloat16", help="of the arithmetic")
     option("--workers", type=count_or_zero, default=2, help="processes that make rows (default 2)")
     args = parser.parse_args(arguments)
+    if args.validate_every and not args.validation:
+        parser.error("--validate-every has no effect without --validation FILE")
 
     config = replace(TRAIN, **given(TrainConfig, vars(args)))
     mixture = Mixture(batch=config.batch, **given(Mixture, {"answer_length": args.answer_length}))

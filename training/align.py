@@ -101,6 +101,10 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.train is None:
         parser.error("--train MANIFEST is required")
+    for name in ("t_min", "recompute", "compile", "shard"):
+        if getattr(args, name):
+            option = "--" + name.replace("_", "-")
+            parser.error(f"{option} has no effect: nothing is masked, and no block of the LM runs")
 
     run_command("python -m training.align", STAGE, RECIPES, vars(args))
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from checkpoints.command_line import count, number
+from checkpoints.command_line import number
 from checkpoints.fill import Unfilled, assign
 from checkpoints.lora import attach
 from diffa import DIFFA, Spliced, splice
@@ -204,11 +204,12 @@ def main(arguments: list[str] | None = None) -> None:
         adapters="runs/later/lora",
     )
     positive = functools.partial(number, kind=float, least=1e-6, most=1000.0)
+    few = functools.partial(number, kind=int, least=1, most=1024)
     parser.add_argument(
         "--beta", type=positive, default=BETA, help="scale of the margin (default 0.2)"
     )
     parser.add_argument(
-        "--samples", type=count, default=SAMPLES, help="masked versions of an answer (default 4)"
+        "--samples", type=few, default=SAMPLES, help="masked versions of an answer (default 4)"
     )
     args = parser.parse_args(arguments)
 

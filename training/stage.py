@@ -197,13 +197,16 @@ def digests(model: DIFFA, stage: Stage, run: Run) -> dict[str, str]:
 
 
 def check_run(recipe: Recipe, run: Run) -> None:
-    """Raise ValueError: the dtype cannot train, or the folder cannot be made or written to."""
+    """Raise ValueError: the dtype cannot train, the folder cannot be written, or is --adapters."""
     if recipe.dtype == "float16":
         problem = "small gradients become 0 in it, for training has no loss scale"
         raise ValueError(f"--dtype float16: {problem}; use bfloat16 or float32")
 
     if run.lora and run.no_lora:
         raise ValueError("--lora and --no-lora exclude each other; give one of them")
+
+    if run.adapters and Path(run.adapters).resolve() == run.out.resolve():
+        raise ValueError(f"--out {run.out} is --adapters, which would be overwritten; take another")
 
     there = next(path for path in (run.out, *run.out.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
