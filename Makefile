@@ -22,7 +22,7 @@ TOY := --whisper $(RUN)/whisper --llm $(RUN)/llada
 QUIET ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help ask demo page tour test lint format baseline semantic ablations robustness benchmark real-encoder smol plot clean clean-runs
+.PHONY: help ask demo page tour test test-long coverage lint format baseline semantic ablations robustness benchmark real-encoder smol plot clean clean-runs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,8 +60,15 @@ tour: $(INSTALLED)  ## draw the pictures of docs/tour.md again
 
 # ---- checks
 
-test: $(INSTALLED)  ## the tests, with coverage: about 5 minutes on 2 CPU cores
-	$(PY) -m pytest -q -n auto --maxprocesses 4 --cov --cov-report=term
+test: $(INSTALLED)  ## the tests: about 4 minutes on 2 CPU cores
+	$(PY) -m pytest -q -n auto --maxprocesses 4
+
+# Many processes, compiled steps, trained ablations; CI runs them too.
+test-long: $(INSTALLED)  ## the tests that take long: about 4 minutes more
+	$(PY) -m pytest -q -n auto --maxprocesses 4 -m long
+
+coverage: $(INSTALLED)  ## which lines all these tests reach
+	$(PY) -m pytest -q -n auto --maxprocesses 4 -m "not slow" --cov --cov-report=term
 
 lint: $(INSTALLED)  ## style and formatting, as in CI
 	$(PY) -m ruff check .

@@ -16,6 +16,8 @@ from toy.grammar import SLOTS, VOICE_KINDS
 from toy.pretrain_lm import answer_text
 from training import flops, loop
 
+pytestmark = pytest.mark.long  # four models are trained
+
 
 def command(run, *options):
     given = ["--run", str(run), "--device", "cpu", "--seeds", "0", "1", "--steps", "2"]

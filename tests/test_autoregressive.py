@@ -253,6 +253,7 @@ def command(monkeypatch, module, *arguments):
     module.main()
 
 
+@pytest.mark.long
 def test_the_baseline_has_the_same_start_text_and_steps(tmp_path, few_steps, monkeypatch):
     command(monkeypatch, pretrain, "lm", "--out", tmp_path, "--seed", 3)
     lm = json.loads((tmp_path / "lm.json").read_text())

@@ -104,6 +104,7 @@ def file_of(model, folder):
     return functools.partial(state_file, folder, "encoder", used=model.read_states)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_states_are_the_same_from_memory_workers_and_files(toy_dirs, items, tmp_path, stage):
     model = DIFFA.from_pretrained(**toy_dirs, stage=stage, **SHAPES).eval()

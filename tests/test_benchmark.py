@@ -134,6 +134,7 @@ def test_dtype_reference_steps_and_compile_all(small, monkeypatch, fast_measurem
     assert "--reference-steps" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_batch_of_unequal_prompts_has_the_ids_of_one_at_a_time(small, monkeypatch):
     lm, batch = benchmark.random_lm(benchmark.RANDOM["150m"], "cpu", None)
     lengths = batch.mask.sum(dim=1).tolist()
@@ -177,6 +178,7 @@ def test_each_rule_has_each_cache_and_one_setting_is_compiled(trained, n):
     assert len(every) == 2 * n and [config.compile for config in every].count(True) == n
 
 
+@pytest.mark.long
 def test_the_toy_is_timed_with_its_wer(tiny_run, monkeypatch, fast_measurements, capsys):
     monkeypatch.setattr(compiled, "compiled_refine", lambda device: refine)
     few = [SamplerConfig(length=6, block_length=6), SamplerConfig(length=6, rule="threshold")]

@@ -294,6 +294,7 @@ def test_texts_are_read_in_their_encoding(tmp_path, voice, monkeypatch, encoding
     assert "Accent" not in items[1]["attributes"]
 
 
+@pytest.mark.long
 def test_the_locale_does_not_matter(tmp_path, voice):
     voice("wav48/p1/p1_001.wav")
     write(tmp_path / "speaker-info.txt", "1 23 F Qu\u00e9b\u00e9cois x\n".encode())
@@ -405,6 +406,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_processes_end_with_the_one_that_made_them(number):
     """Nothing is left that holds the output open, and Ctrl-C gives one line."""

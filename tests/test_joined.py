@@ -7,6 +7,7 @@ from diffusion_lm import DiffusionLM, LMConfig
 from speed.joined import join
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("groups", [{}, {"n_kv_heads": 2, "qk_norm": True}], ids=str)
 def test_compiled_with_joined_products_gives_the_same_hidden_states(groups):
     torch.manual_seed(0)

@@ -208,6 +208,7 @@ class Browser:
         self.js(f"{found}.click()")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium; on Debian: apt-get install chromium")
 def test_a_browser_shows_the_answer_in_the_colours_of_its_confidence(url, tmp_path):
     browser = Browser(tmp_path)

@@ -150,6 +150,7 @@ def test_summary_names_the_run_that_was_not_evaluated(run, measured, tmp_path, m
         command(monkeypatch, evaluate, "--summary", run, tmp_path)
 
 
+@pytest.mark.long
 def test_evaluate_takes_parts_from_elsewhere_and_names_them(run, monkeypatch, tmp_path):
     other = tmp_path / "other"
     for name in ("whisper", "stage1", "stage2"):
@@ -201,6 +202,7 @@ def test_evaluate_takes_adapters_from_elsewhere_and_a_dtype(run, monkeypatch, tm
     )
 
 
+@pytest.mark.long
 def test_encoder_and_lm_side_by_side_are_those_made_alone(run, tmp_path):
     script = tmp_path / "few_steps.py"
     steps = {"encoder.ENCODER": 3, "lm.NEXT_TOKEN": 2, "lm.DIFFUSION": 2, "lm.MORE": 1}
@@ -242,6 +244,7 @@ def test_encoder_and_lm_side_by_side_are_those_made_alone(run, tmp_path):
     ).is_file()
 
 
+@pytest.mark.long
 def test_an_error_of_one_does_not_leave_the_other_training(tmp_path):
     started = time.monotonic()
     both = [

@@ -404,6 +404,7 @@ def compilations(monkeypatch):
     return graphs
 
 
+@pytest.mark.long
 @caches
 @pytest.mark.parametrize("rule", ["count", "threshold", "factor"])
 def test_nothing_is_compiled_again_for_other_lengths_and_numbers(small, compilations, rule, cache):
@@ -436,6 +437,7 @@ def test_nothing_is_compiled_again_for_other_lengths_and_numbers(small, compilat
     assert len(compilations) == warm
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [
@@ -469,6 +471,7 @@ def test_chance_guidance_and_a_short_block_are_the_same_in_compiled_shapes(
     assert torch.equal(compiled.ids, eager.ids) and len(compilations) == 2 * len(set(sizes(config)))
 
 
+@pytest.mark.long
 def test_compiled_answers_are_the_eager_ones(small):
     config = SamplerConfig(
         length=8,

@@ -133,6 +133,7 @@ def begun(whole_out, out):
     return out
 
 
+@pytest.mark.long
 def test_two_processes_are_one_and_each_resumes_where_the_other_stopped(
     toy_dirs, manifest, tmp_path, whole
 ):
@@ -261,6 +262,7 @@ def test_recomputed_blocks_give_the_same_gradient_and_keep_less(toy):
     assert torch.equal(first, second) and less < all_of_it / 4
 
 
+@pytest.mark.long
 def test_compiled_blocks_train_alike(toy_dirs, manifest, tmp_path, whole, monkeypatch):
     real, compiled = torch.nn.Module.compile, []
     monkeypatch.setattr(

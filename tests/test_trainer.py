@@ -70,6 +70,7 @@ def whole(tmp_path):
     return run(tmp_path / "whole.pt")
 
 
+@pytest.mark.long
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, whole):
     checkpoint = tmp_path / "run.pt"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
