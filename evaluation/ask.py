@@ -114,10 +114,15 @@ def sampler_config(args: argparse.Namespace, length: int, most: int = AUTO_LENGT
                 f"--{name} does nothing under --rule {args.rule}; add --rule {RULE_OF[name]}"
             )
 
+    if args.length == "auto":
+        given |= {"length": most, "append": True}
+        given.setdefault("block_length", min(length, most))
+    names = {field.name for field in fields(SamplerConfig)} & given.keys()
+    config = SamplerConfig(**{"length": length, **{name: given[name] for name in names}})
+
     # Others need several blocks, or chance.
-    has_blocks = "block_length" in given or args.length == "auto"
     for name, usual in (("append", False), ("refresh", 1)):
-        if given.get(name, usual) != usual and not has_blocks:
+        if given.get(name, usual) != usual and "block_length" not in given:
             raise ValueError(
                 f"--{name} does nothing to an answer of one block; add --block-length, or "
                 "--length auto"
@@ -125,12 +130,7 @@ def sampler_config(args: argparse.Namespace, length: int, most: int = AUTO_LENGT
     by_chance = given.get("temperature") or given.get("remasking") == "random"
     if given.get("seed") and not by_chance:
         raise ValueError("--seed does nothing without --temperature or --remasking random")
-
-    if args.length == "auto":
-        given |= {"length": most, "append": True}
-        given.setdefault("block_length", min(length, most))
-    names = {field.name for field in fields(SamplerConfig)} & given.keys()
-    return SamplerConfig(**{"length": length, **{name: given[name] for name in names}})
+    return config
 
 
 def answer_in_steps(

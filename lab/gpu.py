@@ -29,8 +29,8 @@ from torch import Tensor
 
 import train_asr
 import train_instruct
-from checkpoints.command_line import count
-from checkpoints.files import write_json
+from checkpoints.command_line import count, one_line_errors
+from checkpoints.files import check_writable, whole_file, write_json
 from checkpoints.model import load_for_training
 from data import Prompt
 from diffa import DIFFA, Spliced
@@ -343,6 +343,36 @@ def page(results: dict) -> str:
     return "\n".join(lines)
 
 
+def measure_parts(args: argparse.Namespace, device: str) -> None:
+    """Measure the parts of the options, one after the other, and write the report.
+
+    Raises OSError: it cannot be written. ValueError: no part gave a figure.
+    """
+    # The report is written after each part; whether it can be is known before.
+    if args.out.suffix == ".json":
+        raise ValueError(f"--out {args.out}: the report is Markdown; a .json is written beside it")
+    check_writable(args.out)
+    card = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
+    command = f"python -m lab.gpu{' --tiny' if args.tiny else ''}"
+    machine = f"`{command}`, {card}, torch {torch.__version__}, {date.today()}."
+    results = {"machine": machine, "parts": {}}
+    started = time.perf_counter()
+    for name in dict.fromkeys(args.parts):
+        left = args.seconds - (time.perf_counter() - started)
+        part = {"seconds": 0, "failure": "no time left", "tables": []}
+        if left >= LEAST:
+            limit = min(left, LIMITS[name])
+            part = run_part(name, args.out.with_suffix(f".{name}.json"), limit, args.tiny)
+        results["parts"][name] = part
+        write_json(args.out.with_suffix(".json"), results)
+        with whole_file(args.out) as temporary:
+            temporary.write_text(page(results), "utf-8")
+        print(f"{name}: {part['seconds']} s {part['failure'] or 'done'}", flush=True)
+    print(page(results))
+    if not any(part["tables"] for part in results["parts"].values()):
+        raise ValueError(f"no part was measured: see {args.out}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lab.gpu", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("gpu.md"), help="the report, Markdown")
@@ -362,23 +392,8 @@ def main(arguments: list[str] | None = None) -> None:
     if device == "cpu" and not args.tiny:
         sys.exit("python -m lab.gpu: there is no GPU; --tiny tries the script without one")
 
-    # The report is written after each part.
-    card = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
-    command = f"python -m lab.gpu{' --tiny' if args.tiny else ''}"
-    machine = f"`{command}`, {card}, torch {torch.__version__}, {date.today()}."
-    results = {"machine": machine, "parts": {}}
-    started = time.perf_counter()
-    for name in args.parts:
-        left = args.seconds - (time.perf_counter() - started)
-        part = {"seconds": 0, "failure": "no time left", "tables": []}
-        if left >= LEAST:
-            limit = min(left, LIMITS[name])
-            part = run_part(name, args.out.with_suffix(f".{name}.json"), limit, args.tiny)
-        results["parts"][name] = part
-        write_json(args.out.with_suffix(".json"), results)
-        args.out.write_text(page(results), "utf-8")
-        print(f"{name}: {part['seconds']} s {part['failure'] or 'done'}", flush=True)
-    print(args.out.read_text("utf-8"))
+    with one_line_errors("python -m lab.gpu"):
+        measure_parts(args, device)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from evaluation import ask, exams, likelihood, no_speech, transcribe
 from evaluation.clips import answer_clips, find_questions
 from evaluation.exam_files import load_items
 from evaluation.exam_rules import MMAU
+from lab import gpu
 from toy import evaluate, read_aloud
 from training import adapt_lm, align, preference
 
@@ -79,6 +80,8 @@ def test_an_option_of_the_sampler_that_does_nothing_is_refused(refused, tone, wo
         (read_aloud.main, [*"a b --out c --repeat 2".split()], "--repeat has no effect"),
         (evaluate.main, ["--compare", "a", "b", "--check"], "--check has no effect"),
         (evaluate.main, ["--compare", "a", "b", "--summary", "a"], "not allowed with"),
+        (gpu.main, ["--tiny", "--out", "none/x.md"], "make it first"),
+        (gpu.main, ["--tiny", "--out", "x.json"], "the report is Markdown"),
         (train_instruct.main, ["--lora", 10**7], "from 1 to 4096"),
         (preference.main, ["--samples", 10**20], "from 1 to 1024"),
         (no_speech.main, ["--out", "o", "--clips", 10**10], "from 1 to 10000"),

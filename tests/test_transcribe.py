@@ -1,20 +1,25 @@
 """Transcripts of manifests: each clip as alone, resumed to the same file, counted independently."""
 
+import argparse
 import json
 import re
 import sys
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 from conftest import edit_config
 from test_wer import ways
 
 from checkpoints.model import save_trained
 from corpora.manifests import write_manifest
-from data import TRANSCRIBE, build_prompt, pad_waveforms, read_audio
+from data import TRANSCRIBE, AudioError, build_prompt, pad_waveforms, read_audio
 from evaluation import no_speech, transcribe
 from evaluation.wer import normalize_english
 from evaluation.wer_report import report_lines
 from sampler import SamplerConfig, answer
+from training import states
 
 N = 7
 BATCH = 3
@@ -209,3 +214,35 @@ def test_the_sounds_are_what_they_are_called():
     assert high_to_low("white noise") == pytest.approx(1, rel=0.1)
     assert 0.02 < high_to_low("pink noise") < 0.3
     assert high_to_low("music") < 0.02  # a few overtones of low notes
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_of_a_clip_that_is_cut_only_the_start_is_decoded(tmp_path, monkeypatch, rate):
+    path = str(tmp_path / "long.wav")
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(5 * rate), rate)
+    whole = states.read_audio(path)[:8_000]
+
+    decoded = []
+    read_audio = states.read_audio
+
+    def read(path, seconds=None):
+        decoded.append(seconds)
+        return read_audio(path, seconds)
+
+    monkeypatch.setattr(states, "read_audio", read)
+    waveforms, n_samples, errors = states.read_padded([path], 8_000, cut=True)
+    assert torch.allclose(waveforms[0], whole, atol=1e-6)
+    assert n_samples.tolist() == [8_000] and errors == [""]
+    assert decoded[0] < 0.6
+
+
+def test_no_clip_that_can_be_read_is_an_error(tmp_path):
+    row = {"id": "a.wav", "duration": 1.0}
+    args = argparse.Namespace(out=tmp_path / "o.jsonl", length=4, steps=None, rule="threshold")
+    unread = {"text": None, "problem": "a.wav: not audio"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transcribe, "settings_of", lambda args: {})
+        patch.setattr(transcribe, "answer_missing", lambda *args, **options: [row | unread])
+        vars(args).update(stage=None, question="?", threshold=None, batch=1)
+        with pytest.raises(AudioError, match="none of 1 clips could be read, .* a.wav: not audio"):
+            transcribe.answer_all(args, [row], None, "")

@@ -69,9 +69,10 @@ def read_padded(paths: list[str], n_samples: int, cut: bool = False) -> Read:
     """
     waveforms = []
     errors = []
+    seconds = (n_samples + 1) / SAMPLE_RATE if cut else None  # an hour is not decoded for its start
     for path in paths:
         try:
-            waveform = read_audio(path)
+            waveform = read_audio(path, seconds)
             pad_waveforms([waveform], n_samples, [path], cut)
             errors.append("")
         except AudioError as error:
