@@ -1081,6 +1081,7 @@ def test_ctrl_c_ends_the_command_with_130_and_a_line(command, tone, monkeypatch,
     assert stopped.value.code == 130 and "sampler.py: stopped" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_reader_that_is_gone_ends_a_command_quietly():
     code = (
         "from checkpoints.command_line import one_line_errors\nwith one_line_errors('x.py'):\n"

@@ -200,6 +200,7 @@ def test_the_machine_does_not_change_the_result(toy_dirs, manifest, tmp_path, wh
     )
 
 
+@pytest.mark.long
 def test_stage_2_resumes_bit_for_bit_with_dropout_and_workers(
     toy_dirs, manifest, tmp_path, monkeypatch
 ):
