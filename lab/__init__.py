@@ -7,6 +7,8 @@ robustness.py      degraded recordings: noise, other speeds, telephone
 benchmark.py       every sampler and cache against the published procedure
 roofline.py        the least time that one call of the LM can take on a machine
 gpu.py             what one GPU makes of full-size shapes (docs/gpu.md)
+gpu_training.py    its training steps
+gpu_report.py      its tables
 measure_step.py    memory and time of a training step
 measure_window.py  hidden states under a shorter encoder window
 later_stages.py    stages 3 and 4 of DIFFA-2 at toy scale

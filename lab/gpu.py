@@ -25,17 +25,11 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-import train_asr
-import train_instruct
 from checkpoints.command_line import count, one_line_errors
 from checkpoints.files import check_writable, whole_file, write_json
-from checkpoints.model import load_for_training
-from data import Prompt
-from diffa import DIFFA, Spliced
+from diffa import Spliced
 from diffusion_lm import DiffusionLM, LMConfig
-from encoder import SAMPLE_RATE
 from lab.benchmark import (
     BATCH,
     HEADS,
@@ -47,35 +41,15 @@ from lab.benchmark import (
     time_calls,
     time_setting,
 )
-from lab.findings import markdown
+from lab.gpu_report import Report, page
+from lab.gpu_training import STAGES, train
 from lab.roofline import clock, floor_of_answer, floor_of_call, measure_rates, time_in_turns
 from sampler import SamplerConfig, generate, generate_plain
-from training.batches import Batch, Part
-from training.flops import lm_flops, measured_peak
-from training.optimizers import make_optimizers
-from training.stage import prepare
 
 # Seconds of each part.
 LIMITS = {"stage1": 60, "stage2": 50, "joined": 60, "llada-8b": 170, "qwen3-0.6b": 90}
 LEAST = 15  # seconds; with less left a part is not started
-STAGES = {"stage1": train_asr, "stage2": train_instruct}
-GPUS = 4  # the paper's: the batch of a step is divided by them
-# Mean seconds of a clip: 960 hours in 21,970 steps of 128, 10 epochs; 127.01 hours, 96,874 clips.
-SECONDS = {"stage1": 12.3, "stage2": 4.7}
-AROUND = 30  # tokens of the prompt before the audio, and after it
 TINY = LMConfig(width=32, n_layers=2, n_heads=2, ffn=48, vocab=272, mask_id=256, end_id=257)
-
-
-class Report:
-    """The tables of one part, in a JSON file that is always complete."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.tables: list[dict] = []
-
-    def add(self, title: str, heads: list[str], rows: list[list[str]]) -> None:
-        self.tables.append({"title": title, "heads": heads, "rows": rows})
-        write_json(self.path, self.tables)
 
 
 # ---- sampling
@@ -210,102 +184,6 @@ def compare_joined(report: Report, name: str, device: str, tiny: bool) -> None:
             report.add(f"{config.n_layers} blocks", heads, table)
 
 
-# ---- training
-def random_batch(
-    model: DIFFA, n: int, seconds: float, recipe
-) -> tuple[Callable[[], Batch], Tensor]:
-    """A batch of n clips of noise, encoded anew in each step, and the positions of each prompt."""
-    device = model.device
-    window = model.encoder.config.n_samples
-    real = min(round(seconds * SAMPLE_RATE), window)
-    waveforms = torch.zeros(n, window, device=device)
-    waveforms[:, :real].normal_(std=0.1)
-    n_samples = torch.full((n,), real, device=device)
-    ids = list(range(AROUND))
-
-    def hear() -> tuple[Tensor, Tensor]:
-        states = model.encode(waveforms, n_samples)
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
-            return model.hear(*states)
-
-    part = Part(
-        rows=torch.arange(n).numpy(),
-        prompts=[Prompt(ids, ids)] * n,
-        readable=torch.ones(n, dtype=torch.bool, device=device),
-        hear=hear,
-    )
-    answer_ids = torch.randint(0, 250, (n, recipe.answer_length))
-    batch = Batch(answer_ids=answer_ids, parts=lambda: iter([part]))
-    with torch.no_grad():
-        audio = hear()[1].sum(dim=1)  # (B,)
-    return batch, audio + 2 * AROUND
-
-
-def train(report: Report, name: str, device: str, tiny: bool) -> None:
-    """A step of the paper's recipe on its part of the batch, by three ways to run the blocks."""
-    script = STAGES[name]
-    recipe = script.RECIPES["paper"]
-    size = "toy+toy" if tiny else "small+llada-8b"
-    if tiny:
-        recipe = replace(recipe, answer_length=8, dtype="float32")
-    dtype = getattr(torch, recipe.dtype)
-    options = script.RECIPES["toy"].shapes | {"audio_context": 1.0} if tiny else {}
-    model = load_for_training(
-        stage=script.STAGE.parts, dtype=dtype, device=device, random_weights=size, **options
-    ).model
-    peak = measured_peak(device, dtype)
-    n = recipe.train.batch // GPUS
-    batch, positions = random_batch(model, 2 if tiny else n, SECONDS[name], recipe)
-    B, G = batch.answer_ids.shape
-    L = int(positions.max()) + G
-
-    def step(optimizers: list, trained: dict) -> None:
-        generator = torch.Generator().manual_seed(0)
-        for loss in script.STAGE.loss(model, batch, generator, recipe):
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.values(), recipe.train.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    # About half of the answer's tokens are masked, and only these are scored.
-    flops = lm_flops(model.lm.config, B, L, L, G / 2, backward=True)
-    usual = replace(recipe.execution, recompute=False)
-    ways = {
-        "blocks recomputed (the recipe)": replace(usual, recompute=True),
-        "all kept": usual,
-        "all kept, blocks compiled": replace(usual, compile=True),
-    }
-    rows = []
-    for way, execution in ways.items():
-        for block in model.lm.blocks:
-            block.__dict__.pop("forward", None)  # what recomputing put there
-        trained = prepare(model, execution, device)
-        optimizers = make_optimizers(trained, recipe.train)
-
-        # Seconds, and what the step reaches of the peak; or that it does not fit.
-        cells = ["out of memory", "", ""]
-        try:
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            work = {"step": functools.partial(step, optimizers, trained)}
-            (taken,) = time_in_turns(work, model.device, rounds=2).values()
-            memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
-            cells = [f"{taken:.3f}", f"{100 * flops / taken / peak:.0f} %", f"{memory:.1f}"]
-        except torch.cuda.OutOfMemoryError:
-            pass
-        rows.append([way, *cells])
-
-        # The next way starts with all memory.
-        if device == "cuda":
-            torch.cuda.empty_cache()
-
-        # Again for each way: the next one may take longer than the time limit.
-        title = f"a step of {B} clips of {SECONDS[name]} s, {L} positions each, G = {G}"
-        report.tables.clear()
-        report.add(title, ["way", "s", f"of {peak / 1e12:.0f} TFLOP/s", "peak GiB"], rows)
-
-
 # ---- all parts
 def command_of(name: str, path: Path, tiny: bool) -> list[str]:
     """The command that measures one part and writes its tables to path."""
@@ -329,18 +207,6 @@ def run_part(name: str, path: Path, seconds: float, tiny: bool) -> dict:
     tables = json.loads(path.read_text("utf-8")) if path.exists() else []
     path.unlink(missing_ok=True)
     return {"seconds": taken, "failure": failure, "tables": tables}
-
-
-def page(results: dict) -> str:
-    """The report as Markdown."""
-    lines = ["# One GPU", "", results["machine"], ""]
-    for name, part in results["parts"].items():
-        lines += [f"## {name}", "", f"{part['seconds']} s with start and loading.", ""]
-        if part["failure"]:
-            lines += [f"Not finished: {part['failure']}", ""]
-        for table in part["tables"]:
-            lines += [f"{table['title']}:", "", markdown(table["heads"], table["rows"]), ""]
-    return "\n".join(lines)
 
 
 def measure_parts(args: argparse.Namespace, device: str) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from checkpoints.model import randomize
 from diffusion_lm import SIZES, DiffusionLM, LMConfig, diffusion_loss, noise, noise_levels
-from training.stage import recompute_blocks
+from training.execution import recompute_blocks
 
 CPU_SIZE = LMConfig(width=1024, n_layers=12, n_heads=16, ffn=3072)  # LLaDA's vocabulary
 G = 128

@@ -19,8 +19,8 @@ import train_asr
 import train_instruct
 from checkpoints.lm import save_lm
 from diffa import DIFFA
+from training.execution import recompute_blocks
 from training.run_files import checkpoints, read_metrics
-from training.stage import recompute_blocks
 
 WORDS = [
     "two red birds",

@@ -53,7 +53,13 @@ def test_values_without_meaning_are_refused_at_the_parser(tmp_path, capsys, opti
         (["--pretrained-lr-scale", 0.5], "--pretrained-lr-scale has no effect"),
     ],
 )
-def test_what_cannot_take_effect_is_refused(toy_dirs, manifest, tmp_path, options, says):  # noqa: F811
+def test_what_cannot_take_effect_is_refused(
+    toy_dirs,
+    manifest,  # noqa: F811
+    tmp_path,
+    options,
+    says,
+):
     manifest()
     assert says in ask(train_asr, toy_dirs, tmp_path, *options)
     assert not (tmp_path / "out").exists()
@@ -84,7 +90,12 @@ def test_a_new_acoustic_adapter_has_the_shapes_that_were_asked_for(
 
 
 @pytest.mark.parametrize("cache", ["memory", "none"])
-def test_a_run_without_one_readable_clip_is_an_error(toy_dirs, manifest, tmp_path, cache):  # noqa: F811
+def test_a_run_without_one_readable_clip_is_an_error(
+    toy_dirs,
+    manifest,  # noqa: F811
+    tmp_path,
+    cache,
+):
     manifest()
     for file in tmp_path.glob("*.wav"):
         file.write_bytes(b"RIFF")
@@ -93,7 +104,11 @@ def test_a_run_without_one_readable_clip_is_an_error(toy_dirs, manifest, tmp_pat
     assert not (tmp_path / "out/adapters.safetensors").exists()
 
 
-def test_clips_near_the_window_are_kept_and_longer_ones_with_cut(toy_dirs, manifest, tmp_path):  # noqa: F811
+def test_clips_near_the_window_are_kept_and_longer_ones_with_cut(
+    toy_dirs,
+    manifest,  # noqa: F811
+    tmp_path,
+):
     def longer(i, item):
         samples, rate = soundfile.read(tmp_path / item["audio_filepath"])
         n = int(0.8 * rate) + (1 if i < 7 else rate)

@@ -2,6 +2,7 @@
 
 recipe.py        what a recipe holds, how a run is executed, and the commands' options
 stage.py         a stage from manifests to saved adapters
+execution.py     how the frozen LM is run: recomputed, compiled, cut in shards
 examples.py      items that can be used, with their prompts and answers
 batches.py       a step's batch, in the parts that this process computes
 order.py         which items a step trains on

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 from tqdm import tqdm
 
 from adapters import TAPS, AdapterConfig
@@ -24,8 +23,9 @@ from diffusion_lm import DiffusionLM
 from training import processes
 from training.batches import Batches
 from training.examples import usable
+from training.execution import prepare
 from training.loop import Trainer
-from training.recipe import Execution, Recipe, chosen_recipe, given
+from training.recipe import Recipe, chosen_recipe, given
 from training.run_files import name_on_disk
 from training.validation import Validation, sample_answer
 from training.whitening import whiten
@@ -318,35 +318,6 @@ def load_model(stage: Stage, recipe: Recipe, run: Run) -> Loaded:
         parts = loaded.model.trained_parts()
         match_embedding_scale({name: parts[name] for name in loaded.new}, loaded.model.lm)
     return loaded
-
-
-def recompute_blocks(lm: DiffusionLM) -> None:
-    """Keep only the inputs of the LM's blocks; the backward pass computes each block again."""
-    for block in lm.blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-
-
-def prepare(model: DIFFA, execution: Execution, device: str) -> dict[str, nn.Parameter]:
-    """Recompute, compile and shard the LM, and set the model to train. Returns what trains."""
-    parts = model.trained_parts()
-    trained = {n: p for n, p in model.named_parameters() if n.split(".")[0] in parts}
-
-    # The LM, whose blocks take most of the time and memory.
-    if execution.recompute:
-        recompute_blocks(model.lm)
-    if execution.compile:
-        for block in model.lm.blocks:
-            block.compile()
-    if execution.shard:
-        processes.shard(model.lm, device)
-        model.encoder.to(device)
-        for parameter in trained.values():
-            parameter.data = parameter.data.to(device)
-
-    # Dropout in the trained parts; no gradient for anything else.
-    model.train()
-    model.encoder.eval()
-    return {name: parameter.requires_grad_() for name, parameter in trained.items()}
 
 
 def describe(recipe: Recipe, run: Run, loaded: Loaded, made_of: dict[str, str]) -> None:

@@ -30,12 +30,18 @@ def answered(
     """The "target" of one example, and the model's "prediction"; hear: see sampler.answer."""
     ids = example.answer_ids[0]  # (G,)
     config = SamplerConfig(length=len(ids), rule="threshold")
-    try:
-        (first,) = answer(model.lm, model.tokenizer, example.prompts, hear, config)
-        prediction = first.text
-    except ValueError as error:  # too long for the LM's context, say: no reason to stop training
-        prediction = f"({error})"
-    return {"target": decode_answer(model.tokenizer, ids.tolist()), "prediction": prediction}
+    target = decode_answer(model.tokenizer, ids.tolist())
+
+    # It may train and yet be too long to be answered, which is no reason to stop.
+    with torch.inference_mode():
+        audio, mask = hear(slice(0, 1))  # (1, A, D), (1, A)
+    prompt = example.prompts[0]
+    positions = len(prompt.before) + int(mask.sum()) + len(prompt.after) + len(ids)
+    if positions > model.lm.config.max_length:
+        return {"target": target, "prediction": f"({positions} positions exceed the LM's context)"}
+
+    (first,) = answer(model.lm, model.tokenizer, example.prompts, lambda _: (audio, mask), config)
+    return {"target": target, "prediction": first.text}
 
 
 def sample_answer(model, examples: Examples, batches: Batches) -> str:
