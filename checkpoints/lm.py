@@ -6,6 +6,7 @@ made from one by `python -m training.adapt_lm`; its `mask_token_id` is recorded.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -167,6 +168,7 @@ def load_lm(
     lm_class: type[DiffusionLM] = DiffusionLM,
     note: Callable[[str], None] | None = None,
     causal_weights: bool = False,
+    mask_id: int | None = None,
 ) -> DiffusionLM:
     """The language model of a directory of the hub, of any family in LM_FAMILIES.
 
@@ -176,12 +178,15 @@ def load_lm(
         lm_class: DiffusionLM, or the subclass that is the autoregressive baseline.
         note: as for fill.
         causal_weights: take a causal LM's weights into a DiffusionLM, to adapt it.
+        mask_id: the id of [MASK] where the files cannot know it; None: theirs.
     Raises:
         WeightsError: files are missing, damaged, or of another architecture; or the directory holds
             a causal LM and lm_class is not one, or the other way round.
     """
     path = Path(path)
     config = read_lm_config(path, causal_weights or lm_class is not DiffusionLM)
+    if mask_id is not None:
+        config = replace(config, mask_id=mask_id)
     if not causal_weights:
         check_kind(path, lm_class)
 

@@ -105,7 +105,7 @@ def test_the_mask_is_a_free_token_or_an_error(causal):
 
 @pytest.fixture(scope="module")
 def rows(causal):
-    lm, tokenizer = load_causal(causal, None, "cpu")
+    lm, tokenizer, _ = load_causal(causal, None, "cpu")
     return lm, TextRows(tokenizer, LINES, Mixture(batch=8, answer_length=80), lm.config.mask_id, 0)
 
 

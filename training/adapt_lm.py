@@ -137,23 +137,26 @@ def choose_mask(path: Path, name: str | None) -> int:
     return free[name]
 
 
-def load_causal(path: Path, mask: str | None, device: str) -> tuple[DiffusionLM, Tokenizer]:
-    """A causal LM's weights in a DiffusionLM (float32), with a [MASK], and its tokenizer."""
-    lm = load_lm(path, torch.float32, device, causal_weights=True)
-    lm.config = replace(lm.config, mask_id=choose_mask(path, mask))
+def load_causal(
+    path: Path, mask: str | None, device: str
+) -> tuple[DiffusionLM, Tokenizer, torch.dtype]:
+    """A causal LM's weights in a DiffusionLM (float32) with a [MASK], its tokenizer, its dtype."""
+    mask_id = choose_mask(path, mask)
+    lm = load_lm(path, None, device, causal_weights=True, mask_id=mask_id)
     tokenizer = load_tokenizer(path, lm.config)
+    dtype = lm.embedding.weight.dtype
 
     with torch.no_grad():
-        # On the CPU they may be the mapped file, which must not change.
+        # Copies: on the CPU the parameters are the mapped file, which must not change.
         for parameter in lm.parameters():
-            parameter.data = parameter.clone()
+            parameter.data = parameter.to(torch.float32, copy=True)
 
         # The unused rows of a published table are all one vector, near to the chat markers. The
         # mask gets a vector of its own.
         table = lm.embedding.weight  # (V, D)
         drawn = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(0))
-        table[lm.config.mask_id] = drawn.to(device) * table.pow(2).mean().sqrt()
-    return lm, tokenizer
+        table[mask_id] = drawn.to(device) * table.pow(2).mean().sqrt()
+    return lm, tokenizer, dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +197,7 @@ def adapt(run: Run, config: TrainConfig, mixture: Mixture) -> None:
     held_out = read_sentences(run.validation) if run.validation else []
 
     # The LM, of which the table is frozen.
-    lm, tokenizer = load_causal(run.source, run.mask, run.device)
+    lm, tokenizer, dtype = load_causal(run.source, run.mask, run.device)
     lm.embedding.requires_grad_(False)
     work = Work(peak=measured_peak(run.device, DTYPES[run.dtype]))
     autocast = run.dtype == "bfloat16"
@@ -226,8 +229,7 @@ def adapt(run: Run, config: TrainConfig, mixture: Mixture) -> None:
     losses = trainer.run()
 
     # In the hub's layout, with the dtype of the source.
-    kept = load_lm(run.source, causal_weights=True).embedding.weight.dtype
-    save_lm(lm.to(kept), run.out)
+    save_lm(lm.to(dtype), run.out)
     shutil.copy(run.source / "tokenizer.json", run.out)
     write_json(run.out / "training.json", {"losses": losses, "minutes": trainer.minutes()})
 

@@ -57,12 +57,12 @@ RECIPES = {
 }
 
 
-def table_logits(audio: Tensor, table: Tensor, silence_seed: int = 0) -> Tensor:
+def table_logits(audio: Tensor, table: Tensor) -> Tensor:
     """Logits (b, A, n + 1) of silence, then of each row of `table` (n, D), for audio (b, A, D).
 
     Silence is one fixed random direction: the LM was adapted to ignore noise (adapt_lm.py).
     """
-    drawn = torch.randn(1, table.shape[1], generator=torch.Generator().manual_seed(silence_seed))
+    drawn = torch.randn(1, table.shape[1], generator=torch.Generator().manual_seed(0))
     rows = torch.cat([drawn.to(table), table]).float()  # (n + 1, D)
     return SHARPNESS * F.normalize(audio.float(), dim=-1) @ F.normalize(rows, dim=-1).T
 
