@@ -11,11 +11,11 @@ from pathlib import Path
 from torch import Tensor
 
 from checkpoints.command_line import is_blank, settings_of
-from data import build_prompt, load_manifest, pad_waveforms, read_audio
+from data import Prompt, build_prompt, load_manifest, pad_waveforms, read_audio
 from diffa import DIFFA
 from evaluation.answer_files import answer_missing
-from sampler import SamplerConfig, answer
-from training.states import read_padded
+from sampler import Answer, SamplerConfig, answer
+from training.states import Read, read_padded
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")  # of audio files in a folder
 USUAL_LENGTH = 24  # tokens of an answer, where the adapters do not record theirs
@@ -134,24 +134,44 @@ def find_questions(paths: list[str], questions: list[str]) -> list[Question]:
     return list(dict.fromkeys(found))
 
 
+def answers_or_errors(
+    model: DIFFA,
+    prompts: list[Prompt],
+    read: Callable[[slice, int], Read],
+    config: SamplerConfig,
+    batch: int,
+) -> Iterator[Answer | str]:
+    """The answer to each prompt about its clip, or why the clip cannot be read, in their order.
+
+    read: (rows of the prompts, samples of the encoder's window) -> their clips, as
+    training.states.read_padded gives them. The sound of a batch is read when its turn comes.
+    """
+    errors: list[str] = []  # of the clips heard so far
+
+    def hear(rows: slice) -> tuple[Tensor, Tensor]:
+        waveforms, n_samples, found = read(rows, model.encoder.config.n_samples)
+        errors.extend(found)
+        return model.hear(*model.encode(waveforms.to(model.device), n_samples.to(model.device)))
+
+    replies = answer(model.lm, model.tokenizer, prompts, hear, config, batch=batch)
+    for i, reply in enumerate(replies):
+        yield errors[i] or reply
+
+
 def answered_rows(
     model: DIFFA, questions: list[Question], config: SamplerConfig, batch: int, cut: bool
 ) -> Iterator[dict]:
     """A row with the answer to each question; where a clip cannot be read, with the error."""
-    errors: list[str] = []  # of the clips heard so far
 
-    def hear(rows: slice) -> tuple[Tensor, Tensor]:
-        paths = [question.clip for question in questions[rows]]
-        waveforms, n_samples, found = read_padded(paths, model.encoder.config.n_samples, cut)
-        errors.extend(found)
-        return model.hear(*model.encode(waveforms.to(model.device), n_samples.to(model.device)))
+    def read(rows: slice, n_samples: int) -> Read:
+        return read_padded([question.clip for question in questions[rows]], n_samples, cut)
 
     prompts = [build_prompt(model.tokenizer, question.question) for question in questions]
-    answers = answer(model.lm, model.tokenizer, prompts, hear, config, batch=batch)
-    for i, (asked, reply) in enumerate(zip(questions, answers, strict=True)):
+    replies = answers_or_errors(model, prompts, read, config, batch)
+    for asked, reply in zip(questions, replies, strict=True):
         row = {"id": asked.id, "clip": asked.clip, "question": asked.question}
-        if errors[i]:
-            yield row | {"error": errors[i]}
+        if isinstance(reply, str):
+            yield row | {"error": reply}
         else:
             counts = {"calls": reply.calls, "tokens": reply.n_tokens}
             yield row | {"answer": reply.text} | counts

@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from checkpoints.command_line import (
     add_model_arguments,
     count,
@@ -35,9 +33,9 @@ from diffa import AUDIO_PARTS, DIFFA
 from encoder import SAMPLE_RATE
 from evaluation.answer_files import answer_missing
 from evaluation.ask import sampler_config
-from evaluation.clips import USUAL_LENGTH
+from evaluation.clips import USUAL_LENGTH, answers_or_errors
 from evaluation.wer_report import report_lines
-from sampler import CHOICES, SamplerConfig, answer
+from sampler import CHOICES, Answer
 from training.states import Read, read_padded
 
 # Reads some clips, by their indices, for a window of so many samples.
@@ -87,37 +85,15 @@ def clips_of(manifests: list[Path]) -> list[dict]:
     return list(clips.values())
 
 
-def transcripts(
-    model: DIFFA,
-    read: ReadClips,
-    indices: list[int],
-    question: str,
-    config: SamplerConfig,
-    batch: int,
-) -> Iterator[dict]:
-    """What a model answers to the question about each clip, in the order of the indices.
+def transcript(reply: Answer | str, length: int) -> dict:
+    """{"text", "calls", "tokens", "ended"} of an answer of `length` tokens, or what went wrong.
 
-    Yields:
-        {"text", "calls", "tokens", "ended"}; for a clip that cannot be read
-        {"text": None, "problem"}. `tokens` counts those before the end.
+    reply: a text is the error of a clip that cannot be read. `tokens` counts those before the end.
     """
-    errors: list[str] = []  # of the clips heard so far
-
-    def hear(rows: slice) -> tuple[Tensor, Tensor]:
-        waveforms, n_samples, found = read(indices[rows], model.encoder.config.n_samples)
-        errors.extend(found)
-        return model.hear(*model.encode(waveforms.to(model.device), n_samples.to(model.device)))
-
-    # The sound of a batch is read when its turn comes.
-    prompts = [build_prompt(model.tokenizer, question)] * len(indices)
-    answers = answer(model.lm, model.tokenizer, prompts, hear, config, batch=batch)
-    for i, reply in enumerate(answers):
-        if errors[i]:
-            yield {"text": None, "problem": errors[i]}
-        else:
-            ended = reply.n_tokens < config.length
-            counts = {"calls": reply.calls, "tokens": reply.n_tokens, "ended": ended}
-            yield {"text": reply.text} | counts
+    if isinstance(reply, str):
+        return {"text": None, "problem": reply}
+    counts = {"calls": reply.calls, "tokens": reply.n_tokens}
+    return {"text": reply.text} | counts | {"ended": reply.n_tokens < length}
 
 
 def answer_all(
@@ -146,14 +122,19 @@ def answer_all(
         config = sampler_config(args, args.length or model.answer_length or USUAL_LENGTH)
         window = model.encoder.config.n_samples
         started = time.perf_counter()
-        found = transcripts(model, read, indices, args.question, config, args.batch)
-        for i, row in zip(indices, found, strict=True):
+
+        def read_rows(rows: slice, n_samples: int) -> Read:
+            return read(indices[rows], n_samples)
+
+        prompts = [build_prompt(model.tokenizer, args.question)] * len(indices)
+        replies = answers_or_errors(model, prompts, read_rows, config, args.batch)
+        for i, reply in zip(indices, replies, strict=True):
             seconds = clips[i]["duration"]
             speed.clips += 1
             speed.audio += min(seconds, window / SAMPLE_RATE)
             speed.seconds = time.perf_counter() - started
             cut = is_too_long(seconds * SAMPLE_RATE, window)
-            yield clips[i] | row | {"cut": cut}
+            yield clips[i] | transcript(reply, config.length) | {"cut": cut}
 
     # Clips of a batch are about equally long, and so are their transcripts.
     order = sorted(range(len(clips)), key=lambda i: (clips[i]["duration"], i))

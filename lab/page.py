@@ -51,10 +51,11 @@ def config_of(
 ) -> SamplerConfig:
     """The sampler's settings; of steps, threshold and factor only the rule's own counts.
 
-    block: tokens of a block, 0: one block. Raises ValueError: an impossible setting.
+    The Frechet rule has its default. block: tokens of a block, 0: one block. Raises ValueError: an
+    impossible setting.
     """
-    numbers = {"count": int(steps), "threshold": threshold, "factor": factor}
-    own = {name: numbers[rule] for name in RULE_OF if RULE_OF[name] == rule}
+    numbers = {"steps": int(steps), "threshold": threshold, "factor": factor}
+    own = {name: number for name, number in numbers.items() if RULE_OF[name] == rule}
     block_length = int(block) or None
     return SamplerConfig(length=length, rule=rule, cache=cache, block_length=block_length, **own)
 
@@ -171,7 +172,7 @@ def question_inputs(gr) -> list:
         rule = gr.Radio(CHOICES["rule"], value="threshold", label="Rule")
         cache = gr.Radio(CHOICES["cache"], value="none", label="Cache")
 
-    # The numbers of the three rules, of which one counts.
+    # The numbers of three rules, of which one counts.
     with gr.Row():
         threshold = gr.Slider(0.05, 1, 0.9, step=0.01, label="Threshold")
         steps = gr.Slider(1, 128, 6, step=1, label="Steps (count)")

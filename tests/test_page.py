@@ -29,6 +29,7 @@ from gradio_client.exceptions import AppError  # noqa: E402
 
 from diffa import DIFFA  # noqa: E402
 from lab import page  # noqa: E402
+from sampler import CHOICES, SamplerConfig  # noqa: E402
 from toy.speech import prepare_espeak  # noqa: E402
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -79,6 +80,17 @@ def test_it_hears_what_espeak_says_and_keeps_each_step(client, clips):
 
     first, _ = client.predict(1, api_name="/step")
     assert "Step 1 " in first and first.count("t mask") >= 9 and first.count(" new") == 3 + 1
+
+
+@pytest.mark.parametrize("rule", CHOICES["rule"])
+def test_every_rule_that_is_offered_answers_with_its_own_number(models, clips, rule):
+    numbers = {"count": {"steps": 5}, "threshold": {"threshold": 0.8}, "factor": {"factor": 2}}
+    settings = (rule, 5, 0.8, 2, "none", 0)
+    expected = SamplerConfig(length=18, rule=rule, **numbers.get(rule, {}))
+    assert page.config_of(18, *settings) == expected
+    text, clip = next(iter(clips.items()))
+    answer, *_ = page.answer_file(models, None, clip["path"], "Repeat the sentence.", *settings)
+    assert answer == text
 
 
 def test_the_page_answers_a_clip_of_three_seconds_in_half_a_second(models, clips, capsys):

@@ -15,7 +15,7 @@ from test_wer import ways
 from checkpoints.model import save_trained
 from corpora.manifests import write_manifest
 from data import TRANSCRIBE, AudioError, build_prompt, pad_waveforms, read_audio
-from evaluation import no_speech, transcribe
+from evaluation import clips, no_speech, transcribe
 from evaluation.wer import normalize_english
 from evaluation.wer_report import report_lines
 from sampler import SamplerConfig, answer
@@ -63,7 +63,7 @@ def stop(monkeypatch):
                 raise KeyboardInterrupt
             yield reply
 
-    monkeypatch.setattr(transcribe, "answer", stopping)
+    monkeypatch.setattr(clips, "answer", stopping)
     return Stop
 
 
