@@ -5,6 +5,7 @@ findings.py        their report: tables, a figure, which findings reproduce
 baseline.py        trains the autoregressive baseline
 robustness.py      degraded recordings: noise, other speeds, telephone
 benchmark.py       every sampler and cache against the published procedure
+one_call.py        one call of the sampler against its floor
 roofline.py        the least time that one call of the LM can take on a machine
 gpu.py             what one GPU makes of full-size shapes (docs/gpu.md)
 gpu_training.py    its training steps

@@ -18,7 +18,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -29,18 +28,14 @@ from diffa import DIFFA, Spliced, splice
 from diffusion_lm import SIZES, DiffusionLM, LMConfig
 from evaluation.wer import word_error_rate
 from lab.findings import markdown
+from lab.one_call import time_calls
 from lab.roofline import (
-    Rates,
     clock,
     floor_of_answer,
-    floor_of_call,
-    matrix_products,
     measure_rates,
-    recorded,
     time_in_turns,
 )
-from sampler import Choice, SamplerConfig, generate, generate_plain, refine
-from speed.compiled import compile_step
+from sampler import SamplerConfig, generate, generate_plain
 from speed.few_rows import use_few_rows
 from toy.pretrain_lm import ANSWER_LENGTH
 from training.states import StateCache
@@ -216,62 +211,6 @@ def agreement(a: list[list[int]], b: list[list[int]], end_id: int | None) -> flo
         length = other.index(end_id) + 1 if end_id in other else len(other)
         same += [x == y for x, y in zip(own[:length], other[:length])]
     return 100 * statistics.mean(same)
-
-
-class TimedCall(NamedTuple):
-    """One kind of call with the dual cache: three ways to compute it, and its M, L, N."""
-
-    works: dict[str, Callable[[], object]]
-    shapes: tuple[int, int, int]
-
-
-@torch.no_grad()
-def calls_of(
-    lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, joined: bool = True
-) -> dict[str, TimedCall]:
-    """Both kinds of calls of one prompt's first block, by name. joined: see compile_step."""
-    canvas, compiled = compile_step(lm, prompt, replace(config, cache="dual"), joined)
-    device = prompt.mask.device
-    block = slice(0, config.block_length)
-    rows = torch.zeros(1, dtype=torch.long, device=device)  # the only item
-    columns = canvas.columns(rows, block)  # (N,)
-    choice = Choice(config.rule, torch.tensor(1.0, device=device), None, None, None)
-
-    # The ids as `generate` takes them: other strides would be compiled anew.
-    ids = canvas.ids[rows[:, None], columns]  # (1, N)
-
-    # The full pass comes first, because it fills the cache.
-    full = canvas.call(rows, columns)
-    cached = canvas.call(rows, columns, block)
-    calls = {}
-    for name, call in (("full pass", full), ("block step", cached)):
-        shapes = (call.x.shape[1], call.real.shape[1], len(columns))  # M, L, N
-        inputs = (lm, call, ids, choice)
-        works = {
-            "eager": functools.partial(refine, *inputs),
-            "compiled": functools.partial(compiled, *inputs),
-            "its matrix products alone": recorded(matrix_products(lm, *shapes), device),
-        }
-        calls[name] = TimedCall(works, shapes)
-    return calls
-
-
-@torch.no_grad()
-def time_calls(
-    lm: DiffusionLM, prompt: Spliced, config: SamplerConfig, rates: Rates
-) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of a table of both kinds of calls, and of their matrix products alone.
-
-    Each cell has a median time, and the same as a multiple of the floor.
-    """
-    table = []
-    for name, call in calls_of(lm, prompt, config).items():
-        floor = floor_of_call(lm, rates, *call.shapes)
-        rounds = 3 if name == "full pass" else 9
-        times = time_in_turns(call.works, prompt.mask.device, rounds).values()
-        cells = [f"{1000 * t:.1f} ms, {t / floor:.2f} x" for t in times]
-        table.append([name, *cells, f"{1000 * floor:.1f} ms"])
-    return ["one call", *call.works, "floor"], table
 
 
 def compare_batch(lm: DiffusionLM, batch: Spliced, config: SamplerConfig) -> str:

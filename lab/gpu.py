@@ -34,15 +34,14 @@ from lab.benchmark import (
     BATCH,
     HEADS,
     RANDOM,
-    calls_of,
     one_by_one,
     random_lm,
     take,
-    time_calls,
     time_setting,
 )
 from lab.gpu_report import Report, page
 from lab.gpu_training import STAGES, train
+from lab.one_call import calls_of, time_calls
 from lab.roofline import clock, floor_of_answer, floor_of_call, measure_rates, time_in_turns
 from sampler import SamplerConfig, generate, generate_plain
 
