@@ -96,6 +96,24 @@ def test_a_stopped_adaptation_resumes_to_the_same_weights(causal, tmp_path):
         assert torch.equal(mine, other)
 
 
+@pytest.mark.parametrize(
+    "text, options, problem",
+    [
+        ("\n".join(LINES), ["--answer-length", "2"], "0 of .* sentences fit an answer of 2 tokens"),
+        ("日本語です", [], "no line holds a word in English letters"),
+    ],
+)
+def test_texts_that_give_no_rows_are_an_error_and_no_endless_search(
+    causal, tmp_path, text, options, problem
+):
+    file = tmp_path / "text.txt"
+    file.write_text(text, "utf-8")
+    places = ["--lm", str(causal), "--text", str(file), "--out", str(tmp_path / "lm")]
+    few = ["--device", "cpu", "--steps", "1", "--validate-every", "0", "--workers", "0"]
+    with pytest.raises(SystemExit, match=f"python -m training.adapt_lm: .*{problem}"):
+        main([*places, *few, *options])
+
+
 def test_the_mask_is_a_free_token_or_an_error(causal):
     assert choose_mask(causal, None) == 4 and choose_mask(causal, "<unused>") == 3
     for taken in ("<|im_end|>", "<absent>"):

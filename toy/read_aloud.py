@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from checkpoints.command_line import count, one_line_errors, seconds, seed
-from checkpoints.files import check_writable, read_json, read_sentences, write_json
+from checkpoints.files import check_writable, read_json, write_json
 from corpora.manifests import transcription_item, write_manifest
 from corpora.measure import seed_transcript
 from corpora.workers import map_in_processes
@@ -30,6 +30,7 @@ from training.questions import (
     draw_kind,
     draw_question,
     plain_words,
+    spoken_lines,
 )
 
 RATES = {"slowly": (130, 165), "fast": (195, 240)}  # words a minute
@@ -84,14 +85,6 @@ def read_sentence(
         question, answer = draw_question(kind, words, attributes, other, rng)
         asked.append(item | {"input": question, "target": answer, "kind": kind})
     return [item, *asked]
-
-
-def spoken_lines(path: Path) -> list[str]:
-    """The lines of a text file that hold a word to speak. Raises ManifestError: there are none."""
-    lines = [line for line in read_sentences(path) if plain_words(line)]
-    if not lines:
-        raise ManifestError(f"{path}: no line holds a word in English letters")
-    return lines
 
 
 def recorded(manifest: Path) -> list[dict]:

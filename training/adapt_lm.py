@@ -28,7 +28,7 @@ from torch import Tensor
 from checkpoints.chats import CHATS
 from checkpoints.command_line import DTYPES, count, count_or_zero, one_line_errors, seed
 from checkpoints.digests import digest
-from checkpoints.files import check_writable, read_sentences, write_json
+from checkpoints.files import check_writable, write_json
 from checkpoints.lm import added_ids, load_lm, save_lm
 from checkpoints.tokenizer import Tokenizer, load_tokenizer
 from diffusion_lm import DiffusionLM, diffusion_loss, noise, noise_levels
@@ -37,6 +37,7 @@ from training.flops import Work, lm_flops, measured_peak
 from training.imitation import blurred_embeddings
 from training.loop import Trainer
 from training.optimizers import TrainConfig
+from training.questions import spoken_lines
 from training.recipe import given, learning_rate
 from training.text_rows import Mixture, TextRows
 
@@ -193,8 +194,8 @@ def adapt(run: Run, config: TrainConfig, mixture: Mixture) -> None:
         )
     run.out.mkdir(parents=True, exist_ok=True)
     check_writable(run.out / "config.json")
-    lines = [line for file in run.text for line in read_sentences(file)]
-    held_out = read_sentences(run.validation) if run.validation else []
+    lines = [line for file in run.text for line in spoken_lines(file)]
+    held_out = spoken_lines(run.validation) if run.validation else []
 
     # The LM, of which the table is frozen.
     lm, tokenizer, dtype = load_causal(run.source, run.mask, run.device)

@@ -7,7 +7,9 @@ VALUES.
 
 import random
 import re
+from pathlib import Path
 
+from checkpoints.files import read_sentences
 from data import TRANSCRIBE
 
 DIGITS = "zero one two three four five six seven eight nine".split()
@@ -39,6 +41,14 @@ def plain_words(text: str) -> str:
     text = re.sub(r"\b(de|re|un)-", r"\1", text)  # re-enter is one word, call-forward two
     text = re.sub(r"\d", lambda digit: f" {DIGITS[int(digit[0])]} ", text)
     return " ".join(re.findall(r"[a-z]+(?:'[a-z]+)*", text))
+
+
+def spoken_lines(path: Path) -> list[str]:
+    """The lines of a text file that hold a word to speak. Raises ValueError: there are none."""
+    lines = [line for line in read_sentences(path) if plain_words(line)]
+    if not lines:
+        raise ValueError(f"{path}: no line holds a word in English letters")
+    return lines
 
 
 def draw_attributes(rng: random.Random) -> dict[str, str]:

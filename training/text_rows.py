@@ -37,6 +37,7 @@ from training.states import PREFETCH
 PACE = (0.4, 1.0)
 # Most silences before the words, where stage 1 has its prompts, and after them.
 SILENCES = (20, 5)
+SEEN = 1000  # lines that are tried against the answers' length
 ABOUT_WORDS = tuple(kind for kind in QUESTIONS if kind not in ABOUT_VOICE)
 
 
@@ -62,7 +63,10 @@ class TextRows(Dataset):
     def __init__(
         self, tokenizer: Tokenizer, lines: list[str], mixture: Mixture, gap_id: int, seed: int
     ):
-        """lines: sentences. gap_id: stands for a silence; it is not embedded."""
+        """lines: sentences with a word. gap_id: stands for a silence; it is not embedded.
+
+        Raises ValueError: hardly a sentence fits the answers, so rows would be drawn for ever.
+        """
         self.tokenizer = tokenizer
         self.lines = lines
         self.mixture = mixture
@@ -70,6 +74,15 @@ class TextRows(Dataset):
         self.seed = seed
         self.prompt_of = functools.cache(functools.partial(build_prompt, tokenizer))
         self.pieces = functools.lru_cache(1 << 16)(self.pieces_of)
+
+        # Some lines, evenly spaced, stand for all of them.
+        some = lines[:: -(-len(lines) // SEEN)]
+        fitting = [len(tokenizer.encode_text(line)) < mixture.answer_length for line in some]
+        if 100 * sum(fitting) < len(some):
+            raise ValueError(
+                f"{sum(fitting)} of {len(some)} sentences fit an answer of {mixture.answer_length} "
+                "tokens; take a larger --answer-length, or shorter sentences"
+            )
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         """ids, mask and is_audio (B, P), answer_ids (B, G), and is_plain (), on the CPU."""
