@@ -47,7 +47,7 @@ from evaluation.wer import word_error_rate
 from lab.baseline import existing, pretrain_baseline
 from lab.findings import ARMS, write_report
 from sampler import SamplerConfig
-from toy.autoregressive import CausalLM, next_token_stage_loss
+from toy.autoregressive import CausalLM, causal
 from toy.evaluate import answers_to, mean_calls, questions
 from toy.grammar import ATTRIBUTES, Attributes
 from toy.imitation import imitate_clip
@@ -225,7 +225,7 @@ def make_shared_parts(plan: Plan) -> None:
         seed = read_json(run / "corpus/corpus.json")["seed"]
         write_json(file, pretrain_baseline(run, seed, plan.device))
     where = {"train": run / "corpus/asr_train.json", "out": plan.file("baseline-stage1")}
-    stage = replace(train_asr.STAGE, loss=next_token_stage_loss)
+    stage = causal(train_asr.STAGE)
     asr_run = Run(**where, **plan.models("baseline"))
     train_once(stage, asr, asr.train.steps, plan.seeds[0], asr_run)
 
@@ -238,7 +238,7 @@ def train_arm(plan: Plan, arm: str, seed: int) -> None:
     if arm == "self":
         train = plan.file("instruct_self.json")
     if arm == "baseline":
-        stage = replace(stage, loss=next_token_stage_loss)
+        stage = causal(stage)
         adapters = plan.file("baseline-stage1")
 
     out = plan.file(f"{arm}-{seed}")

@@ -22,7 +22,7 @@ from diffusion_lm import DiffusionLM, LMConfig, diffusion_loss
 from lab import baseline
 from sampler import SamplerConfig, generate
 from toy import pretrain, pretrain_lm
-from toy.autoregressive import CausalLM, greedy, next_token_loss, next_token_stage_loss
+from toy.autoregressive import CausalLM, causal, greedy, next_token_loss
 from toy.evaluate import answers_to, mean_calls
 from training.stage import Run, run_stage
 from training.states import StateCache
@@ -170,7 +170,7 @@ def train_baseline(module, dirs, out, path, steps=4, adapters=None, **execution)
     train = replace(recipe.train, steps=steps, batch=8, lr=1e-4)
     execution = replace(recipe.execution, **execution)
     run_stage(
-        replace(module.STAGE, loss=next_token_stage_loss),
+        causal(module.STAGE),
         replace(recipe, train=train, execution=execution),
         Run(**dirs, adapters=adapters, train=path, out=out, lm_class=CausalLM),
     )
@@ -181,8 +181,12 @@ def test_both_stages_train_on_a_causal_lm_whatever_the_parts(
     baseline_dirs,
     manifest,  # noqa: F811
     tmp_path,
+    monkeypatch,
+    capsys,
 ):
+    monkeypatch.delenv("DIFFA_QUIET", raising=False)
     whole = train_baseline(train_asr, baseline_dirs, tmp_path / "whole", manifest())
+    assert "a training clip" in capsys.readouterr().err  # answered greedily
     parts = train_baseline(train_asr, baseline_dirs, tmp_path / "parts", manifest(), accumulate=4)
     alike(parts, whole)
     assert whole[1][-1] < whole[1][0]

@@ -14,6 +14,7 @@ of a call, L positions so far, D width.
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +114,11 @@ def next_token_stage_loss(
         yield next_token_loss(
             model.lm, prompt.embeddings, prompt.mask, answer_ids, n_tokens, readable
         )
+
+
+def causal(stage):
+    """A training.stage.Stage as it is for a CausalLM: its loss, and how it answers a clip."""
+    return replace(stage, loss=next_token_stage_loss, decode=greedy)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from checkpoints.progress import is_quiet
 from data import load_manifest
 from diffa import DIFFA, match_embedding_scale, new_parts
 from diffusion_lm import DiffusionLM
+from sampler import Generation, generate
 from training import processes
 from training.batches import Batches
 from training.examples import usable
@@ -40,7 +41,7 @@ class Stage:
 
     parts: key of diffa.AUDIO_PARTS. target: field of the manifest that holds the answer.
     loss: (model, batch, generator of the step, recipe) -> the losses of the batch's local parts.
-    title: of the line of progress.
+    title: of the line of progress. decode: answers a clip now and then, see sampler.answer.
     trains_lora: the LoRA that the adapters hold trains, without --lora.
     rejected: field of the worse answer, in stage 4. reference: makes of the model, before it
     trains, what the loss takes as its argument `reference`. settings: more arguments of the loss.
@@ -50,6 +51,7 @@ class Stage:
     target: str
     loss: Callable[..., Iterator[Tensor]]
     title: str
+    decode: Callable[..., Generation] = generate
     trains_lora: bool = False
     rejected: str | None = None
     reference: Callable[[DIFFA], DIFFA] | None = None
@@ -138,6 +140,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
 
     # The loop. Without a validation, which answers a held-out clip, it shows a training clip.
     shows = not held_out and processes.world() == 1 and not is_quiet()
+    sample = functools.partial(sample_answer, model, examples, batches, stage.decode)
     trainer = Trainer(
         trained,
         lambda step, generator: loss(model, batches(step), generator, recipe),
@@ -146,9 +149,9 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         stage.title,
         identity=identity,
         names_of_step=batches.names,
-        validate=Validation(model, held_out, batches) if held_out else None,
+        validate=Validation(model, held_out, batches, stage.decode) if held_out else None,
         keep_best=lambda: save(run.out / "best"),
-        sample=functools.partial(sample_answer, model, examples, batches) if shows else None,
+        sample=sample if shows else None,
         metrics=run.out / "metrics.jsonl",
         work=batches.work,
         lr_scale_parts=tuple(n for n in model.trained_parts() if n not in loaded.new),

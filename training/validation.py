@@ -15,7 +15,7 @@ from torch import Tensor
 from data import decode_answer
 from diffa import splice
 from diffusion_lm import diffusion_loss, noise
-from sampler import SamplerConfig, answer
+from sampler import Generation, SamplerConfig, answer
 from training.batches import Batches
 from training.examples import Examples
 from training.states import StateCache
@@ -25,9 +25,12 @@ SEED = 20_250
 
 
 def answered(
-    model, example: Examples, hear: Callable[[slice], tuple[Tensor, Tensor]]
+    model,
+    example: Examples,
+    hear: Callable[[slice], tuple[Tensor, Tensor]],
+    decode: Callable[..., Generation],
 ) -> dict[str, str]:
-    """The "target" of one example, and the model's "prediction"; hear: see sampler.answer."""
+    """The "target" of one example, and the model's "prediction"; hear, decode: sampler.answer's."""
     ids = example.answer_ids[0]  # (G,)
     config = SamplerConfig(length=len(ids), rule="threshold")
     target = decode_answer(model.tokenizer, ids.tolist())
@@ -40,14 +43,17 @@ def answered(
     if positions > model.lm.config.max_length:
         return {"target": target, "prediction": f"({positions} positions exceed the LM's context)"}
 
-    (first,) = answer(model.lm, model.tokenizer, example.prompts, lambda _: (audio, mask), config)
+    asked = (model.lm, model.tokenizer, example.prompts, lambda _: (audio, mask), config)
+    (first,) = answer(*asked, decode=decode)
     return {"target": target, "prediction": first.text}
 
 
-def sample_answer(model, examples: Examples, batches: Batches) -> str:
+def sample_answer(
+    model, examples: Examples, batches: Batches, decode: Callable[..., Generation]
+) -> str:
     """How the model as it is now answers the first training example, beside the target.
 
-    One process alone can call it. Nothing random is drawn.
+    decode: see sampler.answer. One process alone can call it. Nothing random is drawn.
     """
     training = [part for part in model.modules() if part.training]
     model.eval()
@@ -57,7 +63,7 @@ def sample_answer(model, examples: Examples, batches: Batches) -> str:
         with batches.autocast():
             return model.hear(states, frames)
 
-    words = answered(model, examples.first(1), hear)
+    words = answered(model, examples.first(1), hear, decode)
     for part in training:
         part.training = True
     return f"a training clip: {words['prediction']!r}, target {words['target']!r}"
@@ -69,9 +75,15 @@ class Validation:
     Every process measures all of it, because the slices of a sharded LM need all processes.
     """
 
-    def __init__(self, model, examples: Examples, batches: Batches):
-        """examples: N, whose clips are encoded at the first call. batches: of the training."""
+    def __init__(
+        self, model, examples: Examples, batches: Batches, decode: Callable[..., Generation]
+    ):
+        """examples: N, whose clips are encoded at the first call. batches: of the training.
+
+        decode: see sampler.answer.
+        """
         self.model = model
+        self.decode = decode
         self.examples = examples
         self.batch = batches.rows.shape[1]  # as many clips at a time as in training
         self.autocast = batches.autocast
@@ -116,7 +128,7 @@ class Validation:
                     model.lm, prompt.embeddings, prompt.mask, answer_ids, noisy_ids, t, ids.numel()
                 ).item()
 
-        words = answered(model, self.examples.first(1), self.hear)
+        words = answered(model, self.examples.first(1), self.hear, self.decode)
         for part in training:
             part.training = True
         return {
