@@ -303,15 +303,7 @@ def generate(
     canvas, step = begin(lm, prompt, config)
     calls_twice = config.second_call and config.cache != "none" and config.rule != "count"
 
-    # Deliberation is one more block: the whole answer, its unsure tokens masked again.
-    blocks = blocks_of(config)
-    if config.deliberate > 0:
-        blocks.append((slice(0, config.length), config.steps))
-
-    for number, (block, n_steps) in enumerate(blocks):
-        canvas.begin(block)
-        if number == config.n_blocks:
-            canvas.mask_unsure()
+    for number, block, n_steps in canvas.blocks():
         limits = torch.tensor(step_limits(config, block, n_steps), dtype=torch.float32)
         for turn, limit in enumerate(limits.to(canvas.ids.device)):
             # Which items still wait?
@@ -323,11 +315,11 @@ def generate(
 
             # A block's first call runs over everything, or over the whole answer while the prompt
             # is kept. Later ones run over what is not cached.
-            opens = turn == 0 and (number % config.refresh == 0 or number == config.n_blocks)
-            is_full = opens or config.cache == "none"
-            if is_full:
+            part = None
+            if config.cache == "none" or (turn == 0 and number % config.refresh == 0):
                 rows = canvas.rows(waiting)  # (R,)
-            part = None if is_full else canvas.cached_part(block if turn else None)
+            else:
+                part = canvas.cached_part(block if turn else None)
             columns = canvas.columns(rows, block)  # (N,)
             call = canvas.call(rows, columns, part)
 

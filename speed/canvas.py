@@ -9,7 +9,7 @@ N positions that are predicted.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffa import Spliced
 from diffusion_lm import DiffusionLM, KeyValues
-from sampler import Call, Choice, SamplerConfig, refine, tokens_before_end
+from sampler import Call, Choice, SamplerConfig, blocks_of, refine, tokens_before_end
 
 
 def round_rows(x: Tensor, is_rounded: Tensor) -> Tensor:
@@ -99,6 +99,17 @@ class Canvas:
         """Columns (N,) of the answers that a call predicts: those of the block with a mask."""
         columns = torch.arange(block.start, block.stop, device=self.ids.device)
         return columns[self.masks(rows, block).any(dim=0)]
+
+    def blocks(self) -> Iterator[tuple[int, slice, int]]:
+        """Each block when its turn comes: its number, its columns and its number of steps."""
+        for number, (block, n_steps) in enumerate(blocks_of(self.config)):
+            self.begin(block)
+            yield number, block, n_steps
+
+        # Deliberation is one more, and opens like the first: the whole answer with a few masks.
+        if self.config.deliberate > 0:
+            self.mask_unsure()
+            yield 0, slice(0, self.config.length), self.config.steps
 
     def begin(self, block: slice) -> None:
         """Appended blocks: for now, the answer ends with this one."""
