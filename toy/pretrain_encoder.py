@@ -34,7 +34,7 @@ from training.optimizers import TrainConfig
 from training.order import pick_by_length
 from training.run_files import minutes_of
 
-ENCODER = TrainConfig(steps=650, batch=32, lr=4e-3, warmup=60, optimizer="muon")
+ENCODER = TrainConfig(steps=800, batch=32, lr=4e-3, warmup=60, optimizer="muon")
 
 # Weight of the attribute heads in the loss.
 HEADS_WEIGHT = 0.3
@@ -42,8 +42,8 @@ HEADS_WEIGHT = 0.3
 # Standard deviation of the level that is added to a clip's log-mel.
 LOUDNESS = 0.1
 
-# A step's window ends within this many frames after its longest clip. Every so many steps the window
-# is whole, so that the silence after a clip is heard too.
+# A step's window ends within this many frames after its longest clip. Every so many steps the
+# window is whole, so that the silence after a clip is heard too.
 WINDOW = 16
 WHOLE_EVERY = 8
 
