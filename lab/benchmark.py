@@ -310,7 +310,7 @@ def main(arguments: list[str] | None = None) -> None:
     def show(row: Row) -> None:
         if toy:
             texts = [decode_answer(model.tokenizer, ids) for ids in row.ids]
-            row.wer = f"{word_error_rate(texts, transcripts):.1f} %"
+            row.wer = f"{word_error_rate(texts, transcripts):.2f} %"
         print(f"| {' | '.join(row.cells(yardstick))} |", flush=True)
 
     show(row)

@@ -7,12 +7,16 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import train_asr
+from checkpoints.model import load_for_training
 from diffa import Spliced
 from diffusion_lm import DiffusionLM, LMConfig
-from lab import benchmark, roofline
+from lab import benchmark, measure_stage1, roofline
+from lab.gpu_training import random_batch
 from sampler import SamplerConfig, refine
 from speed import compiled
 from training import flops
+from training.execution import prepare
 
 SMALL = LMConfig(
     width=16, n_layers=2, n_heads=2, ffn=24, vocab=40, max_length=1000, mask_id=39, end_id=19
@@ -221,3 +225,22 @@ def test_the_floor_knows_a_kept_prompt_and_appended_blocks(monkeypatch, settings
     config = SamplerConfig(length=12, block_length=4, **settings)
     least = roofline.floor_of_answer(DiffusionLM(SMALL), RATES, config, 100, 3)
     assert widths == set(passed) and least == pytest.approx(sum(passed[:3]))
+
+
+def test_a_step_with_all_logits_has_the_same_loss_and_gradients():
+    recipe = replace(train_asr.RECIPES["paper"], answer_length=8, dtype="float32")
+    torch.manual_seed(0)
+    shapes = train_asr.RECIPES["toy"].shapes | {"audio_context": 1.0}
+    model = load_for_training(stage="stage1", random_weights="toy+toy", **shapes).model
+    trained = prepare(model, train_asr.RECIPES["toy"].execution, "cpu")
+    batch, _ = random_batch(model, 2, 1.0, recipe)
+    losses = []
+    gradients = []
+    for loss_of in measure_stage1.WAYS.values():
+        losses.append(measure_stage1.step(model, batch, recipe, loss_of))
+        gradients.append(torch.cat([p.grad.flatten() for p in trained.values()]))
+        model.zero_grad()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0] > 0
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+    heads, rows = measure_stage1.compare_ways(model, batch, recipe)
+    assert [row[1] for row in rows] == [f"{losses[0]:.4f}"] * 2 and len(heads) == len(rows[0])
