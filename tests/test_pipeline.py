@@ -18,7 +18,6 @@ import train_asr
 import train_instruct
 from data import build_prompt
 from diffa import DIFFA
-from encoder import SIZES, WhisperEncoder
 from evaluation.wer import word_error_rate
 from toy import (
     evaluate,
@@ -355,26 +354,6 @@ def test_a_mixed_word_is_still_most_of_all_itself(run):
     assert (
         moved[words].mean() > 0.1 and (moved[silent] > 0.5).all() and moved[~is_audio].max() < 1e-6
     )
-
-
-def test_a_shorter_window_is_heard_with_the_same_weights():
-    torch.manual_seed(0)
-    encoder = WhisperEncoder(SIZES["toy"])
-    short = WhisperEncoder(replace(SIZES["toy"], context=48))
-    weights = encoder.state_dict()
-    short.load_state_dict(weights | {"positions": weights["positions"][:48]})
-
-    mel = torch.randn(2, 80, 96)
-    narrow = pretrain_encoder.narrowed(encoder, 48)
-    for found, expected in zip(narrow(mel), short(mel), strict=True):
-        assert torch.equal(found, expected)
-    assert narrow.blocks is encoder.blocks and len(encoder.positions) == 160
-
-
-def test_a_window_holds_the_longest_clip_and_is_whole_now_and_then():
-    window = pretrain_encoder.window_of_step
-    assert [window(step, 33, 160) for step in range(9)] == [160, *[48] * 7, 160]
-    assert window(1, 48, 160) == 48 and window(1, 49, 160) == 64 and window(1, 157, 158) == 158
 
 
 def test_frame_targets_read_back_as_the_words_said(run):
