@@ -97,8 +97,7 @@ def check_copies(file: Path, tensors: Checkpoint, encoder: WhisperEncoder, lm: D
 def is_same(copy: Tensor, frozen: Tensor | Int8Linear) -> bool:
     """Whether a copy has the numbers of a frozen parameter, or the rows of a layer in 8 bits."""
     if isinstance(frozen, Int8Linear):
-        dtypes = (copy.dtype, torch.bfloat16, torch.float16)
-        return any(frozen.holds(copy.to(dtype)) for dtype in dtypes)
+        return frozen.may_hold(copy)
 
     # The positions of a shortened window are the first ones.
     if copy.ndim == frozen.ndim:
