@@ -41,6 +41,7 @@ ask: $(INSTALLED)  ## three bundled clips and the bundled weights: the first ans
 # QUIET=--quiet shows no progress.
 demo: $(INSTALLED)  ## both stages of DIFFA at toy scale: 13 to 25 minutes on 2 CPU cores
 	mkdir -p $(RUN) && { [ -f $(RUN)/started ] || touch $(RUN)/started; }
+	$(PY) -m toy.corpus --out $(RUN)/corpus --seed $(SEED) --train 6000 --test 400 $(QUIET)
 	$(PY) -m toy.pretrain --corpus $(RUN)/corpus --out $(RUN) --seed $(SEED) $(QUIET)
 	$(PY) train_asr.py $(TOY) --train $(RUN)/corpus/asr_train.json --out $(RUN)/stage1 --seed $(SEED) $(QUIET)
 	$(PY) train_instruct.py $(TOY) --adapters $(RUN)/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/stage2 --seed $(SEED) $(QUIET)

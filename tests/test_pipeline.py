@@ -20,6 +20,7 @@ from data import build_prompt
 from diffa import DIFFA
 from evaluation.wer import word_error_rate
 from toy import (
+    corpus,
     evaluate,
     grammar,
     imitation,
@@ -51,9 +52,7 @@ def run(tmp_path_factory):
         patch.setattr(pretrain_lm, "ROUNDS", 1)
         # Three steps teach nothing.
         patch.setattr(pretrain, "GATE", {"copy_error": float("inf"), "oracle": 0.0})
-        # There is no corpus yet, so this speaks one.
-        patch.setattr(pretrain, "N_TRAIN", 12)
-        patch.setattr(pretrain, "N_TEST", 8)
+        command(patch, corpus, "--out", run / "corpus", "--train", 12, "--test", 8)
         command(patch, pretrain, "encoder", "--corpus", run / "corpus", "--out", run)
         command(patch, pretrain, "lm", "--out", run)
         where = [

@@ -1,6 +1,6 @@
 """The toy corpus, made from nothing: eSpeak NG (speech.py) speaks a small grammar (grammar.py).
 
-    python -m toy.corpus --out runs/toy/corpus --seed 0
+    python -m toy.corpus --out runs/toy/corpus --seed 0 --train 6000 --test 400
 
 It has many voices, accents, speeds and pitches. Training and test share neither a sentence nor a
 voice.
@@ -41,11 +41,6 @@ from toy.speech import (
 # The longest clip; the toy encoder's window is 3.2 s.
 MAX_SECONDS = 3.15
 MAX_CLIPS = 1_000_000  # their names have six digits
-
-# Clips of the demo.
-N_TRAIN = 6000
-N_TEST = 400
-
 SPLITS = ("train", "test")
 MANIFESTS = ("asr", "instruct")
 
@@ -164,20 +159,15 @@ def make_toy(out: Path, seed: int, train: int, test: int) -> None:
         (out / "audio" / split).mkdir(parents=True, exist_ok=True)
     check_writable(record)
 
-    # The clips.
-    spoken = {}
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary)
         prepare_espeak(data)
         for split in SPLITS:
             clip = functools.partial(toy_clip, split=split, out=out, seed=seed, data=data)
-            spoken[split] = map_in_processes(clip, range(wanted[split]), f"speaking {split}")
-
-    # Their manifests; that of the pretraining is the last, so it never stands alone.
-    for split, clips in reversed(spoken.items()):
-        instruct = [item for _, items in clips for item in items]
-        write_manifest(out / f"instruct_{split}.json", instruct)
-        write_manifest(out / f"asr_{split}.json", [item for item, _ in clips])
+            clips = map_in_processes(clip, range(wanted[split]), f"speaking {split}")
+            instruct = [item for _, items in clips for item in items]
+            write_manifest(out / f"asr_{split}.json", [item for item, _ in clips])
+            write_manifest(out / f"instruct_{split}.json", instruct)
 
     # Last comes the record, which says that all the rest is complete.
     with whole_file(record) as temporary:
@@ -191,8 +181,8 @@ def main() -> None:
     option = parser.add_argument
     option("--out", type=Path, required=True, help="folder of the corpus")
     option("--seed", type=int, default=0, help="same seed, same files (default 0)")
-    option("--train", type=count, default=N_TRAIN, help=f"training clips (default {N_TRAIN})")
-    option("--test", type=count, default=N_TEST, help=f"test clips (default {N_TEST})")
+    option("--train", type=count, default=6000, help="training clips (default 6000)")
+    option("--test", type=count, default=400, help="test clips (default 400)")
     add_quiet(parser)
     args = parser.parse_args()
     if max(args.train, args.test) > MAX_CLIPS:

@@ -3,8 +3,7 @@
     python -m toy.pretrain --corpus runs/toy/corpus --out runs/toy
     python -m toy.pretrain lm --out runs/toy                            only the LM
 
-The first makes OUT/whisper and OUT/llada in two processes side by side. The encoder hears the clips
-of CORPUS, which are spoken first where there are none (toy/corpus.py). Figures of each are in
+The first makes OUT/whisper and OUT/llada in two processes side by side. Figures of each are in
 OUT/encoder.json and OUT/lm.json. Killed or stopped, the same command resumes.
 """
 
@@ -23,7 +22,6 @@ from tqdm import tqdm
 from checkpoints.command_line import one_line_errors
 from checkpoints.files import write_json
 from checkpoints.progress import add_quiet, is_hidden, say
-from toy.corpus import N_TEST, N_TRAIN, make_toy
 from toy.imitation import train_tokenizer
 from toy.pretrain_encoder import pretrain_encoder
 from toy.pretrain_lm import GATE, GrammarText, phases, pretrain_lm, short_of
@@ -39,10 +37,8 @@ def make(which: str, corpus: Path, out: Path, seed: int, device: str, threads: i
     """
     torch.set_num_threads(threads)
     with one_line_errors(NAME):
-        # The model itself; the LM needs no clips, so it need not wait for them.
+        # The model itself.
         if which == "encoder":
-            if not (corpus / "asr_train.json").exists():
-                make_toy(corpus, seed, N_TRAIN, N_TEST)
             result = pretrain_encoder(corpus, out, seed, device)
         else:
             tokenizer = train_tokenizer(out / "llada" / "tokenizer.model", seed)
