@@ -243,6 +243,7 @@ def copied(
             done += shape.nbytes
             bar.update(shape.nbytes)
             try:
+                # A layer of 8 bits keeps its rows, not the tensor.
                 if name in takers:
                     takers[name](place(tensors[name], dtype, device))
                 else:
