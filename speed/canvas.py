@@ -17,7 +17,15 @@ from torch import Tensor
 
 from diffa import Spliced
 from diffusion_lm import DiffusionLM, KeyValues
-from sampler import Call, Choice, SamplerConfig, blocks_of, refine, tokens_before_end
+from sampler import (
+    Call,
+    Choice,
+    SamplerConfig,
+    blocks_of,
+    refine,
+    split_evenly,
+    tokens_before_end,
+)
 
 
 def round_rows(x: Tensor, is_rounded: Tensor) -> Tensor:
@@ -100,16 +108,39 @@ class Canvas:
         columns = torch.arange(block.start, block.stop, device=self.ids.device)
         return columns[self.masks(rows, block).any(dim=0)]
 
-    def blocks(self) -> Iterator[tuple[int, slice, int]]:
-        """Each block when its turn comes: its number, its columns and its number of steps."""
+    def blocks(self) -> Iterator[tuple[int, slice, Tensor]]:
+        """Each block when its turn comes: its number, its columns and `step_limits`."""
         for number, (block, n_steps) in enumerate(blocks_of(self.config)):
             self.begin(block)
-            yield number, block, n_steps
+            yield number, block, self.step_limits(block, n_steps)
 
         # Deliberation is one more, and opens like the first: the whole answer with a few masks.
         if self.config.deliberate > 0:
             self.mask_unsure()
-            yield 0, slice(0, self.config.length), self.config.steps
+            block = slice(0, self.config.length)
+            yield 0, block, self.step_limits(block, self.config.steps)
+
+    def step_limits(self, block: slice, n_steps: int) -> Tensor:
+        """The rule's number at each step of a block; only the count rule knows how many there are.
+
+        Returns float32 (steps,); for other rules steps enough for one token each, and a second
+        call.
+        """
+        N = block.stop - block.start
+        limits = split_evenly(N, n_steps)
+        if self.config.rule != "count":
+            limits = [getattr(self.config, self.config.rule)] * (N + 1)
+        return torch.tensor(limits, dtype=torch.float32).to(self.ids.device)
+
+    def waiting(self, block: slice, turn: int) -> Tensor:
+        """Which items (B,) take part in a step of the block, the `turn`-th from 0.
+
+        Those with a mask in it; in a second call as Fast-dLLM makes it, all that have not ended.
+        """
+        config = self.config
+        if turn == 1 and config.second_call and config.cache != "none" and config.rule != "count":
+            return ~self.ended
+        return self.masks(slice(None), block).any(dim=1)
 
     def begin(self, block: slice) -> None:
         """Appended blocks: for now, the answer ends with this one."""

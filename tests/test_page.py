@@ -29,7 +29,8 @@ from gradio_client.exceptions import AppError  # noqa: E402
 
 from diffa import DIFFA  # noqa: E402
 from lab import page  # noqa: E402
-from sampler import CHOICES, SamplerConfig  # noqa: E402
+from sampler import SamplerConfig  # noqa: E402
+from speed.checks import CHOICES  # noqa: E402
 from toy.speech import prepare_espeak  # noqa: E402
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
