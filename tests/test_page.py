@@ -234,6 +234,14 @@ def test_a_browser_shows_the_answer_in_the_colours_of_its_confidence(url, tmp_pa
         browser.wait(
             "document.querySelector('#steps .t') && !document.querySelector('#steps .mask')"
         )
+
+        # The page fades new content in: its colours are right once nothing around it is faint.
+        browser.wait(
+            "(() => { for (let e = document.querySelector('#steps .text'); e; e = e.parentElement)"
+            " if (getComputedStyle(e).opacity < 1) return false;"
+            " return document.getAnimations().every(a => a.playState != 'running'"
+            " || a.effect.getComputedTiming().endTime == Infinity) })()"
+        )
         shot = browser("Page.captureScreenshot", captureBeyondViewport=True)["data"]
         cells = browser.js(
             "[...document.querySelectorAll('#steps .text')].map(t => {"
