@@ -8,6 +8,7 @@ Shapes: N clips, B batch, T encoder frames, M mels, F mel frames, W words, D enc
 """
 
 import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from checkpoints.whisper import save_whisper
 from data import load_manifest, pad_waveforms, read_audio
 from encoder import (
+    CONV_STRIDE,
     FRAMES_PER_SECOND,
     SIZES,
     EncoderConfig,
@@ -29,16 +31,21 @@ from evaluation.wer import word_error_rate
 from toy import grammar
 from training.loop import fit
 from training.optimizers import TrainConfig
-from training.order import pick
+from training.order import pick_by_length
 from training.run_files import minutes_of
 
-ENCODER = TrainConfig(steps=800, batch=32, lr=4e-3, warmup=60, optimizer="muon")
+ENCODER = TrainConfig(steps=650, batch=32, lr=4e-3, warmup=60, optimizer="muon")
 
 # Weight of the attribute heads in the loss.
 HEADS_WEIGHT = 0.3
 
 # Standard deviation of the level that is added to a clip's log-mel.
 LOUDNESS = 0.1
+
+# A step's window ends within this many frames after its longest clip. Every so many steps the window
+# is whole, so that the silence after a clip is heard too.
+WINDOW = 16
+WHOLE_EVERY = 8
 
 # Frames of 20 ms; a shorter run of one word is noise.
 SHORTEST = 4
@@ -57,14 +64,34 @@ class Listener(nn.Module):
             self.heads[name] = nn.Linear(width, len(values))
 
     def forward(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """mel (B, M, F), real frames (B,) -> logits of words (B, T, W + 1), of each attribute."""
-        states = self.encoder(mel)
+        """mel (B, M, F), real frames (B,) -> logits of words (B, T, W + 1), of each attribute.
+
+        The window may be shorter than the encoder's: T = F / 2.
+        """
+        states = narrowed(self.encoder, mel.shape[-1] // CONV_STRIDE)(mel)
 
         # Mean of the first block's states over the real frames.
         real = real_frames(frames, states[1].shape[1])[..., None]  # (B, T, 1)
         pooled = (states[1] * real).sum(dim=1) / frames[:, None]  # (B, D)
 
         return self.words(states[-1]), {name: head(pooled) for name, head in self.heads.items()}
+
+
+def narrowed(encoder: WhisperEncoder, context: int) -> WhisperEncoder:
+    """The same encoder for a window of its first `context` frames; both share their weights."""
+    with torch.device("meta"):
+        narrow = WhisperEncoder(replace(encoder.config, context=context))
+    for name, part in encoder.named_children():
+        setattr(narrow, name, part)
+    narrow.positions = nn.Parameter(encoder.positions[:context], requires_grad=False)
+    return narrow
+
+
+def window_of_step(step: int, longest: int, context: int) -> int:
+    """Frames of a step's window, whose longest clip has `longest` of the encoder's `context`."""
+    if step % WHOLE_EVERY == 0:
+        return context
+    return min(math.ceil(longest / WINDOW) * WINDOW, context)
 
 
 def real_frames(frames: Tensor, context: int) -> Tensor:
@@ -156,18 +183,22 @@ def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str) -> dict:
     words = word_targets(train, config.context)
     labels = attribute_labels(train)
 
+    # Clips of similar length in a batch: the shorter its window, the faster its step.
+    rows_of_step = pick_by_length(frames.numpy(), training.batch, seed)
+
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
-        rows = torch.from_numpy(pick(step, len(train), training.batch, seed))
-        mel = mels[rows].float().to(device)  # (B, M, F)
+        rows = torch.from_numpy(rows_of_step(step))
         real = frames[rows].to(device)
+        T = window_of_step(step, int(frames[rows].max()), config.context)
+        mel = mels[rows, :, : CONV_STRIDE * T].float().to(device)  # (B, M, F)
 
         # Another loudness for each clip, every time.
         mel = mel + LOUDNESS * torch.randn(len(rows), 1, 1, generator=generator).to(device)
 
         # Words at the real frames, attributes of each clip.
         logits, heads = model(mel, real)
-        inside = real_frames(real, logits.shape[1])  # (B, T)
-        loss = F.cross_entropy(logits[inside], words[rows].to(device)[inside])
+        inside = real_frames(real, T)  # (B, T)
+        loss = F.cross_entropy(logits[inside], words[rows, :T].to(device)[inside])
         losses = [F.cross_entropy(heads[name], labels[name][rows].to(device)) for name in heads]
         return loss + HEADS_WEIGHT * sum(losses)
 
