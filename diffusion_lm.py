@@ -66,9 +66,11 @@ SIZES = {
         vocab=151_936, max_length=40_960, rope_theta=1e6, norm_eps=1e-6, mask_id=151_669,
         end_id=151_643, tied=True, family="qwen3",
     ),
-    # The toy's vocabulary and special ids come from its tokenizer (toy/pretrain_lm.py).
+    # The toy's vocabulary and special ids come from its tokenizer (toy/pretrain_lm.py). Its rotary
+    # base suits prompts of a hundred positions.
     "toy": LMConfig(
-        width=128, n_layers=4, n_heads=4, ffn=352, vocab=0, max_length=256, mask_id=-1, end_id=-1,
+        width=128, n_layers=3, n_heads=4, ffn=352, vocab=0, max_length=256, rope_theta=1000.0,
+        mask_id=-1, end_id=-1,
     ),
 }
 # fmt: on

@@ -87,13 +87,13 @@ EXPECTED = [
         train_asr,
         "toy",
         TOY,
-        TOY_OPTIMIZER | {"steps": 600, "batch": 32, "lr": 2e-3, "warmup": 50, "schedule": "cosine"},
+        TOY_OPTIMIZER | {"steps": 550, "batch": 32, "lr": 2e-3, "warmup": 50, "schedule": "cosine"},
     ),
     (
         train_instruct,
         "toy",
         TOY,
-        TOY_OPTIMIZER | {"steps": 600, "batch": 32, "lr": 1e-3, "warmup": 50, "schedule": "cosine"},
+        TOY_OPTIMIZER | {"steps": 550, "batch": 32, "lr": 1e-3, "warmup": 50, "schedule": "cosine"},
     ),
 ]
 

@@ -26,11 +26,11 @@ PACE = (0.4, 1.0)
 # How often each kind of question is drawn, of those a sentence allows. Kinds that few sentences
 # have are drawn more often, and so is counting, which takes the most practice.
 KIND_WEIGHTS = {
-    "transcribe": 5,
+    "transcribe": 7,
     "repeat": 1,
-    "caption": 2,
-    "count": 5,
-    **dict.fromkeys(grammar.ATTRIBUTES, 1.25),
+    "caption": 4,
+    "count": 7,
+    **dict.fromkeys(grammar.ATTRIBUTES, 2),
     "name": 0.75,
     "animal": 0.75,
     "number": 2,

@@ -34,7 +34,7 @@ from training.optimizers import TrainConfig
 from training.order import pick_by_length
 from training.run_files import minutes_of
 
-ENCODER = TrainConfig(steps=650, batch=32, lr=4e-3, warmup=60, optimizer="muon")
+ENCODER = TrainConfig(steps=800, batch=32, lr=4e-3, warmup=60, optimizer="muon")
 
 # Weight of the attribute heads in the loss.
 HEADS_WEIGHT = 0.3

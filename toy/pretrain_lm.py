@@ -33,20 +33,23 @@ from training.loop import fit
 from training.optimizers import TrainConfig
 from training.run_files import minutes_of
 
-NEXT_TOKEN = TrainConfig(steps=500, batch=32, lr=2e-3, warmup=50, optimizer="muon")
-DIFFUSION = replace(NEXT_TOKEN, steps=800)
+NEXT_TOKEN = TrainConfig(steps=300, batch=32, lr=4e-3, warmup=50, optimizer="muon")
+DIFFUSION = replace(NEXT_TOKEN, steps=1000)
 
 # An extra round, and how many there may be. A higher learning rate fixes the weak question kinds
 # but forgets others.
-MORE = replace(NEXT_TOKEN, steps=200, lr=5e-4, warmup=30)
+MORE = replace(NEXT_TOKEN, steps=100, lr=1e-3, warmup=30)
 ROUNDS = 3
 
 # Fraction of an extra round's questions that are of the kinds the LM lacks.
 WANTED = 0.5
 
+# Batches of questions that are drawn together and sorted by length, so that little is padded.
+POOL = 4
+
 # Least noise level. With few masks, the rest of the answer gives a word away and the LM learns to
 # ignore the prompt.
-MIN_NOISE = 0.3
+MIN_NOISE = 0.5
 
 # What the LM must reach, in percent: copy error at most, accuracy on each question at least. No
 # adapter can repair what the LM cannot read. It trains until it reaches the aim; below the gate, no
@@ -162,6 +165,19 @@ def phases(seed: int) -> list[TrainConfig]:
     return [first, second, *(replace(MORE, seed=seed + 2000 + n) for n in range(ROUNDS))]
 
 
+@functools.lru_cache(maxsize=2)
+def pool_of_questions(
+    text: TextSource, seed: int, batch: int, pool: int, stretched: bool, wanted: tuple[str, ...]
+) -> list[list[ImitationItem]]:
+    """POOL batches of questions, each of prompts of similar length; the batches in any order."""
+    rng = random.Random(f"{seed} {pool} {stretched}")
+    items = text.draw(rng, POOL * batch, stretched, wanted)
+    items.sort(key=lambda item: len(item.prompt.before + item.audio_ids + item.prompt.after))
+    batches = [items[i : i + batch] for i in range(0, len(items), batch)]
+    rng.shuffle(batches)
+    return batches
+
+
 def text_loss(
     lm: DiffusionLM,
     text: TextSource,
@@ -178,8 +194,9 @@ def text_loss(
     """
     # The questions follow from the phase's seed and the step. Plain and stretched prompts take
     # turns: a batch of one sort is padded less.
-    rng = random.Random(f"{config.seed} {step}")
-    items = text.draw(rng, config.batch, step % 2 == 1, wanted)
+    pool, turn = divmod(step, 2 * POOL)
+    drawn = (text, config.seed, config.batch, pool, step % 2 == 1, tuple(wanted))
+    items = pool_of_questions(*drawn)[turn // 2]
     device = lm.embedding.weight.device
     ids, mask, is_audio = pad_items(items, device)  # (B, P)
     answers = [item.answer for item in items]
