@@ -199,6 +199,9 @@ def commit(
     so of DIFFA-2; its paper has no such exception.
     """
     confidence = confidence.masked_fill(~is_masked, -torch.inf)
+    if rule == "threshold":
+        first = confidence.argsort(dim=-1, descending=True, stable=True)[:, :1]  # (B, 1)
+        return (confidence > limit).scatter(-1, first, True) & is_masked
 
     # The rank of each position by confidence, 0 for the most confident; ties go to the left.
     own = confidence[:, :, None]
@@ -210,8 +213,6 @@ def commit(
 
     if rule == "count":
         keep = rank < limit
-    elif rule == "threshold":
-        keep = confidence > limit
     elif rule == "factor":
         # The bar rises with the rank while the confidence falls: if one passes, all before it do.
         keep = confidence >= 1 - limit / (rank + 2)
@@ -290,8 +291,9 @@ def begin(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig):
         return compile_step(lm, prompt, config)
 
     from speed.canvas import Canvas
+    from speed.small import small_step
 
-    return Canvas(lm, prompt, config), refine
+    return Canvas(lm, prompt, config), small_step(lm)
 
 
 @torch.no_grad()
@@ -317,7 +319,7 @@ def generate(
         limits = torch.tensor(step_limits(config, block, n_steps), dtype=torch.float32)
         for turn, limit in enumerate(limits.to(canvas.ids.device)):
             # Which items still wait?
-            waiting = canvas.masks(slice(None), block).any(dim=1)  # (B,)
+            waiting = canvas.masks(block).any(dim=1)  # (B,)
             if turn == 1 and calls_twice:
                 waiting = ~canvas.ended
             if not waiting.any():
@@ -330,15 +332,13 @@ def generate(
                 rows = canvas.rows(waiting)  # (R,)
             else:
                 part = canvas.cached_part(block if turn else None)
-            columns = canvas.columns(rows, block)  # (N,)
+            columns = canvas.columns(block)  # (N,)
             call = canvas.call(rows, columns, part)
 
             # Predict, and commit what the rule takes.
-            choice = canvas.choice(limit, waiting, block, (rows[:, None], columns - block.start))
             where = (rows[:, None], columns)  # (R, N)
-            ids, confidence, keep = step(lm, call, canvas.ids[where], choice)
-            canvas.ids[where] = ids
-            canvas.confidence[where] = torch.where(keep, confidence, canvas.confidence[where])
+            choice = canvas.choice(limit, waiting, block, where)
+            canvas.put(where, *step(lm, call, canvas.ids[where], choice))
             check_finite(lm, canvas.confidence)
             canvas.calls += waiting
             if config.stop_at_end:

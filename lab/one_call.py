@@ -33,7 +33,7 @@ def calls_of(
     device = prompt.mask.device
     block = slice(0, config.block_length)
     rows = torch.zeros(1, dtype=torch.long, device=device)  # the only item
-    columns = canvas.columns(rows, block)  # (N,)
+    columns = canvas.columns(block)  # (N,)
     choice = Choice(config.rule, torch.tensor(1.0, device=device), None, None, None)
 
     # The ids as `generate` takes them: other strides would be compiled anew.

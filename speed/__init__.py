@@ -3,6 +3,7 @@
 canvas.py      the state of sampler.generate: rows, columns, cache, random numbers
 checks.py      settings, prompts and weights that the sampler refuses
 joined.py      fewer and larger products in a compiled step on a GPU
+small.py       fewer operations in a call of a small LM on a CPU
 few_rows.py    products of few rows with large weights on a CPU
 compiled.py    torch.compile, and CUDA graphs that replay
 """

@@ -21,6 +21,8 @@ from sampler import Call, Choice, SamplerConfig
 
 def round_rows(x: Tensor, is_rounded: Tensor) -> Tensor:
     """x (..., R, M, D) with the rows of is_rounded (R,) passed through bfloat16."""
+    if x.dtype == torch.bfloat16:
+        return x
     return torch.where(is_rounded[:, None, None], x.bfloat16().to(x.dtype), x)
 
 
@@ -84,20 +86,24 @@ class Canvas:
 
     def cache_of(self, rows: int, L: int) -> KeyValues:
         """The cache of a call with this many rows and positions."""
+        if (rows, L) == (self.cache[0][0].shape[0], self.cache[0][0].shape[2]):
+            return self.cache
         return [(k[:rows, :, :L], v[:rows, :, :L]) for k, v in self.cache]
 
-    def masks(self, rows: Tensor | slice, block: slice) -> Tensor:
-        """Where masks stand in the block, (R, N)."""
-        return self.ids[rows, block] == self.lm.config.mask_id
+    def masks(self, block: slice) -> Tensor:
+        """Where masks stand in the block, (B, N)."""
+        return self.ids[:, block] == self.lm.config.mask_id
 
     def rows(self, waiting: Tensor) -> Tensor:
         """Rows (R,) of the batch that a full call computes: items that are done cost nothing."""
         return waiting.nonzero()[:, 0]
 
-    def columns(self, rows: Tensor, block: slice) -> Tensor:
-        """Columns (N,) of the answers that a call predicts: those of the block with a mask."""
-        columns = torch.arange(block.start, block.stop, device=self.ids.device)
-        return columns[self.masks(rows, block).any(dim=0)]
+    def columns(self, block: slice) -> Tensor:
+        """Columns (N,) of the answers that a call predicts: those of the block with a mask.
+
+        Rows that the call leaves out have none: they were done before it, or before the cache.
+        """
+        return self.masks(block).any(dim=0).nonzero()[:, 0] + block.start
 
     def begin(self, block: slice) -> None:
         """Appended blocks: for now, the answer ends with this one."""
@@ -117,7 +123,9 @@ class Canvas:
         pass that made them, in which the block was still masked. That is why a cached answer can
         differ from the exact one. Between two passes over everything, rows must stay the same.
         """
-        C, _, P, _ = self.prompt.shape
+        C, B, P, _ = self.prompt.shape
+        rows = slice(None) if len(rows) == B else rows  # all of them, without copies
+
         # Columns that pass; negative ones are of the prompt. A shifted LM predicts the first token
         # of a part one position before it.
         start = part.start - self.lm.config.shifted if part else -P
@@ -141,9 +149,9 @@ class Canvas:
         return u.to(waiting.device)
 
     def choice(
-        self, limit: Tensor, waiting: Tensor, block: slice, inside: tuple[Tensor, Tensor]
+        self, limit: Tensor, waiting: Tensor, block: slice, where: tuple[Tensor, Tensor]
     ) -> Choice:
-        """The rule of a step with its random numbers, at rows and columns `inside` the block.
+        """The rule of a step with its random numbers, at rows (R, 1) and columns (N,) of a block.
 
         They are drawn on the CPU for the whole block, even if only some positions are computed, so
         that an item's numbers do not depend on that.
@@ -151,6 +159,7 @@ class Canvas:
         gumbel = None
         chance = None
         N = block.stop - block.start
+        inside = (where[0], where[1] - block.start)
         if self.config.temperature > 0:
             # In float64: float32 would cut the noise's tails and lose diversity (arXiv 2409.02908).
             u = self.uniform(waiting, N, self.lm.config.vocab)[inside]  # (R, N, V)
@@ -159,6 +168,13 @@ class Canvas:
             chance = self.uniform(waiting, N)[inside].float()  # (R, N)
         config = self.config
         return Choice(config.rule, limit, self.cfg_scale, gumbel, chance, config.last_candidate)
+
+    def put(
+        self, where: tuple[Tensor, Tensor], ids: Tensor, confidence: Tensor, keep: Tensor
+    ) -> None:
+        """Write what a step gives (R, N) for these rows and columns; confidence where committed."""
+        self.ids[where] = ids
+        self.confidence[where] = torch.where(keep, confidence, self.confidence[where])
 
     def finish_ended(self) -> None:
         """Mark items whose text is complete and fill their masks with end tokens.
