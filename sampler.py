@@ -19,7 +19,8 @@ and `cached_part`). A block's first step is a full pass over prompt and answer; 
 
 With `refresh` above 1, one full pass serves that many blocks. The others open with a pass over the
 answer alone, and the prompt's keys and values are kept. With `append`, the answer grows block by
-block, and no masks stand behind the current one, as iLLaDA samples.
+block, and no masks stand behind the current one, as iLLaDA samples. With `deliberate`, tokens of
+the finished answer with a lower confidence are masked again, together, and filled in once more.
 
 From plain to fast: `generate_plain` is the published procedure. `generate` has every rule and cache
 for a batch of prompts; `refine` is one step of it. `answer` answers questions about clips.
@@ -65,6 +66,7 @@ class SamplerConfig:
     seed: int = 0  # of temperature and random remasking
     cache: str = "none"
     refresh: int = 1  # blocks that share one pass over the prompt; above 1 only with a cache
+    deliberate: float = 0.0  # tokens less confident than this are filled in twice; 0: none
     append: bool | None = None  # blocks are appended one by one; None: as the LM was trained
     compile: bool = False  # slow at first (speed/compiled.py)
     second_call: bool = False  # Fast-dLLM's, in a block that is full after its first; to compare
@@ -283,19 +285,6 @@ def step_limits(config: SamplerConfig, block: slice, n_steps: int) -> list[float
     return [getattr(config, config.rule)] * (N + 1)  # one token a step, and a second call
 
 
-def begin(lm: DiffusionLM, prompt: Spliced, config: SamplerConfig):
-    """The state of `generate` (speed/canvas.py), and its step: `refine`, compiled or not."""
-    if config.compile:
-        from speed.compiled import compile_step
-
-        return compile_step(lm, prompt, config)
-
-    from speed.canvas import Canvas
-    from speed.small import small_step
-
-    return Canvas(lm, prompt, config), small_step(lm)
-
-
 @torch.no_grad()
 def generate(
     lm: DiffusionLM,
@@ -306,16 +295,16 @@ def generate(
     """Fill in the answers to a batch of spliced prompts.
 
     on_step: called after each step with ids (B, G) and the confidence (B, G) that each token had
-    when it was committed. Later steps change both: copy what is kept. Raises ValueError: see
-    `check_prompt` and `check_finite`.
+    when it was committed. Later steps change both. ValueError: see `check_prompt`, `check_finite`.
     """
+    from speed.canvas import begin
+
     started = time.perf_counter()
     check_prompt(lm, prompt, config)
     canvas, step = begin(lm, prompt, config)
     calls_twice = config.second_call and config.cache != "none" and config.rule != "count"
 
-    for number, (block, n_steps) in enumerate(blocks_of(config)):
-        canvas.begin(block)
+    for number, block, n_steps in canvas.blocks():
         limits = torch.tensor(step_limits(config, block, n_steps), dtype=torch.float32)
         for turn, limit in enumerate(limits.to(canvas.ids.device)):
             # Which items still wait?
@@ -341,8 +330,7 @@ def generate(
             canvas.put(where, *step(lm, call, canvas.ids[where], choice))
             check_finite(lm, canvas.confidence)
             canvas.calls += waiting
-            if config.stop_at_end:
-                canvas.finish_ended()
+            canvas.finish_ended()
             if on_step:
                 on_step(canvas.ids, canvas.confidence)
 

@@ -80,6 +80,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str |
     add("--device", default=usual, help=f"such as cuda:1 {default}")
     usual = "the LM as in its file, the encoder float32"
     add("--dtype", choices=DTYPES, help=f"of the frozen encoder and LM (default: {usual})")
+    add_weights(parser)
 
     # What deviates from the published model.
     window = "the encoder's window, up to 30 (default: the one that the adapters were trained with)"
@@ -108,11 +109,18 @@ def add_force_parts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force-parts", dest="allow_other_parts", action="store_true", help=other)
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the option by which an LM fits a smaller card."""
+    eight = "of the LM in 8 bits: half the memory, to answer but not to train (default: as --dtype)"
+    parser.add_argument("--weights", choices=("int8",), help=eight)
+
+
 def model_options(args: argparse.Namespace) -> dict:
     """The parsed options, except the three paths, as arguments of load_diffa."""
     return {
         "device": args.device,
         "dtype": DTYPES.get(args.dtype),
+        "int8": args.weights == "int8",
         "audio_context": args.audio_context,
         "random_weights": args.random_weights,
         "allow_other_parts": args.allow_other_parts,
@@ -124,6 +132,10 @@ def settings_of(args: argparse.Namespace) -> dict[str, str]:
     """What decides a model, by the parsed options, as text: with the paths that adapters record."""
     names = ("whisper", "llm", "adapters", "dtype", "audio_context", "random_weights")
     settings = {name: getattr(args, name) for name in names}
+
+    # Within a name that all records have: those without a name resume with any value of it.
+    if args.weights:
+        settings["dtype"] = f"{args.dtype}, weights {args.weights}"
 
     # Random weights have no paths.
     if not args.random_weights:

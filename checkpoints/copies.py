@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from checkpoints.files import Checkpoint, WeightsError
 from checkpoints.fill import their_name
@@ -17,6 +18,7 @@ from checkpoints.key_tables import LM_TABLES, WHISPER_KEYS
 from checkpoints.lora import is_lora
 from diffusion_lm import DiffusionLM
 from encoder import WhisperEncoder
+from speed.int8 import Int8Linear, int8_layers
 
 PREFIXES = ("whisper_model.", "llm_model.")
 ENCODER = re.compile(r"whisper_model\.(?:model\.)?(?:encoder\.)?")
@@ -76,23 +78,31 @@ def check_copies(file: Path, tensors: Checkpoint, encoder: WhisperEncoder, lm: D
     for model, table in ((encoder, WHISPER_KEYS), (lm, LM_TABLES[lm.config.family][0])):
         named = model.named_parameters(remove_duplicate=False)
         ours |= {their_name(table, name): parameter for name, parameter in named}
+        layers = int8_layers(model).items()
+        ours |= {their_name(table, f"{name}.weight"): layer for name, layer in layers}
 
     for name in tensors:
         if not name.startswith(PREFIXES) or is_lora(name) or DECODER.match(name):
             continue
-        parameter = ours.get(original_name(name))
-        if parameter is None:
+        frozen = ours.get(original_name(name))
+        if frozen is None:
             raise WeightsError(f"{file}: {name} is a copy of nothing in --whisper or --llm")
 
-        # The positions of a shortened window are the first ones.
-        copy = tensors[name]
-        if copy.ndim == parameter.ndim:
-            copy = copy[: len(parameter)]
-        same = copy.shape == parameter.shape and any(
-            torch.equal(copy.to(parameter.device, dtype), parameter.to(dtype))
-            for dtype in (torch.bfloat16, torch.float16)
-        )
-        if not same:
+        if not is_same(tensors[name], frozen):
             problem = "differs from that of the frozen part, so it was trained, or made for another"
             advice = "pass the --whisper and --llm that it belongs to, or --force-parts"
             raise WeightsError(f"{file}: {name} {problem}; {advice}")
+
+
+def is_same(copy: Tensor, frozen: Tensor | Int8Linear) -> bool:
+    """Whether a copy has the numbers of a frozen parameter, or the rows of a layer in 8 bits."""
+    if isinstance(frozen, Int8Linear):
+        return frozen.may_hold(copy)
+
+    # The positions of a shortened window are the first ones.
+    if copy.ndim == frozen.ndim:
+        copy = copy[: len(frozen)]
+    return copy.shape == frozen.shape and any(
+        torch.equal(copy.to(frozen.device, dtype), frozen.to(dtype))
+        for dtype in (torch.bfloat16, torch.float16)
+    )

@@ -18,6 +18,7 @@ from checkpoints.digests import checksums, described, rounded_digests, sample, w
 from checkpoints.files import WeightsError, first_line
 from checkpoints.key_tables import their_name
 from checkpoints.progress import is_hidden
+from speed.int8 import int8_layers
 
 # All other fields of our configs are int.
 FIELD_TYPES = {"rope_theta": (int, float), "norm_eps": (int, float), "tied": (bool,)}
@@ -204,7 +205,11 @@ def fill(
         samples = sampled(module, tensors, named_by_us, source, files)
         note(samples)
 
-    placed, checks = copied(tensors, found, dtype, device, source, bool(note))
+    # Layers of 8 bits take their weights one by one.
+    layers = int8_layers(module)
+    takers = {their_name(table, f"{name}.weight"): layer.take for name, layer in layers.items()}
+
+    placed, checks = copied(tensors, found, takers, dtype, device, source, bool(note))
     if note:
         note(with_checksums(samples, {ours[name]: sums for name, sums in checks.items()}))
     assign(module, {ours[name]: tensor for name, tensor in placed.items()})
@@ -213,6 +218,7 @@ def fill(
 def copied(
     tensors: Mapping[str, Tensor],
     found: dict[str, Tensor],
+    takers: dict[str, Callable[[Tensor], None]],
     dtype: torch.dtype | None,
     device: str | torch.device,
     source: Path,
@@ -220,7 +226,8 @@ def copied(
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, int]]]:
     """Tensors on the device and, with_sums, their checksums, both by their names.
 
-    found: shapes of the tensors that are copied. Others and errors: as for fill.
+    found: shapes of the tensors that are copied. takers: called with a tensor that is then dropped,
+    instead of being returned. Others and errors: as for fill.
     """
     files = getattr(tensors, "files", {})
     total = sum(tensor.nbytes for tensor in found.values())
@@ -236,7 +243,11 @@ def copied(
             done += shape.nbytes
             bar.update(shape.nbytes)
             try:
-                placed[name] = place(tensors[name], dtype, device)
+                # A layer of 8 bits keeps its rows, not the tensor.
+                if name in takers:
+                    takers[name](place(tensors[name], dtype, device))
+                else:
+                    placed[name] = place(tensors[name], dtype, device)
                 if with_sums:
                     checks[name] = checksums(tensors[name])
             except ValueError as error:

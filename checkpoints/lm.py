@@ -34,6 +34,7 @@ from checkpoints.unsupported import refuse_unsupported
 from data import TEXT_END
 from diffusion_lm import DiffusionLM, LMConfig
 from speed.few_rows import use_few_rows
+from speed.int8 import use_int8
 
 
 def read_lm_config(path: str | Path, causal_weights: bool = False) -> LMConfig:
@@ -169,6 +170,7 @@ def load_lm(
     note: Callable[[str], None] | None = None,
     causal_weights: bool = False,
     mask_id: int | None = None,
+    int8: bool = False,
 ) -> DiffusionLM:
     """The language model of a directory of the hub, of any family in LM_FAMILIES.
 
@@ -179,6 +181,7 @@ def load_lm(
         note: as for fill.
         causal_weights: take a causal LM's weights into a DiffusionLM, to adapt it.
         mask_id: the id of [MASK] where the files cannot know it; None: theirs.
+        int8: hold the weights of linear layers in 8 bits (speed/int8.py).
     Raises:
         WeightsError: files are missing, damaged, or of another architecture; or the directory holds
             a causal LM and lm_class is not one, or the other way round.
@@ -211,6 +214,8 @@ def load_lm(
     if kept == torch.float16 and torch.device(device).type == "cpu":
         kept = torch.float32
     lm = build(lambda: lm_class(config), config.n_layers, len(tensors), path)
+    if int8:
+        use_int8(lm)
     fill(lm, tensors, table, dropped, path, dtype or kept, device, note)
     return use_few_rows(lm).eval()
 

@@ -22,6 +22,7 @@ from checkpoints.files import Checkpoint, WeightsError
 from checkpoints.fill import build, fill
 from checkpoints.key_tables import LM_TABLES
 from diffusion_lm import DiffusionLM, LMConfig
+from speed.int8 import Int8Linear
 
 # The release: alpha 16 by rank 8. No file records it, so it is the same for every rank.
 SCALE = 2.0
@@ -85,8 +86,16 @@ def attach(lm: DiffusionLM, lora: LoRA) -> None:
 
 @torch.no_grad()
 def merge(lm: DiffusionLM, lora: LoRA) -> None:
-    """Add the products of the pairs to the LM's weights: W + SCALE * B A, computed in float32."""
+    """Add the products of the pairs to the LM's weights: W + SCALE * B A, computed in float32.
+
+    A weight in 8 bits would round them away. Its pair runs beside it, as a part of the layer.
+    """
     for layer, pair in lora.pairs(lm):
+        if isinstance(layer, Int8Linear):
+            layer.pair = pair.eval().requires_grad_(False).to(layer.rows.device)
+            layer.register_forward_hook(functools.partial(add_pair, pair))
+            continue
+
         old = layer.weight
         product = pair.B.float().to(old.device) @ pair.A.float().to(old.device)  # (D_out, D_in)
         new = (old.float() + SCALE * product).to(old.dtype)

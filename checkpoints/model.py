@@ -29,6 +29,7 @@ from diffusion_lm import DiffusionLM, LMConfig
 from encoder import FRAMES_PER_SECOND, EncoderConfig, WhisperEncoder, sinusoids
 from encoder import SIZES as ENCODER_SIZES
 from speed.few_rows import use_few_rows
+from speed.int8 import int8_layers, use_int8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ def load_for_training(
     allow_other_parts: bool = False,
     lora: str | int = "merge",
     draw_missing: bool = True,
+    int8: bool = False,
     **shapes,
 ) -> Loaded:
     """A DIFFA from files, and its new parts: those of the stage that the adapters' file lacks.
@@ -86,6 +88,7 @@ def load_for_training(
         lora: the LoRA in the adapters' file is merged into the LM ("merge"), left out ("none"),
             an error ("refuse"), or the model's part "lora" ("train", or a rank: drawn if absent).
         draw_missing: False: a part that the adapters' file lacks is an error.
+        int8: the LM's weights in 8 bits, as for load_lm: to answer, not to train.
         shapes: fields of AdapterConfig for new adapters; with `adapters`, only `taps`.
     Raises:
         WeightsError: files that cannot be used. ValueError: pieces that do not fit each other.
@@ -94,7 +97,7 @@ def load_for_training(
     origins = Origins(adapters, read_info(adapters) if known else {}, allow_other_parts)
     if random_weights:
         sources = {}
-        encoder, lm = random_pieces(random_weights, dtype, device, audio_context, lm_class)
+        encoder, lm = random_pieces(random_weights, dtype, device, audio_context, lm_class, int8)
         tokenizer = ByteTokenizer(lm.config)
         config, found = fitting_adapters(None, encoder.config, lm.config, shapes)
         names = AUDIO_PARTS[known_stage(stage or "stage2")]
@@ -120,7 +123,7 @@ def load_for_training(
 
         # The LM, which is large.
         note = functools.partial(origins.note, "lm")
-        lm = load_lm(sources["llm"], dtype, device, lm_class, note)
+        lm = load_lm(sources["llm"], dtype, device, lm_class, note, int8=int8)
         if opened and not allow_other_parts:
             check_copies(*opened, encoder, lm)
 
@@ -268,12 +271,19 @@ def randomize(model: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
     """Give a model from the meta device random weights: matrices N(0, 0.02), norms 1, biases 0."""
     check_device(device, dtype)
     new = {}
-    for name, parameter in model.named_parameters():
-        new[name] = torch.empty(parameter.shape, dtype=dtype, device=device)
+    layers = {f"{name}.weight": layer for name, layer in int8_layers(model).items()}
+    for name, parameter in list(model.named_parameters()):
+        numbers = torch.empty(parameter.shape, dtype=dtype, device=device)
         if parameter.ndim > 1:
-            new[name].normal_(std=0.02)
+            numbers.normal_(std=0.02)
         else:
-            new[name].fill_(float(name.endswith("weight")))  # 1 in norms, 0 in biases
+            numbers.fill_(float(name.endswith("weight")))  # 1 in norms, 0 in biases
+
+        # Weights of 8 bits are rounded one by one.
+        if name in layers:
+            layers[name].take(numbers)
+        else:
+            new[name] = numbers
     assign(model, new)
     return model.eval()
 
@@ -284,6 +294,7 @@ def random_pieces(
     device: str = "cpu",
     audio_context: float | None = None,
     lm_class: type[DiffusionLM] = DiffusionLM,
+    int8: bool = False,
 ) -> tuple[WhisperEncoder, DiffusionLM]:
     """An encoder and a language model with random weights.
 
@@ -291,6 +302,7 @@ def random_pieces(
         size: names of both, such as "small+llada-8b" or "toy+toy".
         dtype: None: float32 for the encoder and the toy LM, bfloat16 for other LMs.
         audio_context: seconds of the encoder's window, at most its own.
+        int8: as for load_lm.
     Raises:
         ValueError: an unknown size; the message lists all. WeightsError: no such device.
     """
@@ -306,6 +318,8 @@ def random_pieces(
     with torch.device("meta"), Unfilled():
         encoder = WhisperEncoder(ENCODER_SIZES[whisper])
         lm = lm_class(config)
+    if int8:
+        use_int8(lm)
 
     # The positions are Whisper's own, as they are no weights but a formula.
     encoder = randomize(encoder, dtype or torch.float32, device)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from checkpoints.command_line import DTYPES, count, one_line_errors
+from checkpoints.command_line import DTYPES, add_weights, count, one_line_errors
 from checkpoints.files import check_writable, read_text, refuse_twice, whole_file
 from checkpoints.lm import load_lm
 from checkpoints.tokenizer import Tokenizer, load_tokenizer
@@ -170,7 +170,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.set_defaults(answers=None, llm=None)
     commands = parser.add_subparsers(required=True, dest="way")
     for way in ("prompts", "external", "self", "rewrite"):
-        option = commands.add_parser(way).add_argument
+        command = commands.add_parser(way)
+        option = command.add_argument
         option("manifest", type=Path)
         option("--out", type=Path, required=True)
         option("--question", default=QUESTION, help=f"default: {QUESTION}")
@@ -181,6 +182,7 @@ def make_parser() -> argparse.ArgumentParser:
             option("--length", type=count, default=128, help="tokens of an answer (default 128)")
             option("--batch", type=count, default=16, help="prompts at once (default 16)")
             option("--dtype", choices=DTYPES, default="bfloat16")
+            add_weights(command)
             option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
@@ -217,7 +219,8 @@ def main() -> None:
             prompts = prompts_about(items, REWRITE if args.answers else ASK, args.question)
             block_length = min(32, args.length)
             config = SamplerConfig(length=args.length, block_length=block_length, rule="threshold")
-            lm = load_lm(args.llm, DTYPES[args.dtype], args.device).eval()
+            eight = args.weights == "int8"
+            lm = load_lm(args.llm, DTYPES[args.dtype], args.device, int8=eight).eval()
             tokenizer = load_tokenizer(args.llm, lm.config)
             answers = lm_answers(lm, tokenizer, prompts, config, args.batch)
             items, more = with_targets(items, answers, args.question)

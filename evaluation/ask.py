@@ -48,6 +48,7 @@ from sampler import CHOICES, Answer, Generation, SamplerConfig, answer, generate
 
 USUAL_ADAPTERS = "runs/toy/stage2"
 BUNDLED = Path(__file__).parents[1] / "toy/weights/stage2"  # they answer where no run is
+DELIBERATE = "fill in the tokens with a lower confidence again, seeing the others (default: none)"
 AUTO_LENGTH = 1024  # most tokens of an answer that grows until its end
 
 
@@ -90,6 +91,7 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
     last = "of the factor rule: as in DIFFA-2, one that fails alone stays"
     option("--last-candidate", action="store_true", help=last)
     option("--temperature", type=float, default=0.0, help=f"of Gumbel noise, 0: none {default}")
+    option("--deliberate", type=float, help=DELIBERATE)
     option("--remasking", default="low_confidence", choices=CHOICES["remasking"], help=default)
     option("--cfg-scale", type=float, default=0.0, help=f"of the guidance, 0: none {default}")
     option("--seed", type=int, default=0, help=f"of temperature and random remasking {default}")

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from checkpoints.command_line import DTYPES, count, is_blank, one_line_errors
+from checkpoints.command_line import DTYPES, add_weights, count, is_blank, one_line_errors
 from checkpoints.files import read_text
 from checkpoints.lm import load_lm
 from checkpoints.tokenizer import load_tokenizer
@@ -262,6 +262,7 @@ def main() -> None:
     usual = "cuda" if torch.cuda.is_available() else "cpu"
     option("--device", default=usual, help="such as cuda:1 (default: %(default)s)")
     option("--dtype", choices=DTYPES, help="of the LM (default: as in its file)")
+    add_weights(parser)
     window = "tokens that the LM sees at once (default: %(default)s)"
     option("--window", type=count, default=128, help=window)
     option("--batch", type=count, default=16, help="windows at once (default: %(default)s)")
@@ -273,7 +274,8 @@ def main() -> None:
         for path, text in zip(args.files, texts):
             if is_blank(text):
                 raise ValueError(f"{path}: holds no text")
-        lm = load_lm(args.llm, DTYPES.get(args.dtype), args.device).eval()
+        eight = args.weights == "int8"
+        lm = load_lm(args.llm, DTYPES.get(args.dtype), args.device, int8=eight).eval()
         tokenizer = load_tokenizer(args.llm, lm.config)
         for path, text in zip(args.files, texts):
             ids = tokenizer.encode_text(text)

@@ -32,7 +32,7 @@ from data import TRANSCRIBE, AudioError, ManifestError, build_prompt, is_too_lon
 from diffa import AUDIO_PARTS, DIFFA
 from encoder import SAMPLE_RATE
 from evaluation.answer_files import answer_missing
-from evaluation.ask import sampler_config
+from evaluation.ask import DELIBERATE, sampler_config
 from evaluation.clips import USUAL_LENGTH, answers_or_errors
 from evaluation.wer_report import report_lines
 from sampler import CHOICES, Answer
@@ -110,7 +110,7 @@ def answer_all(
     """
     # Impossible options are refused before weights are read.
     sampler_config(args, args.length or max(args.steps or 0, USUAL_LENGTH))
-    settings = ("stage", "question", "length", "rule", "steps", "threshold")
+    settings = ("stage", "question", "length", "rule", "steps", "threshold", "deliberate")
     made_by = settings_of(args) | {name: str(getattr(args, name)) for name in settings}
     speed = Speed()
 
@@ -174,6 +174,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--rule", default="threshold", choices=CHOICES["rule"], help="(default: %(default)s)")
     option("--steps", type=count, help="of the count rule (default: one a token)")
     option("--threshold", type=float, help="of the threshold rule (default: 0.9)")
+    option("--deliberate", type=float, help=DELIBERATE)
     add_quiet(parser)
 
 

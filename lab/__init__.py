@@ -10,7 +10,8 @@ roofline.py        the least time that one call of the LM can take on a machine
 gpu.py             what one GPU makes of full-size shapes (docs/gpu.md)
 gpu_training.py    its training steps
 gpu_report.py      its tables
-measure_step.py    memory and time of a training step
+measure_step.py    memory and time of a training step through the LM
+measure_stage1.py  a step of stage 1 against the way the release computes its loss
 measure_window.py  hidden states under a shorter encoder window
 later_stages.py    stages 3 and 4 of DIFFA-2 at toy scale
 curves.py          training curves of runs

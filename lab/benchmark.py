@@ -49,7 +49,6 @@ RANDOM = {
 # Of a random prompt: 439 audio embeddings of a 30 s clip, 30 tokens before, 30 after.
 POSITIONS = 499
 BATCH = 8  # prompts that are answered at once
-TOY_CLIPS = 50  # of the toy
 HEADS = "setting calls ms/call tokens/call tokens/s s/answer speed-up of-roofline same-ids WER"
 
 
@@ -104,13 +103,13 @@ def random_lm(
 
 
 @torch.inference_mode()
-def load_toy(run: Path, **options) -> tuple[DIFFA, Spliced, list[str]]:
-    """A run's stage-1 model, prompts of its first test clips, and their transcripts.
+def load_toy(run: Path, n: int, **options) -> tuple[DIFFA, Spliced, list[str]]:
+    """A run's stage-1 model, prompts of its first n test clips, and their transcripts.
 
     options: of load_diffa.
     """
     model = DIFFA.from_pretrained(run / "whisper", run / "llada", run / "stage1", **options)
-    items = load_manifest(run / "corpus/asr_test.json")[:TOY_CLIPS]
+    items = load_manifest(run / "corpus/asr_test.json")[:n]
     audio = model.eval().hear(*StateCache(model, items)(items))
     prompts = [build_prompt(model.tokenizer, item["input"]) for item in items]
     batch = splice(model.lm, prompts, *audio)
@@ -133,18 +132,24 @@ def name_of(config: SamplerConfig) -> str:
     number = f"{config.steps} steps"
     if config.rule != "count":
         number = f"{getattr(config, config.rule):.3g}"
-    return f"{config.rule} {number}, {config.cache}{', compiled' if config.compile else ''}"
+    parts = [f"{config.rule} {number}", config.cache]
+    parts += [f"refresh {config.refresh}"] * (config.refresh > 1)
+    parts += ["appended"] * bool(config.append)
+    parts += [f"deliberate {config.deliberate}"] * (config.deliberate > 0)
+    return ", ".join(parts + ["compiled"] * config.compile)
 
 
 def settings_of(
-    base: SamplerConfig, trained: bool, compile_all: bool = False
+    base: SamplerConfig, trained: bool, compile_all: bool = False, only: str = ""
 ) -> list[SamplerConfig]:
-    """Each rule with each cache, and the fastest cache compiled.
+    """Each rule with each cache, the prompt kept, what changes answers, the fastest compiled.
 
     Args:
-        trained: whether the LM is. Random weights are never confident, so only the count rule is
-            timed with them, and not with a full pass for each token, which takes minutes.
+        trained: whether the LM is. Random weights are never confident, so with them only the count
+            rule and one other are timed, which commits a token a call; and not with a full pass for
+            each token, which takes minutes.
         compile_all: every setting is also compiled, which takes minutes too.
+        only: keep those whose name holds this text. Raises ValueError: there is none.
     """
     base = replace(base, stop_at_end=trained)
     few = max(round(base.length / 3.25), base.n_blocks)  # 3.25 tokens a call
@@ -154,10 +159,26 @@ def settings_of(
         rules += [replace(base, rule=rule) for rule in ("threshold", "factor", "frechet")]
 
     eager = [replace(rule, cache=cache) for cache in ("none", "prefix", "dual") for rule in rules]
-    if not trained:
+    frechet = replace(base, rule="frechet")
+    confident = replace(base, rule="threshold")
+    if trained:
+        low = replace(confident, threshold=0.7)
+        eager += [low, replace(low, deliberate=0.9), replace(confident, deliberate=0.9)]
+    else:
         eager.remove(base)
+        eager.append(replace(frechet, cache="dual"))
+
+    # With one block there is none to append, and none that could share a prompt.
+    if base.n_blocks > 1:
+        eager.append(replace(confident if trained else fewer, cache="dual", refresh=base.n_blocks))
+        if trained:
+            eager.append(replace(confident, append=True))
     compiled = eager if compile_all else [replace(fewer, cache="dual")]
-    return eager + [replace(config, compile=True) for config in compiled]
+    settings = eager + [replace(config, compile=True) for config in compiled]
+    settings = [config for config in settings if only in name_of(config)]
+    if not settings:
+        raise ValueError(f"--only {only!r}: no setting has this in its name")
+    return settings
 
 
 # ---- measurements
@@ -240,6 +261,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     usual = "default bfloat16 on a GPU, else float32; toy: float32"
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help=usual)
+    only = "settings whose name in the table holds this text (default: all)"
+    parser.add_argument("--only", default="", metavar="TEXT", help=only)
+    parser.add_argument("--clips", type=count, default=50, help="toy: default 50")
     every = "compile every setting, not only the fastest"
     parser.add_argument("--compile-all", action="store_true", help=every)
     timed = "steps of the published procedure that are timed (default 8; toy: all)"
@@ -256,10 +280,11 @@ def main(arguments: list[str] | None = None) -> None:
     dtype = DTYPES.get(args.dtype)
     with one_line_errors(NAME):
         base = SamplerConfig(length=length, block_length=block_length, stop_at_end=False)
+        settings = settings_of(base, toy, args.compile_all, args.only)
         if toy:
             options = {"device": args.device, "dtype": dtype}
             options["allow_other_parts"] = args.allow_other_parts
-            model, batch, transcripts = load_toy(args.run, **options)
+            model, batch, transcripts = load_toy(args.run, args.clips, **options)
             lm = model.lm
         else:
             lm, batch = random_lm(RANDOM[args.size], args.device, dtype)
@@ -285,15 +310,14 @@ def main(arguments: list[str] | None = None) -> None:
     def show(row: Row) -> None:
         if toy:
             texts = [decode_answer(model.tokenizer, ids) for ids in row.ids]
-            row.wer = f"{word_error_rate(texts, transcripts):.1f} %"
+            row.wer = f"{word_error_rate(texts, transcripts):.2f} %"
         print(f"| {' | '.join(row.cells(yardstick))} |", flush=True)
 
     show(row)
-    exact = {("count", length): row.ids} if toy else {}
-    settings = settings_of(base, toy, args.compile_all)
+    exact = {("count", length, base.threshold): row.ids} if toy else {}
     for config in settings:
         row = time_setting(lm, prompts, config, floor_of)
-        key = (config.rule, config.steps)
+        key = (config.rule, config.steps, config.threshold)
         if key in exact:
             end_id = lm.config.end_id if config.stop_at_end else None
             row.same = f"{agreement(row.ids, exact[key], end_id):.1f} %"

@@ -45,6 +45,13 @@ def loss_everywhere(
     return (losses / weights).sum() / answer_ids.numel(), logits
 
 
+def peak_memory(device: torch.device) -> float:
+    """The most memory so far, in GB: of a GPU what was allocated, else what was resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def measure_step(lm: DiffusionLM, B: int, P: int, everywhere: bool) -> str:
     """Loss, peak memory and seconds of a step."""
     weight = lm.embedding.weight
@@ -66,10 +73,7 @@ def measure_step(lm: DiffusionLM, B: int, P: int, everywhere: bool) -> str:
     value = loss.item()  # waits for the device
     seconds = time.perf_counter() - started
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if weight.is_cuda:
-        peak = torch.cuda.max_memory_allocated() / 2**30
-    return f"loss {value:.4f}, peak {peak:.2f} GB, {seconds:.2f} s"
+    return f"loss {value:.4f}, peak {peak_memory(weight.device):.2f} GB, {seconds:.2f} s"
 
 
 def main() -> None:

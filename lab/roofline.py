@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lm import DiffusionLM
-from sampler import SamplerConfig
+from sampler import SamplerConfig, blocks_of
 from training.flops import block_weights, lm_flops, measured_peak
 
 BYTES_READ = {"cpu": 2**28, "cuda": 2**32}  # by the measurement of the bandwidth
@@ -85,7 +85,9 @@ def floor_of_answer(
     # The i-th of a block's k calls scores the 1 - i / k of it that is still masked. Compiled calls
     # score the whole block.
     scored = G / config.n_blocks * (1 if config.compile else (1 + opening) / 2)
-    full = floor_of_call(lm, rates, P + G, P + G, scored, B)
+    appends = lm.config.appends if config.append is None else config.append
+    ends = [block.stop for block, _ in blocks_of(config)] if appends else [G]
+    full = statistics.mean(floor_of_call(lm, rates, P + n, P + n, scored, B) for n in ends)
     if config.cache == "none":
         return calls * full
 
@@ -93,7 +95,12 @@ def floor_of_answer(
     rest = range(G, 0, -N)
     widths = rest if config.cache == "prefix" else [min(N, width) for width in rest]
     cached = statistics.mean(floor_of_call(lm, rates, M, P + G, scored, B) for M in widths)
-    return calls * (opening * full + (1 - opening) * cached)
+
+    # Where blocks share a prompt, only the first of them opens with a full pass.
+    fresh = -(-config.n_blocks // config.refresh) / config.n_blocks
+    kept = floor_of_call(lm, rates, G, P + G, scored, B) if config.refresh > 1 else full
+    opened = fresh * full + (1 - fresh) * kept
+    return calls * (opening * opened + (1 - opening) * cached)
 
 
 def recorded(work: Callable[[], object], device: torch.device) -> Callable[[], object]:

@@ -9,6 +9,7 @@ N positions that are predicted.
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from diffa import Spliced
 from diffusion_lm import DiffusionLM, KeyValues
-from sampler import Call, Choice, SamplerConfig
+from sampler import Call, Choice, SamplerConfig, blocks_of, tokens_before_end
+from speed.small import small_step
 
 
 def round_rows(x: Tensor, is_rounded: Tensor) -> Tensor:
@@ -105,6 +107,17 @@ class Canvas:
         """
         return self.masks(block).any(dim=0).nonzero()[:, 0] + block.start
 
+    def blocks(self) -> Iterator[tuple[int, slice, int]]:
+        """Each block when its turn comes: its number, its columns and its number of steps."""
+        for number, (block, n_steps) in enumerate(blocks_of(self.config)):
+            self.begin(block)
+            yield number, block, n_steps
+
+        # Deliberation is one more, and opens like the first: the whole answer with a few masks.
+        if self.config.deliberate > 0:
+            self.mask_unsure()
+            yield 0, slice(0, self.config.length), self.config.steps
+
     def begin(self, block: slice) -> None:
         """Appended blocks: for now, the answer ends with this one."""
         if self.appends:
@@ -176,12 +189,38 @@ class Canvas:
         self.ids[where] = ids
         self.confidence[where] = torch.where(keep, confidence, self.confidence[where])
 
+    def mask_unsure(self) -> None:
+        """Mask the tokens again whose confidence is below `deliberate`.
+
+        What stands behind a text's first end token is masked only together with that token.
+        """
+        last = self.config.length - 1
+        end = tokens_before_end(self.ids, self.lm.config.end_id).clamp(max=last)[:, None]  # (B, 1)
+        is_behind = torch.arange(last + 1, device=end.device) > end  # (B, G)
+        confidence = torch.where(is_behind, self.confidence.gather(1, end), self.confidence)
+        is_unsure = confidence < self.config.deliberate
+        self.ids.masked_fill_(is_unsure, self.lm.config.mask_id)
+        self.confidence.masked_fill_(is_unsure, 0.0)
+
     def finish_ended(self) -> None:
-        """Mark items whose text is complete and fill their masks with end tokens.
+        """With `stop_at_end`: mark items whose text is complete, fill their masks with end tokens.
 
         A text ends at its first end token. Once no mask stands before it, nothing can change it.
         """
+        if not self.config.stop_at_end:
+            return
         is_masked = self.ids == self.lm.config.mask_id  # (B, G)
         is_end = self.ids == self.lm.config.end_id
         self.ended = (is_end & (is_masked.cumsum(dim=1) == 0)).any(dim=1)  # (B,)
         self.ids.masked_fill_(self.ended[:, None] & is_masked, self.lm.config.end_id)
+
+
+def begin(
+    lm: DiffusionLM, prompt: Spliced, config: SamplerConfig
+) -> tuple[Canvas, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
+    """The state of `generate`, and its step: `refine`, maybe compiled or with fewer operations."""
+    if config.compile:
+        from speed.compiled import compile_step
+
+        return compile_step(lm, prompt, config)
+    return Canvas(lm, prompt, config), small_step(lm)

@@ -19,10 +19,15 @@ RANGES = {  # smallest and largest; larger numbers would overflow
     "factor": (1e-9, 1000),
     "frechet": (0, 1),
     "refresh": (1, 2**20),
+    "deliberate": (0, 1),
     "temperature": (0, 100),
     "cfg_scale": (0, 100),
     "seed": (0, 2**64 - 1),
 }
+NOT_WHOLE = (
+    "deliberate goes over an answer that is whole from the start; leave it out, or append, "
+    "--length auto and second_call"
+)
 
 
 def check_settings(config) -> None:
@@ -42,6 +47,9 @@ def check_settings(config) -> None:
     if config.refresh > 1 and config.cache == "none":
         raise ValueError(f"refresh {config.refresh} does nothing without a cache; use dual, prefix")
 
+    if config.deliberate > 0 and (config.append or config.second_call):
+        raise ValueError(NOT_WHOLE)
+
     # A block takes one step or more, a step commits one token or more.
     n_blocks = math.ceil(config.length / config.block_length)
     if not n_blocks <= config.steps <= config.length:
@@ -50,7 +58,11 @@ def check_settings(config) -> None:
 
 
 def check_prompt(lm: DiffusionLM, prompt: Spliced, config) -> None:
-    """Raise ValueError: prompt and answer exceed the context, or guidance has no text to mask."""
+    """Raise ValueError: prompt and answer exceed the context, guidance has no text to mask, or an
+    LM that appends its blocks is to deliberate.
+    """
+    if config.deliberate > 0 and config.append is None and lm.config.appends:
+        raise ValueError(NOT_WHOLE)
     longest = int(prompt.mask.sum(dim=1).max()) if prompt.mask.numel() else 0
     room = lm.config.max_length - longest
     if config.length > room:

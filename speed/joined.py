@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lm import Attention, DiffusionLM, SwiGLU
+from speed.int8 import int8_layers
 
 
 class JoinedAttention(Attention):
@@ -56,6 +57,10 @@ def join_layers(module: nn.Module, layers: tuple[nn.Linear, ...]) -> None:
 def join(lm: DiffusionLM) -> None:
     """Join the products of each block that has no biases. Again after its weights have moved."""
     for block in lm.blocks:
+        # Rows of 8 bits are no weights that one product could read.
+        if int8_layers(block):
+            continue
+
         attn = block.attn
         if type(attn) in (Attention, JoinedAttention) and attn.query.bias is None:
             join_layers(attn, (attn.query, attn.key, attn.value))

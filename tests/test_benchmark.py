@@ -7,12 +7,16 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import train_asr
+from checkpoints.model import load_for_training
 from diffa import Spliced
 from diffusion_lm import DiffusionLM, LMConfig
-from lab import benchmark, roofline
+from lab import benchmark, measure_stage1, roofline
+from lab.gpu_training import random_batch
 from sampler import SamplerConfig, refine
 from speed import compiled
 from training import flops
+from training.execution import prepare
 
 SMALL = LMConfig(
     width=16, n_layers=2, n_heads=2, ffn=24, vocab=40, max_length=1000, mask_id=39, end_id=19
@@ -127,7 +131,7 @@ def test_dtype_reference_steps_and_compile_all(small, monkeypatch, fast_measurem
     printed = capsys.readouterr().out
     assert "torch.bfloat16" in printed and steps == [(3, 3)]
     assert "| generate_plain, 8 steps | 8.0 |" in printed  # scaled up
-    assert printed.count(", compiled |") == 5
+    assert printed.count(", compiled |") == 7
 
     with pytest.raises(SystemExit):
         benchmark.main(["--reference-steps", "0"])
@@ -167,7 +171,7 @@ def test_times_are_medians_taken_in_turns(monkeypatch):
     assert calls == ["a", "a", "b", "b"] * 3  # each once to warm up
 
 
-@pytest.mark.parametrize("trained, n", [(False, 5), (True, 15)])
+@pytest.mark.parametrize("trained, n", [(False, 7), (True, 20)])
 def test_each_rule_has_each_cache_and_one_setting_is_compiled(trained, n):
     settings = benchmark.settings_of(SamplerConfig(length=8, block_length=4), trained)
     assert len(set(settings)) == n + 1 and [config.compile for config in settings].count(True) == 1
@@ -175,6 +179,10 @@ def test_each_rule_has_each_cache_and_one_setting_is_compiled(trained, n):
     assert all(config.stop_at_end == trained for config in settings)
     base = SamplerConfig(length=8, block_length=4)
     every = benchmark.settings_of(base, trained, compile_all=True)
+    (kept,) = benchmark.settings_of(base, trained, only="refresh 2")
+    assert kept.cache == "dual" and kept.refresh == 2
+    with pytest.raises(ValueError, match="--only 'magic': no setting"):
+        benchmark.settings_of(base, trained, only="magic")
     assert len(every) == 2 * n and [config.compile for config in every].count(True) == n
 
 
@@ -199,3 +207,40 @@ def test_the_toy_is_timed_with_its_wer(tiny_run, monkeypatch, fast_measurements,
 def test_the_benchmark_says_what_is_missing(tmp_path):
     with pytest.raises(SystemExit, match="python -m lab.benchmark: .*whisper"):
         benchmark.main(["--size", "toy", "--run", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "settings, passed",
+    [
+        ({"cache": "dual", "refresh": 2}, [112, 12, 112, 4]),  # the last is of a cached block
+        ({"append": True}, [104, 108, 112]),
+    ],
+    ids=str,
+)
+def test_the_floor_knows_a_kept_prompt_and_appended_blocks(monkeypatch, settings, passed):
+    widths = set()
+    monkeypatch.setattr(
+        roofline, "floor_of_call", lambda lm, rates, M, L, N, B: widths.add(M) or float(M)
+    )
+    config = SamplerConfig(length=12, block_length=4, **settings)
+    least = roofline.floor_of_answer(DiffusionLM(SMALL), RATES, config, 100, 3)
+    assert widths == set(passed) and least == pytest.approx(sum(passed[:3]))
+
+
+def test_a_step_with_all_logits_has_the_same_loss_and_gradients():
+    recipe = replace(train_asr.RECIPES["paper"], answer_length=8, dtype="float32")
+    torch.manual_seed(0)
+    shapes = train_asr.RECIPES["toy"].shapes | {"audio_context": 1.0}
+    model = load_for_training(stage="stage1", random_weights="toy+toy", **shapes).model
+    trained = prepare(model, train_asr.RECIPES["toy"].execution, "cpu")
+    batch, _ = random_batch(model, 2, 1.0, recipe)
+    losses = []
+    gradients = []
+    for loss_of in measure_stage1.WAYS.values():
+        losses.append(measure_stage1.step(model, batch, recipe, loss_of))
+        gradients.append(torch.cat([p.grad.flatten() for p in trained.values()]))
+        model.zero_grad()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0] > 0
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+    heads, rows = measure_stage1.compare_ways(model, batch, recipe)
+    assert [row[1] for row in rows] == [f"{losses[0]:.4f}"] * 2 and len(heads) == len(rows[0])

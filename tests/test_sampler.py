@@ -320,6 +320,56 @@ def test_with_a_kept_prompt_an_item_gets_the_answer_it_gets_alone(small, config)
         assert together.calls[i] == alone.calls[0]
 
 
+@caches
+def test_deliberation_fills_the_unsure_tokens_from_all_the_others(small, cache):
+    prompt = spliced([9] * 4, [0] * 4, seed=5)
+    config = with_(RULES[2], threshold=1e-9, cache=cache, stop_at_end=False)  # a call a block
+    first, steps = traced(small, prompt, config)
+    again = generate(small, prompt, with_(config, deliberate=0.6))
+
+    # By hand: what stands behind an end is masked with it, and one pass sees all that is left.
+    unsure = steps[-1][1] < 0.6  # (B, G)
+    for row, n in zip(unsure, first.text_tokens.tolist()):
+        row[n + 1 :] = row[min(n, 11)].item()
+    start = first.ids.masked_fill(unsure, SMALL.mask_id)
+    x = torch.cat([prompt.embeddings, small.embed(start)], dim=1)
+    logits = small.head(small(x))[:, -12:]
+    logits[..., SMALL.mask_id] = -INF
+    assert torch.equal(again.ids, torch.where(unsure, logits.argmax(dim=-1), first.ids))
+    assert unsure.any() and not unsure.all() and not torch.equal(again.ids, first.ids)
+    assert torch.equal(again.calls, first.calls + unsure.any(dim=1))
+
+
+@by_rule
+def test_deliberation_with_a_kept_prompt_is_as_alone_and_leaves_no_mask(small, config):
+    config = with_(config, cache="dual", deliberate=0.7)
+    config = with_(config, refresh=2 if config.block_length < 6 else 1)
+    prompt = spliced([9, 30, 17, 25], [5, 20, 0, 3])
+    together = generate(small, prompt, config)
+    assert not together.ids.eq(SMALL.mask_id).any()
+    for i in range(4):
+        alone = generate(small, one(prompt, i), config)
+        assert together.ids[i].tolist() == alone.ids[0].tolist()
+        assert together.calls[i] == alone.calls[0]
+
+
+@by_rule
+def test_an_answer_whose_text_and_end_are_sure_is_not_asked_again(small, config):
+    prompt = spliced([9, 30, 17, 25], [5, 20, 0, 3])
+    for i in range(4):
+        out, steps = traced(small, one(prompt, i), config)
+        kept = steps[-1][1][0, : out.text_tokens.item() + 1]  # what the end fills has 0
+        sure = generate(small, one(prompt, i), with_(config, deliberate=kept.min().item()))
+        assert torch.equal(sure.ids, out.ids) and torch.equal(sure.calls, out.calls)
+
+
+def test_an_lm_that_appends_its_blocks_does_not_deliberate():
+    lm = DiffusionLM(LMConfig(**{**vars(SMALL), "appends": True}))
+    config = SamplerConfig(length=12, block_length=4, deliberate=0.5)
+    with pytest.raises(ValueError, match="whole from the start"):
+        generate(lm, spliced([9], [5]), config)
+
+
 def test_appended_blocks_are_the_answers_to_a_prompt_that_grows(small):
     prompt = spliced([9], [0])
     config = SamplerConfig(length=12, block_length=4, steps=6, append=True, stop_at_end=False)
@@ -841,6 +891,9 @@ def test_guidance_blanks_the_text_but_not_the_sound(toy, monkeypatch):
         ({"rule": "magic"}, "count, threshold, factor, frechet"),
         ({"refresh": 0, "cache": "dual"}, "refresh 0 is outside"),
         ({"refresh": 2}, "does nothing without a cache"),
+        *(({"deliberate": n}, f"deliberate {n} is outside 0 to 1") for n in (-0.1, 1.1, NAN)),
+        ({"deliberate": 0.9, "append": True}, "whole from the start"),
+        ({"deliberate": 0.9, "second_call": True}, "whole from the start"),
         ({"remasking": "magic"}, "low_confidence, random"),
         ({"cache": "magic"}, "none, prefix, dual"),
     ],

@@ -8,7 +8,7 @@ import torch
 from diffa import Spliced
 from diffusion_lm import DiffusionLM, LMConfig
 from sampler import SamplerConfig, generate, refine
-from speed import small
+from speed import canvas, small
 from speed.joined import join
 
 CONFIG = LMConfig(
@@ -36,7 +36,7 @@ def test_answers_and_confidence_are_those_of_the_plain_forward(monkeypatch, grou
     )
 
     def traced(step_of):
-        monkeypatch.setattr(small, "small_step", step_of)
+        monkeypatch.setattr(canvas, "small_step", step_of)
         kept = []
         out = generate(lm, prompt, config, lambda ids, confidence: kept.append(confidence.clone()))
         return out, kept
@@ -49,7 +49,7 @@ def test_answers_and_confidence_are_those_of_the_plain_forward(monkeypatch, grou
     )
     fast, fast_kept = traced(small.small_step)
     assert torch.equal(fast.ids, plain.ids) and torch.equal(fast.calls, plain.calls)
-    assert len(calls) == len(plain_kept) > 3
+    assert len(calls) == len(plain_kept) >= 3
     assert torch.allclose(torch.stack(fast_kept), torch.stack(plain_kept), atol=1e-5)
 
 

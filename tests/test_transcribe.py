@@ -243,6 +243,6 @@ def test_no_clip_that_can_be_read_is_an_error(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transcribe, "settings_of", lambda args: {})
         patch.setattr(transcribe, "answer_missing", lambda *args, **options: [row | unread])
-        vars(args).update(stage=None, question="?", threshold=None, batch=1)
+        vars(args).update(stage=None, question="?", threshold=None, deliberate=None, batch=1)
         with pytest.raises(AudioError, match="none of 1 clips could be read, .* a.wav: not audio"):
             transcribe.answer_all(args, [row], None, "")

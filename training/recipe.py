@@ -127,6 +127,12 @@ def chosen_recipe(recipes: dict[str, Recipe], options: dict) -> Recipe:
     Raises ValueError: options that exclude each other, or that cannot take effect.
     """
     recipe = recipes[options["preset"]]
+    if options.get("weights"):
+        raise ValueError(
+            f"--weights {options['weights']} is for answers alone: adapters would learn to suit "
+            "rounded weights, and the backward pass would keep each weight in 16 or 32 bits, which "
+            "saves nothing; leave it out, and add --dtype bfloat16 or --recompute"
+        )
 
     # Either the steps or the epochs.
     train = given(TrainConfig, options)
