@@ -41,17 +41,18 @@ def weights_of(block: Block) -> Weights | None:
     attn = block.attn
     mlp = block.mlp
     qkv = (attn.query, attn.key, attn.value)
-    layers = (block.attn_norm, *qkv, attn.out, block.mlp_norm, mlp.gate, mlp.up, mlp.down)
+    gate_up = (mlp.gate, mlp.up)
+    others = (block.attn_norm, attn.out, block.mlp_norm, mlp.down)
 
     # A layer of another kind, or a hook on one (LoRA's), computes something else.
-    for module in (block, attn, mlp, *layers):
+    for module in (block, attn, mlp, *qkv, *gate_up, *others):
         if type(module) not in PLAIN or module._forward_hooks:
             return None
 
     join_layers(attn, qkv)
-    join_layers(mlp, (mlp.gate, mlp.up))
-    weights = (block.attn_norm, attn, attn.out, block.mlp_norm, mlp, mlp.down)
-    return Weights(*(getattr(m, "joined" if m in (attn, mlp) else "weight") for m in weights))
+    join_layers(mlp, gate_up)
+    attn_norm, out, mlp_norm, down = [layer.weight for layer in others]
+    return Weights(attn_norm, attn.joined, out, mlp_norm, mlp.joined, down)
 
 
 @functools.lru_cache(maxsize=16)
@@ -94,7 +95,8 @@ class SmallLM:
         c = self.config
         M = x.shape[1]
         L = M if cache is None else cache[0][0].shape[2]
-        here = slice(int(indices[0]), int(indices[0]) + M)
+        start = int(indices[0])
+        here = slice(start, start + M)
 
         # Angles of the positions (M, 1, C); with padding (R, M, 1, C), and what hides it.
         angles = angles_of(1 << (L - 1).bit_length(), c.head_dim, c.rope_theta)
