@@ -164,8 +164,12 @@ def small_step(lm: DiffusionLM) -> Callable:
     c = lm.config
     weight = lm.embedding.weight
     small = weight.device.type == "cpu" and weight.dtype == torch.float32
-    small = small and not weight.requires_grad and c.width * c.ffn < LARGE
+    small = small and c.width * c.ffn < LARGE
     if not small or c.qk_norm or c.qkv_bias or c.shifted:
+        return refine
+
+    # Weights that train stay apart. Those made in inference mode could not be used outside of it.
+    if weight.requires_grad or weight.is_inference():
         return refine
 
     # A subclass, or a forward that was replaced, computes something else.

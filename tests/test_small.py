@@ -69,6 +69,17 @@ def test_the_weights_stay_one_copy_and_new_numbers_are_used():
     assert small.weights_of(lm.blocks[0]).qkv.data_ptr() == weights.qkv.data_ptr()
 
 
+def test_after_an_answer_in_inference_mode_gradients_flow_as_before():
+    lm = random_lm()
+    x = torch.randn(1, 5, 16, requires_grad=True)
+    before = torch.autograd.grad(lm(x).sum(), x)[0]
+    with torch.inference_mode():
+        assert small.small_step(lm) is not refine
+    assert torch.equal(torch.autograd.grad(lm(x).sum(), x)[0], before)
+    with torch.inference_mode():
+        assert small.small_step(random_lm()) is refine  # its weights are of inference mode
+
+
 def test_an_lm_that_computes_anything_else_runs_its_own_forward():
     class Other(DiffusionLM):
         pass
