@@ -36,6 +36,11 @@ class Weights(NamedTuple):
     down: Tensor  # (D, F)
 
 
+def is_changed(module: nn.Module) -> bool:
+    """Whether hooks (LoRA's, a recorder's) or a replaced forward add to what a module computes."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 def weights_of(block: Block) -> Weights | None:
     """The weights of a block, two groups of them joined in place; None: it computes more."""
     attn = block.attn
@@ -44,9 +49,9 @@ def weights_of(block: Block) -> Weights | None:
     gate_up = (mlp.gate, mlp.up)
     others = (block.attn_norm, attn.out, block.mlp_norm, mlp.down)
 
-    # A layer of another kind, or a hook on one (LoRA's), computes something else.
+    # A layer of another kind computes something else.
     for module in (block, attn, mlp, *qkv, *gate_up, *others):
-        if type(module) not in PLAIN or module._forward_hooks:
+        if type(module) not in PLAIN or is_changed(module):
             return None
 
     join_layers(attn, qkv)
@@ -173,7 +178,7 @@ def small_step(lm: DiffusionLM) -> Callable:
         return refine
 
     # A subclass, or a forward that was replaced, computes something else.
-    if type(lm) is not DiffusionLM or getattr(lm.forward, "__func__", None) is not FORWARD:
+    if type(lm) is not DiffusionLM or DiffusionLM.forward is not FORWARD or is_changed(lm):
         return refine
 
     blocks = [weights_of(block) for block in lm.blocks]
