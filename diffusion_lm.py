@@ -380,9 +380,8 @@ def weighted_losses(
     """
     # 1. The sequence: the clean prompt, then the noisy answer.
     x = torch.cat([prompt, lm.embed(noisy_ids)], dim=1)  # (B, P + G, D)
-    mask = prompt_mask
-    if mask is not None:
-        mask = torch.cat([mask, torch.ones_like(noisy_ids, dtype=torch.bool)], dim=1)  # (B, P + G)
+    G = noisy_ids.shape[1]
+    mask = None if prompt_mask is None else F.pad(prompt_mask, (0, G), value=True)  # (B, P + G)
 
     # 2. One pass in both directions, hidden states of the answer only.
     answer_rows = torch.arange(prompt.shape[1], x.shape[1], device=x.device)  # (G,)

@@ -44,7 +44,6 @@ from torch import Tensor
 from data import Prompt, decode_answer
 from diffa import Spliced, splice
 from diffusion_lm import DiffusionLM, KeyValues
-from speed.checks import CHOICES as CHOICES
 from speed.checks import check_finite, check_prompt, check_settings
 
 
@@ -277,14 +276,6 @@ def refine(
 # Generation for a batch, with every rule and cache
 
 
-def step_limits(config: SamplerConfig, block: slice, n_steps: int) -> list[float]:
-    """The rule's number at each step of a block; only the count rule knows how many there are."""
-    N = block.stop - block.start
-    if config.rule == "count":
-        return split_evenly(N, n_steps)
-    return [getattr(config, config.rule)] * (N + 1)  # one token a step, and a second call
-
-
 @torch.no_grad()
 def generate(
     lm: DiffusionLM,
@@ -294,23 +285,19 @@ def generate(
 ) -> Generation:
     """Fill in the answers to a batch of spliced prompts.
 
-    on_step: called after each step with ids (B, G) and the confidence (B, G) that each token had
-    when it was committed. Later steps change both. ValueError: see `check_prompt`, `check_finite`.
+    on_step: called after each step with ids (B, G) and the confidence (B, G) of each token when it
+    was committed. Later steps change both: copy them. ValueError: see check_prompt, check_finite.
     """
     from speed.canvas import begin
 
     started = time.perf_counter()
     check_prompt(lm, prompt, config)
     canvas, step = begin(lm, prompt, config)
-    calls_twice = config.second_call and config.cache != "none" and config.rule != "count"
 
-    for number, block, n_steps in canvas.blocks():
-        limits = torch.tensor(step_limits(config, block, n_steps), dtype=torch.float32)
-        for turn, limit in enumerate(limits.to(canvas.ids.device)):
+    for number, block, limits in canvas.blocks():
+        for turn, limit in enumerate(limits):
             # Which items still wait?
-            waiting = canvas.masks(block).any(dim=1)  # (B,)
-            if turn == 1 and calls_twice:
-                waiting = ~canvas.ended
+            waiting = canvas.waiting(block, turn)  # (B,)
             if not waiting.any():
                 break
 
@@ -327,7 +314,8 @@ def generate(
             # Predict, and commit what the rule takes.
             where = (rows[:, None], columns)  # (R, N)
             choice = canvas.choice(limit, waiting, block, where)
-            canvas.put(where, *step(lm, call, canvas.ids[where], choice))
+            canvas.ids[where], confidence, keep = step(lm, call, canvas.ids[where], choice)
+            canvas.confidence[where] = torch.where(keep, confidence, canvas.confidence[where])
             check_finite(lm, canvas.confidence)
             canvas.calls += waiting
             canvas.finish_ended()

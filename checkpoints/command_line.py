@@ -130,12 +130,8 @@ def model_options(args: argparse.Namespace) -> dict:
 
 def settings_of(args: argparse.Namespace) -> dict[str, str]:
     """What decides a model, by the parsed options, as text: with the paths that adapters record."""
-    names = ("whisper", "llm", "adapters", "dtype", "audio_context", "random_weights")
+    names = ("whisper", "llm", "adapters", "dtype", "weights", "audio_context", "random_weights")
     settings = {name: getattr(args, name) for name in names}
-
-    # Within a name that all records have: those without a name resume with any value of it.
-    if args.weights:
-        settings["dtype"] = f"{args.dtype}, weights {args.weights}"
 
     # Random weights have no paths.
     if not args.random_weights:

@@ -17,6 +17,9 @@ from checkpoints.files import check_writable, parse_json, read_json, whole_file,
 from checkpoints.progress import Phase
 from diffa import DIFFA
 
+# Options that older records lack; their answers were made without.
+LATER = ("weights", "deliberate")
+
 
 def whole_lines(path: Path) -> bytes:
     """The finished lines of a JSONL; a killed process may leave part of a line after them."""
@@ -105,10 +108,10 @@ def check_made_by(out: Path, made_by: dict[str, str]) -> None:
     changes = []
     for name, value in made_by.items():
         # An older record may lack it, or have None for the models that the adapters record.
-        recorded = before.get(name, value)
+        recorded = before.get(name, "None" if name in LATER else value)
         unknown = name in ("whisper", "llm") and recorded == "None"
         if recorded != value and not unknown:
-            changes.append(f"{name} {before[name]}, now {value}")
+            changes.append(f"{name} {recorded}, now {value}")
     if changes:
         changed = ", ".join(changes)
         raise ValueError(f"{out}: was begun with {changed}; give another --out, or delete it")

@@ -44,7 +44,8 @@ from evaluation.clips import (
 )
 from evaluation.screen import Screen, token_texts
 from evaluation.trace import END, MASK, TEXT, Step, write_trace
-from sampler import CHOICES, Answer, Generation, SamplerConfig, answer, generate
+from sampler import Answer, Generation, SamplerConfig, answer, generate
+from speed.checks import CHOICES
 
 USUAL_ADAPTERS = "runs/toy/stage2"
 BUNDLED = Path(__file__).parents[1] / "toy/weights/stage2"  # they answer where no run is

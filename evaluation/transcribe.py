@@ -35,7 +35,8 @@ from evaluation.answer_files import answer_missing
 from evaluation.ask import DELIBERATE, sampler_config
 from evaluation.clips import USUAL_LENGTH, answers_or_errors
 from evaluation.wer_report import report_lines
-from sampler import CHOICES, Answer
+from sampler import Answer
+from speed.checks import CHOICES
 from training.states import Read, read_padded
 
 # Reads some clips, by their indices, for a window of so many samples.

@@ -4,7 +4,6 @@ Shapes: B items, G answer tokens, A audio embeddings, L positions of prompt and 
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -22,6 +21,7 @@ from training.batches import Batch, Part
 from training.execution import prepare
 from training.flops import lm_flops, measured_peak
 from training.optimizers import make_optimizers
+from training.recipe import Recipe
 
 STAGES = {"stage1": train_asr, "stage2": train_instruct}
 GPUS = 4  # the paper's: the batch of a step is divided by them
@@ -30,9 +30,7 @@ SECONDS = {"stage1": 12.3, "stage2": 4.7}
 AROUND = 30  # tokens of the prompt before the audio, and after it
 
 
-def random_batch(
-    model: DIFFA, n: int, seconds: float, recipe
-) -> tuple[Callable[[], Batch], Tensor]:
+def random_batch(model: DIFFA, n: int, seconds: float, recipe: Recipe) -> tuple[Batch, Tensor]:
     """A batch of n clips of noise, encoded anew in each step, and the positions of each prompt."""
     device = model.device
     window = model.encoder.config.n_samples

@@ -27,7 +27,8 @@ from evaluation.ask import answer_in_steps
 from evaluation.clips import RULE_OF, USUAL_LENGTH
 from evaluation.trace import LEGEND, MASK, STYLE, Step, step_heading, token_row, visible
 from lab.baseline import load_baseline
-from sampler import CHOICES, SamplerConfig
+from sampler import SamplerConfig
+from speed.checks import CHOICES
 from toy.autoregressive import greedy
 from toy.grammar import ACCENTS, QUESTIONS, random_sentence
 from toy.speech import VOICES, prepare_espeak, speak, to_waveform, without_silence

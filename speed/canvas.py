@@ -17,7 +17,14 @@ from torch import Tensor
 
 from diffa import Spliced
 from diffusion_lm import DiffusionLM, KeyValues
-from sampler import Call, Choice, SamplerConfig, blocks_of, tokens_before_end
+from sampler import (
+    Call,
+    Choice,
+    SamplerConfig,
+    blocks_of,
+    split_evenly,
+    tokens_before_end,
+)
 from speed.small import small_step
 
 
@@ -107,16 +114,39 @@ class Canvas:
         """
         return self.masks(block).any(dim=0).nonzero()[:, 0] + block.start
 
-    def blocks(self) -> Iterator[tuple[int, slice, int]]:
-        """Each block when its turn comes: its number, its columns and its number of steps."""
+    def blocks(self) -> Iterator[tuple[int, slice, Tensor]]:
+        """Each block when its turn comes: its number, its columns and `step_limits`."""
         for number, (block, n_steps) in enumerate(blocks_of(self.config)):
             self.begin(block)
-            yield number, block, n_steps
+            yield number, block, self.step_limits(block, n_steps)
 
         # Deliberation is one more, and opens like the first: the whole answer with a few masks.
         if self.config.deliberate > 0:
             self.mask_unsure()
-            yield 0, slice(0, self.config.length), self.config.steps
+            block = slice(0, self.config.length)
+            yield 0, block, self.step_limits(block, self.config.steps)
+
+    def step_limits(self, block: slice, n_steps: int) -> Tensor:
+        """The rule's number at each step of a block; only the count rule knows how many there are.
+
+        Returns float32 (steps,); for other rules steps enough for one token each, and a second
+        call.
+        """
+        N = block.stop - block.start
+        limits = split_evenly(N, n_steps)
+        if self.config.rule != "count":
+            limits = [getattr(self.config, self.config.rule)] * (N + 1)
+        return torch.tensor(limits, dtype=torch.float32).to(self.ids.device)
+
+    def waiting(self, block: slice, turn: int) -> Tensor:
+        """Which items (B,) take part in a step of the block, the `turn`-th from 0.
+
+        Those with a mask in it; in a second call as Fast-dLLM makes it, all that have not ended.
+        """
+        config = self.config
+        if turn == 1 and config.second_call and config.cache != "none" and config.rule != "count":
+            return ~self.ended
+        return self.masks(block).any(dim=1)
 
     def begin(self, block: slice) -> None:
         """Appended blocks: for now, the answer ends with this one."""
@@ -181,13 +211,6 @@ class Canvas:
             chance = self.uniform(waiting, N)[inside].float()  # (R, N)
         config = self.config
         return Choice(config.rule, limit, self.cfg_scale, gumbel, chance, config.last_candidate)
-
-    def put(
-        self, where: tuple[Tensor, Tensor], ids: Tensor, confidence: Tensor, keep: Tensor
-    ) -> None:
-        """Write what a step gives (R, N) for these rows and columns; confidence where committed."""
-        self.ids[where] = ids
-        self.confidence[where] = torch.where(keep, confidence, self.confidence[where])
 
     def mask_unsure(self) -> None:
         """Mask the tokens again whose confidence is below `deliberate`.

@@ -62,6 +62,12 @@ def test_answers_of_another_model_or_other_questions_are_neither_resumed_nor_los
         run(out, names=["x", "b", 3, "d", "e"])
     assert out.read_bytes() == before
 
+    # A record of before there was an option: made without it.
+    for option in ("deliberate", "weights"):
+        assert run(out, made_by={"llm": "x", option: "None"}) == []
+        with pytest.raises(ValueError, match=f"begun with {option} None, now 0.9"):
+            run(out, made_by={"llm": "x", option: "0.9"})
+
     for content in ("one line without an end", '{"id": "a"}\n'):
         other = tmp_path / "other"
         other.write_text(content)

@@ -1,6 +1,7 @@
 """Weights in 8 bits: how far they are from the file's, what they take, and who accepts them."""
 
 import argparse
+import json
 import math
 import sys
 import weakref
@@ -22,6 +23,7 @@ from checkpoints.model import load_diffa, random_pieces, randomize
 from diffa import DIFFA
 from diffusion_lm import SIZES, DiffusionLM, LMConfig
 from evaluation import likelihood
+from evaluation.answer_files import check_made_by
 from speed.few_rows import FewRowsLinear
 from speed.int8 import CPU_STRIPE, Int8Linear, int8_layers, to_rows, use_int8, weight_bytes
 from speed.joined import JoinedAttention, join
@@ -243,8 +245,12 @@ def test_commands_pass_the_option_and_record_it(toy_dirs, tmp_path):
     assert [model_options(args)["int8"] for args in (plain, eight)] == [False, True]
 
     # Answers of one are not resumed by the other, also not those of records without the option.
-    assert settings_of(plain)["dtype"] == "None"
-    assert settings_of(eight)["dtype"] == "None, weights int8"
+    assert [settings_of(args)["weights"] for args in (plain, eight)] == ["None", "int8"]
+    old = {name: value for name, value in settings_of(plain).items() if name != "weights"}
+    (tmp_path / "out.made_by").write_text(json.dumps(old))
+    check_made_by(tmp_path / "out", settings_of(plain))
+    with pytest.raises(ValueError, match="begun with weights None, now int8"):
+        check_made_by(tmp_path / "out", settings_of(eight))
 
 
 def test_the_likelihood_of_texts_takes_it(toy_dirs, tmp_path, monkeypatch, capsys):

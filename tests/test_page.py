@@ -29,7 +29,8 @@ from gradio_client.exceptions import AppError  # noqa: E402
 
 from diffa import DIFFA  # noqa: E402
 from lab import page  # noqa: E402
-from sampler import CHOICES, SamplerConfig  # noqa: E402
+from sampler import SamplerConfig  # noqa: E402
+from speed.checks import CHOICES  # noqa: E402
 from toy.speech import prepare_espeak  # noqa: E402
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -232,6 +233,14 @@ def test_a_browser_shows_the_answer_in_the_colours_of_its_confidence(url, tmp_pa
         answer = browser.wait("document.querySelector('#answer textarea').value")
         browser.wait(
             "document.querySelector('#steps .t') && !document.querySelector('#steps .mask')"
+        )
+
+        # The page fades new content in: its colours are right once nothing around it is faint.
+        browser.wait(
+            "(() => { for (let e = document.querySelector('#steps .text'); e; e = e.parentElement)"
+            " if (getComputedStyle(e).opacity < 1) return false;"
+            " return document.getAnimations().every(a => a.playState != 'running'"
+            " || a.effect.getComputedTiming().endTime == Infinity) })()"
         )
         shot = browser("Page.captureScreenshot", captureBeyondViewport=True)["data"]
         cells = browser.js(
