@@ -200,20 +200,14 @@ def commit(
     so of DIFFA-2; its paper has no such exception.
     """
     confidence = confidence.masked_fill(~is_masked, -torch.inf)
-    if rule == "threshold":
-        first = confidence.argsort(dim=-1, descending=True, stable=True)[:, :1]  # (B, 1)
-        return (confidence > limit).scatter(-1, first, True) & is_masked
 
     # The rank of each position by confidence, 0 for the most confident; ties go to the left.
-    own = confidence[:, :, None]
-    other = confidence[:, None, :]
-    order = torch.arange(confidence.shape[1], device=confidence.device)
-    is_earlier = order[None, :] < order[:, None]  # (N, N)
-    is_before = (other > own) | ((other == own) & is_earlier)  # (B, N, N)
-    rank = is_before.sum(dim=-1)  # (B, N)
+    rank = confidence.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)  # (B, N)
 
     if rule == "count":
         keep = rank < limit
+    elif rule == "threshold":
+        keep = confidence > limit
     elif rule == "factor":
         # The bar rises with the rank while the confidence falls: if one passes, all before it do.
         keep = confidence >= 1 - limit / (rank + 2)
@@ -222,7 +216,8 @@ def commit(
             keep |= fails.sum(dim=-1, keepdim=True) == 1
     else:
         # As n grows, c1 + ... + cn - (n - 1) - (1 - cn) falls: the kept ones are a prefix too.
-        doubts = torch.where(is_before, 1 - other, 0.0).sum(dim=-1)  # (B, N)
+        is_before = rank[:, None, :] < rank[:, :, None]  # (B, N, N)
+        doubts = torch.where(is_before, 1 - confidence[:, None, :], 0.0).sum(dim=-1)  # (B, N)
         keep = 1 - doubts - 2 * (1 - confidence) > limit
     return (keep | (rank == 0)) & is_masked
 
@@ -312,8 +307,8 @@ def generate(
             call = canvas.call(rows, columns, part)
 
             # Predict, and commit what the rule takes.
+            choice = canvas.choice(limit, waiting, block, (rows[:, None], columns - block.start))
             where = (rows[:, None], columns)  # (R, N)
-            choice = canvas.choice(limit, waiting, block, where)
             canvas.ids[where], confidence, keep = step(lm, call, canvas.ids[where], choice)
             canvas.confidence[where] = torch.where(keep, confidence, canvas.confidence[where])
             check_finite(lm, canvas.confidence)

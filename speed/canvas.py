@@ -30,8 +30,6 @@ from speed.small import small_step
 
 def round_rows(x: Tensor, is_rounded: Tensor) -> Tensor:
     """x (..., R, M, D) with the rows of is_rounded (R,) passed through bfloat16."""
-    if x.dtype == torch.bfloat16:
-        return x
     return torch.where(is_rounded[:, None, None], x.bfloat16().to(x.dtype), x)
 
 
@@ -192,9 +190,9 @@ class Canvas:
         return u.to(waiting.device)
 
     def choice(
-        self, limit: Tensor, waiting: Tensor, block: slice, where: tuple[Tensor, Tensor]
+        self, limit: Tensor, waiting: Tensor, block: slice, inside: tuple[Tensor, Tensor]
     ) -> Choice:
-        """The rule of a step with its random numbers, at rows (R, 1) and columns (N,) of a block.
+        """The rule of a step with its random numbers, at rows and columns `inside` the block.
 
         They are drawn on the CPU for the whole block, even if only some positions are computed, so
         that an item's numbers do not depend on that.
@@ -202,7 +200,6 @@ class Canvas:
         gumbel = None
         chance = None
         N = block.stop - block.start
-        inside = (where[0], where[1] - block.start)
         if self.config.temperature > 0:
             # In float64: float32 would cut the noise's tails and lose diversity (arXiv 2409.02908).
             u = self.uniform(waiting, N, self.lm.config.vocab)[inside]  # (R, N, V)

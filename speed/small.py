@@ -26,14 +26,14 @@ PLAIN = {Block, Attention, SwiGLU, JoinedAttention, JoinedSwiGLU, RMSNorm, nn.Li
 
 
 class Weights(NamedTuple):
-    """The weights of a block; those of products as F.linear takes them."""
+    """The weights of a block: x @ weight is a product."""
 
     attn_norm: Tensor  # (D,)
-    qkv: Tensor  # ((H + 2 K) C, D)
-    out: Tensor  # (D, H C)
+    qkv: Tensor  # (D, (H + 2 K) C)
+    out: Tensor  # (H C, D)
     mlp_norm: Tensor  # (D,)
-    gate_up: Tensor  # (2 F, D)
-    down: Tensor  # (D, F)
+    gate_up: Tensor  # (D, 2 F)
+    down: Tensor  # (F, D)
 
 
 def is_changed(module: nn.Module) -> bool:
@@ -57,23 +57,15 @@ def weights_of(block: Block) -> Weights | None:
     join_layers(attn, qkv)
     join_layers(mlp, gate_up)
     attn_norm, out, mlp_norm, down = [layer.weight for layer in others]
-    return Weights(attn_norm, attn.joined, out, mlp_norm, mlp.joined, down)
+    return Weights(attn_norm, attn.joined.t(), out.t(), mlp_norm, mlp.joined.t(), down.t())
 
 
 @functools.lru_cache(maxsize=16)
 def angles_of(n: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (n, 1, C) of the first n positions; half of the sines with a minus."""
+    """Cosines and sines (n, C) of the first n positions; half of the sines with a minus."""
     cos, sin = rotary_angles(torch.arange(n)[None], head_dim, theta)  # (1, 1, n, C)
-    first, second = sin.chunk(2, dim=-1)
-    sin = torch.cat([-first, second], dim=-1)
-    return cos[0, 0, :, None], sin[0, 0, :, None]
-
-
-def rotate(x: Tensor, angles: list[Tensor]) -> Tensor:
-    """diffusion_lm.rotate for heads x (R, M, H, C), with its minus in the sines."""
-    cos, sin = angles
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos).add_(torch.cat([second, first], dim=-1).mul_(sin))
+    first, second = sin[0, 0].chunk(2, dim=-1)
+    return cos[0, 0], torch.cat([-first, second], dim=-1)
 
 
 class SmallLM:
@@ -84,9 +76,12 @@ class SmallLM:
         self.head = lm.head
         self.blocks = blocks
         self.norm_weight = lm.norm.weight
+        self.least = torch.tensor((lm.config.width * lm.config.norm_eps) ** 0.5)
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
+        """RMSNorm of x (R M, D): the root mean square is hypot(|x|, sqrt(D eps)) / sqrt(D)."""
+        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.least)
+        return (x / rms.mul_(x.shape[-1] ** -0.5)).mul_(weight)
 
     def __call__(
         self,
@@ -98,64 +93,48 @@ class SmallLM:
     ) -> Tensor:
         """As DiffusionLM.forward; the M `indices` are consecutive."""
         c = self.config
-        M = x.shape[1]
+        R, M, D = x.shape
         L = M if cache is None else cache[0][0].shape[2]
         start = int(indices[0])
         here = slice(start, start + M)
+        n_rotated = c.n_heads + c.n_kv_heads
 
-        # Angles of the positions (M, 1, C); with padding (R, M, 1, C), and what hides it.
-        angles = angles_of(1 << (L - 1).bit_length(), c.head_dim, c.rope_theta)
+        # Angles of the positions (M, C); with padding (R, 1, M, C), and what hides it.
+        cos, sin = angles_of(1 << (L - 1).bit_length(), c.head_dim, c.rope_theta)
         mask = None
         if real is None:
-            angles = [table[here] for table in angles]
+            cos = cos[here]
+            sin = sin[here]
         else:
-            positions = (real.cumsum(dim=1) - 1).clamp_(min=0)[:, here]  # (R, M)
-            angles = [table[positions] for table in angles]
+            positions = (real.cumsum(dim=1) - 1).clamp_(min=0)[:, None, here]  # (R, 1, M)
+            cos = cos[positions]
+            sin = sin[positions]
             mask = torch.zeros(real.shape).masked_fill_(~real, -torch.inf)[:, None, None]
 
+        x = x.flatten(0, 1)  # (R M, D)
         for i, block in enumerate(self.blocks):
-            # Queries, keys and values; the last block has queries of the output rows only.
-            rows = output_rows if i == c.n_layers - 1 else None
-            q, k, v = self.heads(block, x, angles, rows)
-            if rows is not None:
-                x = x[:, rows]  # (R, N, D)
+            # Queries, keys and values are one product, and so are both rotations.
+            heads = torch.mm(self.norm(x, block.attn_norm), block.qkv)
+            heads = heads.view(R, M, -1, c.head_dim).transpose(1, 2)  # (R, H + 2 K, M, C)
+            rotated = heads[:, :n_rotated]
+            rotated = (rotated * cos).addcmul_(rotated.roll(c.head_dim // 2, -1), sin)
+            q, k = rotated.split((c.n_heads, c.n_kv_heads), dim=1)
+            v = heads[:, n_rotated:]
             if cache is not None:
                 k, v = (put(old, new, here) for old, new in zip(cache[i], (k, v), strict=True))
 
-            # Attention and its residual, (R, M, D); then those of SwiGLU.
+            # After the last block, only the output rows are read.
+            if i == c.n_layers - 1:
+                q = q[:, :, output_rows]  # (R, H, N, C)
+                x = x.view(R, M, D)[:, output_rows].flatten(0, 1)  # (R N, D)
+
+            # Attention and its residual, then those of SwiGLU.
             grouped = c.n_heads != c.n_kv_heads
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-            x = add_product(x, mixed.transpose(1, 2).flatten(2), block.out)
-            gate, up = F.linear(self.norm(x, block.mlp_norm), block.gate_up).chunk(2, dim=-1)
-            x = add_product(x, F.silu(gate).mul_(up), block.down)
-        return self.norm(x, self.norm_weight)
-
-    def heads(
-        self, block: Weights, x: Tensor, angles: list[Tensor], rows: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries (R, H, N, C) and keys (R, K, M, C), and values (R, K, M, C)."""
-        c = self.config
-        H = c.n_heads
-        K = c.n_kv_heads
-        x = self.norm(x, block.attn_norm)  # (R, M, D)
-
-        # All three in one product, and both rotations in one.
-        if rows is None:
-            heads = F.linear(x, block.qkv).unflatten(-1, (-1, c.head_dim))  # (R, M, H + 2 K, C)
-            q, k = rotate(heads[:, :, : H + K], angles).split((H, K), dim=2)
-            v = heads[:, :, H + K :]
-        else:
-            queries, others = block.qkv.split((H * c.head_dim, 2 * K * c.head_dim))
-            k, v = F.linear(x, others).unflatten(-1, (-1, c.head_dim)).chunk(2, dim=2)
-            k = rotate(k, angles)  # (R, M, K, C)
-            q = F.linear(x[:, rows], queries).unflatten(-1, (H, -1))  # (R, N, H, C)
-            q = rotate(q, [angle[..., rows, :, :] for angle in angles])
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-
-def add_product(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """x + F.linear(y, weight), (R, M, D), in one operation."""
-    return torch.addmm(x.flatten(0, 1), y.flatten(0, 1), weight.t()).view(x.shape)
+            x = torch.mm(mixed.transpose(1, 2).reshape(len(x), -1), block.out).add_(x)
+            gate, up = torch.mm(self.norm(x, block.mlp_norm), block.gate_up).chunk(2, dim=-1)
+            x = torch.mm(F.silu(gate).mul_(up), block.down).add_(x)
+        return self.norm(x, self.norm_weight).view(R, -1, D)
 
 
 def put(cached: Tensor, new: Tensor, here: slice) -> Tensor:
