@@ -76,12 +76,15 @@ class SmallLM:
         self.head = lm.head
         self.blocks = blocks
         self.norm_weight = lm.norm.weight
-        self.least = torch.tensor((lm.config.width * lm.config.norm_eps) ** 0.5)
+
+        # Numbers of `norm` as tensors: Python's are of float64, and would be cast each time.
+        self.root = torch.tensor(lm.config.width**0.5)
+        self.least = self.root * lm.config.norm_eps**0.5
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm of x (R M, D): the root mean square is hypot(|x|, sqrt(D eps)) / sqrt(D)."""
         rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.least)
-        return (x / rms.mul_(x.shape[-1] ** -0.5)).mul_(weight)
+        return (x / rms.div_(self.root)).mul_(weight)
 
     def __call__(
         self,
