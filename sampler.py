@@ -202,7 +202,12 @@ def commit(
     confidence = confidence.masked_fill(~is_masked, -torch.inf)
 
     # The rank of each position by confidence, 0 for the most confident; ties go to the left.
-    rank = confidence.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)  # (B, N)
+    own = confidence[:, :, None]
+    other = confidence[:, None, :]
+    order = torch.arange(confidence.shape[1], device=confidence.device)
+    is_earlier = order[None, :] < order[:, None]  # (N, N)
+    is_before = (other > own) | ((other == own) & is_earlier)  # (B, N, N)
+    rank = is_before.sum(dim=-1)  # (B, N)
 
     if rule == "count":
         keep = rank < limit
@@ -216,8 +221,7 @@ def commit(
             keep |= fails.sum(dim=-1, keepdim=True) == 1
     else:
         # As n grows, c1 + ... + cn - (n - 1) - (1 - cn) falls: the kept ones are a prefix too.
-        is_before = rank[:, None, :] < rank[:, :, None]  # (B, N, N)
-        doubts = torch.where(is_before, 1 - confidence[:, None, :], 0.0).sum(dim=-1)  # (B, N)
+        doubts = torch.where(is_before, 1 - other, 0.0).sum(dim=-1)  # (B, N)
         keep = 1 - doubts - 2 * (1 - confidence) > limit
     return (keep | (rank == 0)) & is_masked
 

@@ -134,10 +134,10 @@ class SmallLM:
             # Attention and its residual, then those of SwiGLU.
             grouped = c.n_heads != c.n_kv_heads
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-            x = torch.mm(mixed.transpose(1, 2).reshape(len(x), -1), block.out).add_(x)
+            x = torch.mm(mixed.transpose(1, 2).reshape(len(x), len(block.out)), block.out).add_(x)
             gate, up = torch.mm(self.norm(x, block.mlp_norm), block.gate_up).chunk(2, dim=-1)
             x = torch.mm(F.silu(gate).mul_(up), block.down).add_(x)
-        return self.norm(x, self.norm_weight).view(R, -1, D)
+        return self.norm(x, self.norm_weight).view(R, len(output_rows), D)
 
 
 def put(cached: Tensor, new: Tensor, here: slice) -> Tensor:
