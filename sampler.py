@@ -307,7 +307,7 @@ def generate(
                 rows = canvas.rows(waiting)  # (R,)
             else:
                 part = canvas.cached_part(block if turn else None)
-            columns = canvas.columns(rows, block)  # (N,)
+            columns = canvas.columns(block)  # (N,)
             call = canvas.call(rows, columns, part)
 
             # Predict, and commit what the rule takes.

@@ -102,7 +102,6 @@ def random_lm(
     return lm, Spliced(embeddings=embeddings, mask=mask, is_text=is_text)
 
 
-@torch.inference_mode()
 def load_toy(run: Path, n: int, **options) -> tuple[DIFFA, Spliced, list[str]]:
     """A run's stage-1 model, prompts of its first n test clips, and their transcripts.
 
@@ -110,9 +109,12 @@ def load_toy(run: Path, n: int, **options) -> tuple[DIFFA, Spliced, list[str]]:
     """
     model = DIFFA.from_pretrained(run / "whisper", run / "llada", run / "stage1", **options)
     items = load_manifest(run / "corpus/asr_test.json")[:n]
-    audio = model.eval().hear(*StateCache(model, items)(items))
     prompts = [build_prompt(model.tokenizer, item["input"]) for item in items]
-    batch = splice(model.lm, prompts, *audio)
+
+    # The weights stay outside of inference mode, as when clips are answered.
+    with torch.inference_mode():
+        audio = model.eval().hear(*StateCache(model, items)(items))
+        batch = splice(model.lm, prompts, *audio)
     return model, batch, [item["transcription"] for item in items]
 
 

@@ -15,10 +15,11 @@ from diffusion_lm import DiffusionLM
 from lab.roofline import Rates, floor_of_call, matrix_products, recorded, time_in_turns
 from sampler import Choice, SamplerConfig, refine
 from speed.compiled import compile_step
+from speed.small import small_step
 
 
 class TimedCall(NamedTuple):
-    """One kind of call with the dual cache: three ways to compute it, and its M, L, N."""
+    """One kind of call with the dual cache: the ways to compute it, and its M, L, N."""
 
     works: dict[str, Callable[[], object]]
     shapes: tuple[int, int, int]
@@ -33,7 +34,7 @@ def calls_of(
     device = prompt.mask.device
     block = slice(0, config.block_length)
     rows = torch.zeros(1, dtype=torch.long, device=device)  # the only item
-    columns = canvas.columns(rows, block)  # (N,)
+    columns = canvas.columns(block)  # (N,)
     choice = Choice(config.rule, torch.tensor(1.0, device=device), None, None, None)
 
     # The ids as `generate` takes them: other strides would be compiled anew.
@@ -47,10 +48,14 @@ def calls_of(
         shapes = (call.x.shape[1], call.real.shape[1], len(columns))  # M, L, N
         inputs = (lm, call, ids, choice)
         works = {
-            "eager": functools.partial(refine, *inputs),
+            "eager": functools.partial(small_step(lm), *inputs),
             "compiled": functools.partial(compiled, *inputs),
             "its matrix products alone": recorded(matrix_products(lm, *shapes), device),
         }
+
+        # Eager calls of a small LM have fewer operations than its plain forward.
+        if works["eager"].func is not refine:
+            works = {"plain forward": functools.partial(refine, *inputs), **works}
         calls[name] = TimedCall(works, shapes)
     return calls
 

@@ -22,10 +22,10 @@ from sampler import (
     Choice,
     SamplerConfig,
     blocks_of,
-    refine,
     split_evenly,
     tokens_before_end,
 )
+from speed.small import small_step
 
 
 def round_rows(x: Tensor, is_rounded: Tensor) -> Tensor:
@@ -93,20 +93,24 @@ class Canvas:
 
     def cache_of(self, rows: int, L: int) -> KeyValues:
         """The cache of a call with this many rows and positions."""
+        if (rows, L) == (self.cache[0][0].shape[0], self.cache[0][0].shape[2]):
+            return self.cache
         return [(k[:rows, :, :L], v[:rows, :, :L]) for k, v in self.cache]
 
-    def masks(self, rows: Tensor | slice, block: slice) -> Tensor:
-        """Where masks stand in the block, (R, N)."""
-        return self.ids[rows, block] == self.lm.config.mask_id
+    def masks(self, block: slice) -> Tensor:
+        """Where masks stand in the block, (B, N)."""
+        return self.ids[:, block] == self.lm.config.mask_id
 
     def rows(self, waiting: Tensor) -> Tensor:
         """Rows (R,) of the batch that a full call computes: items that are done cost nothing."""
         return waiting.nonzero()[:, 0]
 
-    def columns(self, rows: Tensor, block: slice) -> Tensor:
-        """Columns (N,) of the answers that a call predicts: those of the block with a mask."""
-        columns = torch.arange(block.start, block.stop, device=self.ids.device)
-        return columns[self.masks(rows, block).any(dim=0)]
+    def columns(self, block: slice) -> Tensor:
+        """Columns (N,) of the answers that a call predicts: those of the block with a mask.
+
+        Rows that the call leaves out have none: they were done before it, or before the cache.
+        """
+        return self.masks(block).any(dim=0).nonzero()[:, 0] + block.start
 
     def blocks(self) -> Iterator[tuple[int, slice, Tensor]]:
         """Each block when its turn comes: its number, its columns and `step_limits`."""
@@ -140,7 +144,7 @@ class Canvas:
         config = self.config
         if turn == 1 and config.second_call and config.cache != "none" and config.rule != "count":
             return ~self.ended
-        return self.masks(slice(None), block).any(dim=1)
+        return self.masks(block).any(dim=1)
 
     def begin(self, block: slice) -> None:
         """Appended blocks: for now, the answer ends with this one."""
@@ -160,7 +164,9 @@ class Canvas:
         pass that made them, in which the block was still masked. That is why a cached answer can
         differ from the exact one. Between two passes over everything, rows must stay the same.
         """
-        C, _, P, _ = self.prompt.shape
+        C, B, P, _ = self.prompt.shape
+        rows = slice(None) if len(rows) == B else rows  # all of them, without copies
+
         # Columns that pass; negative ones are of the prompt. A shifted LM predicts the first token
         # of a part one position before it.
         start = part.start - self.lm.config.shifted if part else -P
@@ -232,9 +238,9 @@ class Canvas:
 def begin(
     lm: DiffusionLM, prompt: Spliced, config: SamplerConfig
 ) -> tuple[Canvas, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
-    """The state of `generate`, and its step: `refine`, compiled or not."""
+    """The state of `generate`, and its step: `refine`, maybe compiled or with fewer operations."""
     if config.compile:
         from speed.compiled import compile_step
 
         return compile_step(lm, prompt, config)
-    return Canvas(lm, prompt, config), refine
+    return Canvas(lm, prompt, config), small_step(lm)

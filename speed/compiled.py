@@ -86,7 +86,7 @@ class CompiledCanvas(Canvas):
     def rows(self, waiting: Tensor) -> Tensor:
         return torch.arange(len(waiting), device=waiting.device)  # (R,)
 
-    def columns(self, rows: Tensor, block: slice) -> Tensor:
+    def columns(self, block: slice) -> Tensor:
         return torch.arange(block.start, block.stop, device=self.ids.device)  # (N,)
 
 

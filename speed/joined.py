@@ -1,4 +1,6 @@
-"""Fewer, larger products in a compiled step on a GPU: query, key and value in one, gate and up too.
+"""Fewer, larger products: query, key and value in one, gate and up too.
+
+For compiled steps on a GPU (here), and for the calls of a small LM on a CPU (small.py).
 
 A block step multiplies few rows by many weights. One product of a joined weight reads memory faster
 than three, and a graph with fewer kernels has fewer gaps. The joined weight shares its memory with
@@ -35,7 +37,6 @@ class JoinedSwiGLU(SwiGLU):
         return self.down(F.silu(gate) * up)
 
 
-@torch.no_grad()
 def join_layers(module: nn.Module, layers: tuple[nn.Linear, ...]) -> None:
     """module.joined is the weights of all layers, and each layer's weight is a part of it."""
     weights = [layer.weight for layer in layers]
@@ -44,12 +45,13 @@ def join_layers(module: nn.Module, layers: tuple[nn.Linear, ...]) -> None:
         return
 
     # Outside of inference mode, or the weights could not be used outside of it.
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():
         module.joined = torch.cat([weight.detach() for weight in weights])
         parts = module.joined.split([len(weight) for weight in weights])
         for layer, part in zip(layers, parts, strict=True):
             layer.weight.data = part
-    torch._dynamo.mark_static_address(module.joined)  # a CUDA graph copies what may move
+    if module.joined.is_cuda:
+        torch._dynamo.mark_static_address(module.joined)  # a CUDA graph copies what may move
 
 
 def join(lm: DiffusionLM) -> None:

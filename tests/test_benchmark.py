@@ -110,10 +110,10 @@ def test_the_benchmark_prints_a_row_for_every_setting(small, fast_measurements, 
     assert "GFLOP/s" in printed and "nan" not in printed
     assert "torch.float32, cpu" in printed and "at once" not in printed
 
-    # One call of each kind: eager, compiled, its products alone, and the floor.
+    # One call of each kind: plain forward, eager, compiled, its products alone, and the floor.
     for name in ("full pass", "block step"):
         (line,) = [line for line in printed.splitlines() if line.startswith(f"| {name} |")]
-        assert line.count(" ms, ") == 3 and line.endswith(" ms |")
+        assert line.count(" ms, ") == 4 and line.endswith(" ms |")
 
 
 def test_dtype_reference_steps_and_compile_all(small, monkeypatch, fast_measurements, capsys):
