@@ -1,5 +1,6 @@
 """The commands of `make demo`, in order, on a few clips and steps; what is frozen stays frozen."""
 
+import itertools
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import train_asr
 import train_instruct
 from data import build_prompt
 from diffa import DIFFA
+from encoder import SIZES, WhisperEncoder
 from evaluation.wer import word_error_rate
 from toy import (
     corpus,
@@ -353,6 +355,42 @@ def test_a_mixed_word_is_still_most_of_all_itself(run):
     assert (
         moved[words].mean() > 0.1 and (moved[silent] > 0.5).all() and moved[~is_audio].max() < 1e-6
     )
+
+
+def test_a_shorter_window_is_heard_with_the_same_weights():
+    torch.manual_seed(0)
+    encoder = WhisperEncoder(SIZES["toy"])
+    short = WhisperEncoder(replace(SIZES["toy"], context=48))
+    weights = encoder.state_dict()
+    short.load_state_dict(weights | {"positions": weights["positions"][:48]})
+
+    mel = torch.randn(2, 80, 96)
+    narrow = pretrain_encoder.narrowed(encoder, 48)
+    for found, expected in zip(narrow(mel), short(mel), strict=True):
+        assert torch.equal(found, expected)
+    assert narrow.blocks is encoder.blocks and len(encoder.positions) == 160
+
+
+def test_a_window_holds_the_longest_clip_and_is_whole_now_and_then():
+    window = pretrain_encoder.window_of_step
+    assert [window(step, 33, 160) for step in range(9)] == [160, *[48] * 7, 160]
+    assert window(1, 48, 160) == 48 and window(1, 49, 160) == 64 and window(1, 157, 158) == 158
+
+
+def test_the_prompts_of_a_batch_have_similar_lengths_and_no_question_is_lost(run):
+    text = pretrain_lm.GrammarText(load(run, "stage1").tokenizer, 0)
+    batches = pretrain_lm.pool_of_questions(text, 5, 16, 3, True, ())
+
+    def length(item):
+        return len(item.prompt.before) + len(item.audio_ids) + len(item.prompt.after)
+
+    # Sorted, no batch reaches into the next one.
+    lengths = sorted([length(item) for item in batch] for batch in batches)
+    assert len(batches) == pretrain_lm.POOL and {len(batch) for batch in batches} == {16}
+    assert all(a[-1] <= b[0] for a, b in itertools.pairwise(lengths))
+
+    drawn = text.draw(random.Random("5 3 True"), 16 * len(batches), True, ())
+    assert sorted(map(repr, drawn)) == sorted(map(repr, sum(batches, [])))
 
 
 def test_frame_targets_read_back_as_the_words_said(run):

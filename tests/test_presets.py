@@ -93,7 +93,7 @@ EXPECTED = [
         train_instruct,
         "toy",
         TOY,
-        TOY_OPTIMIZER | {"steps": 550, "batch": 32, "lr": 1e-3, "warmup": 50, "schedule": "cosine"},
+        TOY_OPTIMIZER | {"steps": 650, "batch": 32, "lr": 1e-3, "warmup": 50, "schedule": "cosine"},
     ),
 ]
 

@@ -26,11 +26,11 @@ PACE = (0.4, 1.0)
 # How often each kind of question is drawn, of those a sentence allows. Kinds that few sentences
 # have are drawn more often, and so is counting, which takes the most practice.
 KIND_WEIGHTS = {
-    "transcribe": 7,
+    "transcribe": 5,
     "repeat": 1,
-    "caption": 4,
+    "caption": 5,
     "count": 7,
-    **dict.fromkeys(grammar.ATTRIBUTES, 2),
+    **dict.fromkeys(grammar.ATTRIBUTES, 2.5),
     "name": 0.75,
     "animal": 0.75,
     "number": 2,

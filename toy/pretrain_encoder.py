@@ -42,8 +42,8 @@ HEADS_WEIGHT = 0.3
 # Standard deviation of the level that is added to a clip's log-mel.
 LOUDNESS = 0.1
 
-# A step's window ends within this many frames after its longest clip. Every so many steps the window
-# is whole, so that the silence after a clip is heard too.
+# A step's window ends within this many frames after its longest clip. Now and then it is whole, so
+# that the silence after a clip is heard too.
 WINDOW = 16
 WHOLE_EVERY = 8
 
