@@ -16,7 +16,7 @@ from data import Prompt, left_pad
 from diffusion_lm import DiffusionLM
 
 # How many other words are mixed into a word's embedding. With three, and less than 0.75 of the
-# embedding from all of them, the word's own fraction stays the largest.
+# embedding from all of them, the word's own fraction stays the largest unless two coincide.
 N_OTHERS = 3
 
 
