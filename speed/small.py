@@ -77,14 +77,10 @@ class SmallLM:
         self.blocks = blocks
         self.norm_weight = lm.norm.weight
 
-        # Numbers of `norm` as tensors: Python's are of float64, and would be cast each time.
-        self.root = torch.tensor(lm.config.width**0.5)
-        self.least = self.root * lm.config.norm_eps**0.5
-
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm of x (R M, D): the root mean square is hypot(|x|, sqrt(D eps)) / sqrt(D)."""
-        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.least)
-        return (x / rms.div_(self.root)).mul_(weight)
+        """RMSNorm of x (R M, D), in fewer operations than the library's function."""
+        scale = (x * x).mean(dim=-1, keepdim=True).add_(self.config.norm_eps).rsqrt_()  # (R M, 1)
+        return (x * scale).mul_(weight)
 
     def __call__(
         self,

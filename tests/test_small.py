@@ -32,7 +32,7 @@ def test_answers_and_confidence_are_those_of_the_plain_forward(monkeypatch, grou
     mask = torch.arange(9) >= 9 - torch.tensor(lengths)[:, None]
     prompt = Spliced(embeddings=torch.randn(len(lengths), 9, 16), mask=mask, is_text=mask)
     config = SamplerConfig(
-        length=12, block_length=5, rule="threshold", threshold=0.3, cache=cache, cfg_scale=0.5
+        length=12, block_length=5, rule="threshold", threshold=0.9, cache=cache, cfg_scale=0.5
     )
 
     def traced(step_of):
@@ -49,8 +49,8 @@ def test_answers_and_confidence_are_those_of_the_plain_forward(monkeypatch, grou
     )
     fast, fast_kept = traced(small.small_step)
     assert torch.equal(fast.ids, plain.ids) and torch.equal(fast.calls, plain.calls)
-    assert len(calls) == len(plain_kept) >= 3
-    assert torch.allclose(torch.stack(fast_kept), torch.stack(plain_kept), atol=1e-4)
+    assert len(calls) == len(plain_kept) > 3
+    assert torch.allclose(torch.stack(fast_kept), torch.stack(plain_kept), atol=1e-5)
 
 
 def test_the_weights_stay_one_copy_and_new_numbers_are_used():
