@@ -58,7 +58,8 @@ def without_letter(reply: str, n_choices: int) -> str:
 # has 163 of them; here, related ones are one pattern.
 PHRASES = [
     # Chinese: the answer is X, X is right.
-    r"答案(?:是(?: |选项|‘)?|应该是 ?|就是选项|选)X|是X：|X是正确|选项X是最合适的",
+    r"答案(?:是(?: |选项|‘)?|应该是 ?|就是选项|选)X|是X：|X是正确"
+    r"|选项X是最合适的",
     # The answer, in any layout.
     r"answer is:? \*\*X|the answer to the (?:question is:|multiple-choice question is) \*\*X",
     r"the answer is 'X'",

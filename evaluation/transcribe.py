@@ -149,15 +149,24 @@ def answer_all(
         answer_rows=answer_rows,
     )
 
-    # What a stopped run left may have been edited since.
     for clip, row in zip(clips, rows):
         row |= clip
+    check_rows(args.out, rows)
+    return rows, speed
+
+
+def check_rows(out: Path, rows: list[dict]) -> None:
+    """Check the rows of OUT: what a stopped run left may have been edited since.
+
+    Raises:
+        ValueError: a row without a text. AudioError: no clip at all could be read.
+    """
+    for row in rows:
         if not isinstance(row.get("text", False), str | None):
-            raise ValueError(f"{args.out}: {clip['id']}: `text` must be text or null; delete it")
+            raise ValueError(f"{out}: {row['id']}: `text` must be text or null; delete it")
     if all(row["text"] is None for row in rows):
         why = rows[0].get("problem")
         raise AudioError(f"none of {len(rows)} clips could be read, the first for: {why}")
-    return rows, speed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

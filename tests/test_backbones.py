@@ -473,8 +473,8 @@ def test_illada_s_chat_format_is_its_template(tmp_path, place):
     tokenizer = load_tokenizer(tmp_path, config)
     prompt = build_prompt(tokenizer, "What?")
     assert tokenizer.decode(prompt.before) == (
-        "<[begin▁of▁sentence]>[system] You are a helpful voice assistant.<[end▁of▁sentence]>\n"
-        "[user] This is the audio:"
+        "<[begin▁of▁sentence]>[system] You are a helpful voice assistant."
+        "<[end▁of▁sentence]>\n[user] This is the audio:"
     )
     after = " <audio>. What?<[end▁of▁sentence]>\n[assistant] <{think}>\n"
     assert tokenizer.decode(prompt.after) == after

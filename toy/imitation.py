@@ -24,7 +24,8 @@ GAP = "~"
 PACE = (0.4, 1.0)
 
 # How often each kind of question is drawn, of those a sentence allows. Kinds that few sentences
-# have are drawn more often, and so is counting, which takes the most practice.
+# have are drawn more often, and so is counting, which takes the most practice. Attributes that are
+# asked for too seldom stay at chance; captions name all of them.
 KIND_WEIGHTS = {
     "transcribe": 5,
     "repeat": 1,

@@ -193,7 +193,7 @@ def text_loss(
         wanted: kinds of question to draw more often. blurred: blur the words' embeddings.
     """
     # The questions follow from the phase's seed and the step. Plain and stretched prompts take
-    # turns: a batch of one sort is padded less.
+    # turns: a batch of one sort is padded less. POOL batches of each sort are drawn together.
     pool, turn = divmod(step, 2 * POOL)
     drawn = (text, config.seed, config.batch, pool, step % 2 == 1, tuple(wanted))
     items = pool_of_questions(*drawn)[turn // 2]
