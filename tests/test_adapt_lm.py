@@ -13,7 +13,8 @@ from checkpoints.lm import load_lm
 from checkpoints.tokenizer import load_tokenizer
 from corpora.texts import is_held_out, make_texts, sentences
 from data import TRANSCRIBE
-from training.adapt_lm import choose_mask, load_causal, main
+from training.adapt_lm import Adaptation, choose_mask, load_causal, main
+from training.flops import Work
 from training.imitation import blurred_embeddings
 from training.questions import QUESTIONS, VALUES, draw_attributes, draw_question, plain_words
 from training.text_rows import Mixture, TextRows
@@ -112,6 +113,24 @@ def test_texts_that_give_no_rows_are_an_error_and_no_endless_search(
     few = ["--device", "cpu", "--steps", "1", "--validate-every", "0", "--workers", "0"]
     with pytest.raises(SystemExit, match=f"python -m training.adapt_lm: .*{problem}"):
         main([*places, *few, *options])
+
+
+def test_a_batch_in_parts_has_the_same_loss_and_computes_less_padding(causal):
+    lm, tokenizer, _ = load_causal(causal, None, "cpu")
+    lines = [line * n for n, line in enumerate(LINES, 1)]
+    rows = TextRows(tokenizer, lines, Mixture(batch=8, answer_length=300), lm.config.mask_id, 0)
+
+    def computed(accumulate: int) -> tuple[float, int]:
+        options = {"lm": lm, "tokenizer": tokenizer, "autocast": False, "accumulate": accumulate}
+        adaptation = Adaptation(work=Work(peak=1.0), **options)
+        losses = list(adaptation.losses(rows[0], torch.Generator().manual_seed(1)))
+        assert len(losses) == accumulate
+        return sum(losses).item(), adaptation.work.tokens
+
+    whole, positions = computed(1)
+    in_parts, fewer = computed(4)
+    assert in_parts == pytest.approx(whole, rel=1e-5)
+    assert fewer < positions
 
 
 def test_the_mask_is_a_free_token_or_an_error(causal):

@@ -158,6 +158,28 @@ def asked_items(items: list[dict], corpus: Path) -> list[dict]:
     return asked
 
 
+def pretrained_figures(whisper: Path, llm: Path) -> dict:
+    """What toy.pretrain measured of the frozen parts; those made elsewhere have no such file."""
+    files = (whisper.parent / "encoder.json", llm.parent / "lm.json")
+    return {
+        file.stem: {k: v for k, v in read_json(file).items() if k != "losses"}
+        for file in files
+        if file.is_file()
+    }
+
+
+def window_of_all(models: list[DIFFA], adapters: list[Path]) -> float:
+    """The encoder's window of all models, in seconds. Raises ValueError: they differ."""
+    windows = {model.encoder.config.context / FRAMES_PER_SECOND for model in models}
+    if len(windows) > 1:
+        names = ", ".join(str(folder) for folder in adapters)
+        raise ValueError(
+            f"{names}: trained with different windows of {sorted(windows)} s; train them with the "
+            "same --audio-context"
+        )
+    return windows.pop()
+
+
 def evaluate(
     run: Path,
     whisper: Path,
@@ -188,23 +210,14 @@ def evaluate(
     if not any(item["transcription"].split() for item in asr):
         raise ManifestError(f"{corpus / 'asr_test.json'}: no item has a word to compare with")
     instruct = asked_items(load_manifest(corpus / "instruct_test.json"), corpus)
-    report = {}
 
-    # 1. What toy.pretrain measured of the frozen parts; those made elsewhere have no such file.
-    for file in (whisper.parent / "encoder.json", llm.parent / "lm.json"):
-        if file.is_file():
-            report[file.stem] = {k: v for k, v in read_json(file).items() if k != "losses"}
+    # 1. What toy.pretrain measured of the frozen parts.
+    report = pretrained_figures(whisper, llm)
     minutes = {name: result.get("minutes") for name, result in report.items()}
 
     # 2. The models. One pass of the encoder serves all of them, if their windows are the same.
     models = [load_diffa(whisper, llm, folder, **options).eval() for folder in adapters]
-    windows = {model.encoder.config.context / FRAMES_PER_SECOND for model in models}
-    if len(windows) > 1:
-        names = ", ".join(str(folder) for folder in adapters)
-        raise ValueError(
-            f"{names}: trained with different windows of {sorted(windows)} s; train them with the "
-            "same --audio-context"
-        )
+    window = window_of_all(models, adapters)
     states = StateCache(models[0], asr + instruct)
 
     # 3. Each of them on its stage's test; minutes come from its training, if that was here.
@@ -218,7 +231,7 @@ def evaluate(
 
     # 4. Sources and minutes; `make demo` writes RUN/started when it begins.
     parts = {"whisper": str(whisper), "llm": str(llm), "corpus": str(corpus)}
-    report["parts"] = parts | {"audio_context": windows.pop()}
+    report["parts"] = parts | {"audio_context": window}
     report["minutes"] = minutes | {"evaluate": (time.perf_counter() - started) / 60}
     if (run / "started").is_file():
         report["minutes"]["all"] = (time.time() - (run / "started").stat().st_mtime) / 60

@@ -18,7 +18,7 @@ Shapes: B batch, P prompt positions, G answer tokens, D LM width, V vocabulary.
 import argparse
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -55,7 +55,7 @@ TRAIN = TrainConfig(
     validate_every=500,
     keep=1,
 )
-T_MIN = 0.3  # with few masks, the rest of the answer gives a word away, and the prompt is not read
+T_MIN = 0.5  # with few masks, the rest of the answer gives a word away, and the prompt is not read
 PLAIN_T_MIN = 0.1  # of plain text, which has no prompt
 BLUR = 0.6  # largest fraction of other words in a word that imitates audio
 JITTER = 0.7  # largest noise on it, relative to the embeddings
@@ -65,20 +65,22 @@ JITTER = 0.7  # largest noise on it, relative to the embeddings
 class Adaptation:
     """The LM, its tokenizer, and how it is computed.
 
-    autocast: to bfloat16. The weights that train are float32.
+    autocast: to bfloat16. The weights that train are float32. accumulate: parts of a batch that are
+    computed one after the other.
     """
 
     lm: DiffusionLM
     tokenizer: Tokenizer
     autocast: bool
     work: Work
+    accumulate: int = 1
 
     @property
     def device(self) -> torch.device:
         return self.lm.embedding.weight.device
 
-    def loss(self, rows: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """Masked-diffusion loss of a batch of TextRows (LLaDA, equation 5)."""
+    def losses(self, rows: dict[str, Tensor], generator: torch.Generator) -> Iterator[Tensor]:
+        """Masked-diffusion losses of the parts of a batch of TextRows (LLaDA, equation 5)."""
         lm = self.lm
         B, G = rows["answer_ids"].shape
 
@@ -98,29 +100,36 @@ class Adaptation:
         ids, mask, is_audio = (moved(rows[name]) for name in ("ids", "mask", "is_audio"))
         prompt = blurred_embeddings(lm, ids, is_audio, lm.config.mask_id, BLUR, blurring, JITTER)
 
-        # A backward pass costs twice the forward pass: all weights train.
-        L = ids.shape[1] + G
-        self.work.tokens += B * L
-        self.work.flops += 3 * lm_flops(lm.config, B, L, L, G)
-
         answer_ids = moved(rows["answer_ids"])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return diffusion_loss(lm, prompt, mask, answer_ids, moved(noisy_ids), t, B * G)
+        noisy_ids = moved(noisy_ids)
+        for part in torch.arange(B).chunk(self.accumulate):
+            # Rows of similar length come together: columns that pad all of them are left out.
+            used = rows["mask"][part].any(dim=0)  # (P,)
+            P = int(used.sum())
+
+            # A backward pass costs twice the forward pass: all weights train.
+            self.work.tokens += len(part) * (P + G)
+            self.work.flops += 3 * lm_flops(lm.config, len(part), P + G, P + G, G)
+
+            columns = slice(len(used) - P, None)
+            inputs = (prompt[part, columns], mask[part, columns], answer_ids[part], noisy_ids[part])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                yield diffusion_loss(lm, *inputs, t[part], B * G)
 
     def loss_of_step(
         self, rows: TextRows, steps: int, workers: int
-    ) -> Callable[[int, torch.Generator], Tensor]:
-        """What the loop calls for the loss of a step; the rows are made ahead, up to `steps`."""
+    ) -> Callable[[int, torch.Generator], Iterator[Tensor]]:
+        """What the loop calls for the losses of a step; the rows are made ahead, up to `steps`."""
         batches = None
 
-        def loss(step: int, generator: torch.Generator) -> Tensor:
+        def losses(step: int, generator: torch.Generator) -> Iterator[Tensor]:
             nonlocal batches
             if batches is None:  # the first step of this run
                 pin = self.device.type == "cuda"
                 batches = rows.batches(range(step, steps), workers, pin)
-            return self.loss(next(batches), generator)
+            return self.losses(next(batches), generator)
 
-        return loss
+        return losses
 
 
 def choose_mask(path: Path, name: str | None) -> int:
@@ -166,7 +175,7 @@ class Run:
 
     source: the causal LM. text: files of a sentence a line; validation: such a file, or None, of
     which validation_items sentences are used. mask: see choose_mask. dtype: of the arithmetic.
-    workers: processes that make rows.
+    accumulate: see Adaptation. workers: processes that make rows.
     """
 
     source: Path
@@ -177,6 +186,7 @@ class Run:
     mask: str | None
     device: str
     dtype: str
+    accumulate: int
     workers: int
 
 
@@ -202,7 +212,13 @@ def adapt(run: Run, config: TrainConfig, mixture: Mixture) -> None:
     lm.embedding.requires_grad_(False)
     work = Work(peak=measured_peak(run.device, DTYPES[run.dtype]))
     autocast = run.dtype == "bfloat16"
-    adaptation = Adaptation(lm=lm.train(), tokenizer=tokenizer, autocast=autocast, work=work)
+    adaptation = Adaptation(
+        lm=lm.train(),
+        tokenizer=tokenizer,
+        autocast=autocast,
+        work=work,
+        accumulate=run.accumulate,
+    )
 
     # The text.
     gap_id = lm.config.mask_id
@@ -250,6 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Optimisation, and how it is executed.
     option("--steps", type=count, help=f"(default {TRAIN.steps})")
     option("--batch", type=count, help=f"rows of a step (default {TRAIN.batch})")
+    option("--accumulate", type=count, default=1, help="parts of a batch, one after the other")
     option("--lr", type=learning_rate, help=f"peak learning rate (default {TRAIN.lr})")
     option("--seed", type=seed, help="of rows and noise (default 0)")
     option("--validate-every", type=count_or_zero, help=f"steps (default {TRAIN.validate_every})")

@@ -77,7 +77,7 @@ class Exam:
         adaptation = self.adaptation
         adaptation.lm.eval()
         losses = [
-            adaptation.loss(self.rows[i], torch.Generator().manual_seed(i)).item()
+            sum(adaptation.losses(self.rows[i], torch.Generator().manual_seed(i))).item()
             for i in range(LOSSES)
         ]
 

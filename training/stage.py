@@ -23,7 +23,7 @@ from diffusion_lm import DiffusionLM
 from sampler import Generation, generate
 from training import processes
 from training.batches import Batches
-from training.examples import usable
+from training.examples import Examples, usable
 from training.execution import prepare
 from training.loop import Trainer
 from training.recipe import Recipe, chosen_recipe, given
@@ -119,24 +119,13 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     trained = prepare(model, recipe.execution, run.device)
 
     # The data.
-    options = {"target": stage.target, "model": model, "length": recipe.answer_length}
-    options |= {"cut": recipe.execution.cut, "rejected": stage.rejected}
-    examples = usable(items, run.train, **options)
-    held_out = None
-    if run.validation:
-        others = usable(other_items, run.validation, **options)
-        held_out = others.first(run.validation_items)
+    examples, held_out = usable_data(stage, recipe, run, model, items, other_items)
     recipe = with_steps(recipe, len(examples.items))
     describe(recipe, run, loaded, made_of)
     batches = Batches(model, examples, recipe, f"{made_of['encoder']} {recipe.dtype}")
 
     def save(path: Path) -> None:
         save_trained(model, path, run.whisper, run.llm, answer_length=recipe.answer_length)
-
-    # A run resumes only with the same recipe, but for how it is executed.
-    identity = made_of | asdict(recipe) | stage.settings | {"corpus": examples.digest()}
-    for name in ("train", "execution", "shapes"):
-        del identity[name]
 
     # The loop. Without a validation, which answers a held-out clip, it shows a training clip.
     shows = not held_out and processes.world() == 1 and not is_quiet()
@@ -147,7 +136,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         recipe.train,
         run.out / "checkpoint.pt",
         stage.title,
-        identity=identity,
+        identity=identity(stage, recipe, made_of, examples),
         names_of_step=batches.names,
         validate=Validation(model, held_out, batches, stage.decode) if held_out else None,
         keep_best=lambda: save(run.out / "best"),
@@ -173,6 +162,29 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         save(run.out)
         write_result(run.out / "training.json", model, losses, trainer.minutes())
     processes.finish()  # after the files are written
+
+
+def usable_data(
+    stage: Stage, recipe: Recipe, run: Run, model: DIFFA, items: list[dict], others: list[dict]
+) -> tuple[Examples, Examples | None]:
+    """The examples that train, and those of the validation, if there is one; errors: `usable`."""
+    options = {"target": stage.target, "model": model, "length": recipe.answer_length}
+    options |= {"cut": recipe.execution.cut, "rejected": stage.rejected}
+    examples = usable(items, run.train, **options)
+    if not run.validation:
+        return examples, None
+    return examples, usable(others, run.validation, **options).first(run.validation_items)
+
+
+def identity(stage: Stage, recipe: Recipe, made_of: dict[str, str], examples: Examples) -> dict:
+    """What a run resumes with only if it is the same: parts, data, recipe, but not its execution.
+
+    made_of: see `digests`. The settings of the optimisation are the trainer's to compare.
+    """
+    same = made_of | asdict(recipe) | stage.settings | {"corpus": examples.digest()}
+    for name in ("train", "execution", "shapes"):
+        del same[name]
+    return same
 
 
 def write_result(path: Path, model: DIFFA, losses: list[float], minutes: float) -> None:

@@ -99,6 +99,8 @@ class TextRows(Dataset):
             prompt = functools.partial(self.prompt, stretched=stretched)
             items = [self.fitting(prompt, rng) for _ in range(self.mixture.batch)]
 
+        # Parts of a batch are padded less when rows of similar length are neighbours.
+        items.sort(key=lambda item: len(item.prompt.before + item.audio_ids + item.prompt.after))
         ids, mask, is_audio = pad_items(items, torch.device("cpu"))
         answers = [item.answer for item in items]
         return {
