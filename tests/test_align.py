@@ -26,10 +26,10 @@ def loss_of(audio, answers):
         rows=np.arange(len(audio)),
         prompts=[],
         readable=torch.ones(len(audio), dtype=torch.bool),
-        hear=lambda: (audio, mask),
+        hear=lambda passes: (audio, mask),
     )
     batch = Batch(answer_ids=torch.tensor(answers), parts=lambda: iter([part]))
-    (loss,) = spelling_loss(model, batch, None, None)
+    (loss,) = spelling_loss(model, batch, torch.Generator().manual_seed(0), None)
     return loss.item()
 
 
@@ -40,6 +40,13 @@ def test_audio_that_spells_the_transcript_has_no_loss_and_other_audio_has():
     assert loss_of(spelled, [[2, 5, END, END]]) < 0.01
     assert loss_of(spelled, [[5, 2, END, END]]) > 5
     assert loss_of(spelled, [[2, 5, 2, 5, 2, 5, 2]]) == 0  # more tokens than embeddings: left out
+
+
+def test_a_token_of_no_transcript_in_the_batch_is_an_alternative_too():
+    rows = torch.eye(8, 64)
+    silence = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    between = torch.cat([silence, rows[[2]] + 1.1 * rows[[6]], silence])[None]  # (1, 3, D)
+    assert loss_of(between, [[2, END, END]]) > 1
 
 
 def test_logits_are_cosines_whatever_the_size_of_the_embeddings():

@@ -9,8 +9,8 @@ clips. Here each audio embedding is compared with the rows of the LM's own embed
 (Graves et al. 2006) asks that they spell the transcript, in order, with silence between. The LM's
 blocks do not run, so a step costs a fraction of one of stage 1. The paper has no such warm-up.
 
-Shapes: B batch, b clips of one part, A audio embeddings, G answer tokens, n distinct tokens of the
-batch, D LM width.
+Shapes: B batch, b clips of one part, A audio embeddings, G answer tokens, m distinct tokens of the
+batch, n alternatives, D LM width, V vocabulary.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from training.recipe import Execution, Recipe, add_training_arguments
 from training.stage import Stage, run_command
 
 SHARPNESS = 30.0  # logits are cosines times this
+N_OTHERS = 8192  # rows of the table that are alternatives, beside the tokens of the batch
 
 RECIPES = {
     "paper": Recipe(
@@ -71,15 +72,20 @@ def spelling_loss(
     model: DIFFA, batch: Batch, generator: torch.Generator, recipe: Recipe
 ) -> Iterator[Tensor]:
     """The CTC losses of a batch's parts, for each token of the batch's transcripts."""
-    # Tokens of other transcripts in the batch are the alternatives to each token.
     end_id = model.lm.config.end_id
     is_word = batch.answer_ids != end_id  # (B, G)
-    tokens, numbers = batch.answer_ids.unique(return_inverse=True)  # (n,), (B, G)
-    table = model.lm.embedding.weight[tokens.to(model.device)]  # (n, D)
     n_tokens = int(is_word.sum())
 
+    # The alternatives to each token: the other tokens of the batch, and random ones of the table.
+    # Without the latter, words that sound alike are told apart only where they meet in a batch.
+    tokens, numbers = batch.answer_ids.unique(return_inverse=True)  # (m,), (B, G)
+    every = model.lm.embedding.weight  # (V, D)
+    others = torch.randperm(len(every), generator=generator)[:N_OTHERS]
+    others = others[~torch.isin(others, tokens)]
+    table = every[torch.cat([tokens, others]).to(model.device)]  # (n, D)
+
     for part in batch.parts():
-        audio, mask = part.hear()  # (b, A, D), (b, A)
+        audio, mask = part.hear(passes=0)  # (b, A, D), (b, A); the LM's blocks do not run
         logits = table_logits(audio, table)
         log_probabilities = logits.log_softmax(dim=-1).transpose(0, 1)  # (A, b, n + 1)
 
