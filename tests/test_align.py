@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from data import load_manifest
+from diffa import DIFFA
+from lab import spelling
+from lab.spelling import spell, spelled_ids
 from toy import read_aloud
 from training.align import spelling_loss, table_logits
 from training.batches import Batch, Part
@@ -85,3 +88,29 @@ def test_sentences_are_read_aloud_with_questions_about_them(tmp_path):
     read_aloud.main([*others, "--repeat", "2"])
     words = [i["transcription"] for i in load_manifest(tmp_path / "p/asr_train.json")]
     assert words[2:] == ["press one"] * 2
+
+
+def test_repeats_are_one_token_and_silence_is_none():
+    best = torch.tensor([0, 3, 3, 0, 3, 1, 1, 0])
+    assert spelled_ids(torch.eye(4)[best]) == [2, 2, 0]
+
+
+def test_embeddings_of_words_are_read_as_these_words(toy_dirs, tone, capsys, monkeypatch):
+    model = DIFFA.from_pretrained(**toy_dirs, stage="semantic").eval()
+    table = model.lm.embedding.weight.detach()
+    silence = torch.randn(1, table.shape[1], generator=torch.Generator().manual_seed(0))
+    ids = model.tokenizer.encode_text("Two birds")
+    rows = torch.cat([torch.cat([table[[i, i]], silence]) for i in ids])  # (A, D)
+    mask = torch.ones(1, len(rows) + 1, dtype=torch.bool)
+    mask[:, -1] = False  # what is padded is not read
+    heard = torch.cat([rows, table[ids[:1]]])[None]  # (1, A + 1, D)
+    monkeypatch.setattr(model.semantic, "forward", lambda state, frames: (heard, mask))
+
+    item = {"audio_filepath": str(tone("a.wav")), "transcription": "Two birds!"}
+    assert spell(model, [item]) == ["two birds"]
+
+    # The command counts word errors.
+    monkeypatch.setattr(spelling, "load_diffa", lambda *paths, **options: model)
+    monkeypatch.setattr(spelling, "load_manifest", lambda path: [item] * 2)
+    spelling.main(["m.json", "--items", "1"])
+    assert capsys.readouterr().out.endswith("WER 0.0 % of 1 clips\n")
