@@ -12,7 +12,7 @@ from diffa import DIFFA
 from lab import spelling
 from lab.spelling import spell, spelled_ids
 from toy import read_aloud
-from training.align import spelling_loss, table_logits
+from training.align import SHARPNESS, SILENCE_SEED, spelling_loss, table_logits
 from training.batches import Batch, Part
 from training.questions import QUESTIONS
 
@@ -21,7 +21,9 @@ END = 7
 
 def loss_of(audio, answers):
     """spelling_loss of audio embeddings (b, A, D) and answers, with a table of one-hot rows."""
-    lm = SimpleNamespace(config=SimpleNamespace(end_id=END), embedding=torch.nn.Embedding(8, 64))
+    lm = SimpleNamespace(
+        config=SimpleNamespace(end_id=END, mask_id=0), embedding=torch.nn.Embedding(8, 64)
+    )
     lm.embedding.weight = torch.nn.Parameter(torch.eye(8, 64), requires_grad=False)
     model = SimpleNamespace(lm=lm, device=torch.device("cpu"))
     mask = torch.ones(audio.shape[:2], dtype=torch.bool)
@@ -38,7 +40,7 @@ def loss_of(audio, answers):
 
 def test_audio_that_spells_the_transcript_has_no_loss_and_other_audio_has():
     rows = torch.eye(8, 64)
-    silence = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    silence = torch.randn(1, 64, generator=torch.Generator().manual_seed(SILENCE_SEED))
     spelled = torch.cat([silence, rows[[2, 2]], silence, rows[[5]], silence])[None]  # (1, 6, D)
     assert loss_of(spelled, [[2, 5, END, END]]) < 0.01
     assert loss_of(spelled, [[5, 2, END, END]]) > 5
@@ -47,7 +49,7 @@ def test_audio_that_spells_the_transcript_has_no_loss_and_other_audio_has():
 
 def test_a_token_of_no_transcript_in_the_batch_is_an_alternative_too():
     rows = torch.eye(8, 64)
-    silence = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    silence = torch.randn(1, 64, generator=torch.Generator().manual_seed(SILENCE_SEED))
     between = torch.cat([silence, rows[[2]] + 1.1 * rows[[6]], silence])[None]  # (1, 3, D)
     assert loss_of(between, [[2, END, END]]) > 1
 
@@ -55,9 +57,9 @@ def test_a_token_of_no_transcript_in_the_batch_is_an_alternative_too():
 def test_logits_are_cosines_whatever_the_size_of_the_embeddings():
     audio, table = torch.randn(1, 3, 16), torch.randn(5, 16)
     logits = table_logits(audio, table)
-    assert logits.shape == (1, 3, 6) and logits.abs().max() <= 30.001
+    assert logits.shape == (1, 3, 6) and logits.abs().max() <= SHARPNESS + 1e-3
     torch.testing.assert_close(logits, table_logits(9 * audio, 0.1 * table))
-    expected = 30 * torch.cosine_similarity(audio[0, 0], table[3], dim=0)
+    expected = SHARPNESS * torch.cosine_similarity(audio[0, 0], table[3], dim=0)
     torch.testing.assert_close(logits[0, 0, 4], expected)
 
 
@@ -90,6 +92,12 @@ def test_sentences_are_read_aloud_with_questions_about_them(tmp_path):
     assert words[2:] == ["press one"] * 2
 
 
+def test_silence_is_not_the_embedding_of_the_mask():
+    """adapt_lm draws [MASK] from seed 0; an LM would take silence for words that are to come."""
+    mask = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    assert table_logits(mask[None], torch.randn(2, 16))[0, 0] < 0.9 * SHARPNESS
+
+
 def test_repeats_are_one_token_and_silence_is_none():
     best = torch.tensor([0, 3, 3, 0, 3, 1, 1, 0])
     assert spelled_ids(torch.eye(4)[best]) == [2, 2, 0]
@@ -98,7 +106,7 @@ def test_repeats_are_one_token_and_silence_is_none():
 def test_embeddings_of_words_are_read_as_these_words(toy_dirs, tone, capsys, monkeypatch):
     model = DIFFA.from_pretrained(**toy_dirs, stage="semantic").eval()
     table = model.lm.embedding.weight.detach()
-    silence = torch.randn(1, table.shape[1], generator=torch.Generator().manual_seed(0))
+    silence = torch.randn(1, table.shape[1], generator=torch.Generator().manual_seed(SILENCE_SEED))
     ids = model.tokenizer.encode_text("Two birds")
     rows = torch.cat([torch.cat([table[[i, i]], silence]) for i in ids])  # (A, D)
     mask = torch.ones(1, len(rows) + 1, dtype=torch.bool)

@@ -26,7 +26,10 @@ from training.optimizers import TrainConfig
 from training.recipe import Execution, Recipe, add_training_arguments
 from training.stage import Stage, run_command
 
-SHARPNESS = 30.0  # logits are cosines times this
+# Logits are cosines times this. With more, a small cosine is sure enough, and embeddings stay
+# further from the rows than the text that imitated audio was (adapt_lm.py).
+SHARPNESS = 20.0
+SILENCE_SEED = 1  # [MASK] is drawn with 0, and silence must not look like it
 N_OTHERS = 8192  # rows of the table that are alternatives, beside the tokens of the batch
 
 RECIPES = {
@@ -63,7 +66,7 @@ def table_logits(audio: Tensor, table: Tensor) -> Tensor:
 
     Silence is one fixed random direction: the LM was adapted to ignore noise (adapt_lm.py).
     """
-    drawn = torch.randn(1, table.shape[1], generator=torch.Generator().manual_seed(0))
+    drawn = torch.randn(1, table.shape[1], generator=torch.Generator().manual_seed(SILENCE_SEED))
     rows = torch.cat([drawn.to(table), table]).float()  # (n + 1, D)
     return SHARPNESS * F.normalize(audio.float(), dim=-1) @ F.normalize(rows, dim=-1).T
 
@@ -81,7 +84,8 @@ def spelling_loss(
     tokens, numbers = batch.answer_ids.unique(return_inverse=True)  # (m,), (B, G)
     every = model.lm.embedding.weight  # (V, D)
     others = torch.randperm(len(every), generator=generator)[:N_OTHERS]
-    others = others[~torch.isin(others, tokens)]
+    is_taken = torch.isin(others, tokens) | (others == model.lm.config.mask_id)
+    others = others[~is_taken]
     table = every[torch.cat([tokens, others]).to(model.device)]  # (n, D)
 
     for part in batch.parts():
