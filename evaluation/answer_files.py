@@ -18,7 +18,7 @@ from checkpoints.progress import Phase
 from diffa import DIFFA
 
 # Options that older records lack; their answers were made without.
-LATER = ("weights", "deliberate")
+LATER = ("weights", "deliberate", "block_length")
 
 
 def whole_lines(path: Path) -> bytes:

@@ -111,7 +111,7 @@ def answer_all(
     """
     # Impossible options are refused before weights are read.
     sampler_config(args, args.length or max(args.steps or 0, USUAL_LENGTH))
-    settings = ("stage", "question", "length", "rule", "steps", "threshold", "deliberate")
+    settings = "stage question length block_length rule steps threshold deliberate".split()
     made_by = settings_of(args) | {name: str(getattr(args, name)) for name in settings}
     speed = Speed()
 
@@ -181,6 +181,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # How the answers are filled in.
     trained = "as the adapters were trained with"
     option("--length", type=count, help=f"tokens of an answer (default: {trained})")
+    option("--block-length", type=count, help="tokens of a block (default: one block)")
     option("--rule", default="threshold", choices=CHOICES["rule"], help="(default: %(default)s)")
     option("--steps", type=count, help="of the count rule (default: one a token)")
     option("--threshold", type=float, help="of the threshold rule (default: 0.9)")

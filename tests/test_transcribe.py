@@ -76,16 +76,19 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.parametrize("block_length", [None, 2])
 def test_each_clip_is_transcribed_once_as_it_is_alone(
-    toy, manifests, options, tmp_path, monkeypatch
+    block_length, toy, manifests, options, tmp_path, monkeypatch
 ):
     out = tmp_path / "out.jsonl"
-    command(monkeypatch, transcribe, *manifests, "--out", out, *options)
+    blocks = ["--block-length", block_length] if block_length else []
+    command(monkeypatch, transcribe, *manifests, "--out", out, *options, *blocks)
     rows = rows_of(out)
     assert [row["audio_id"] for row in rows] == [f"c{i}" for i in range(N)]
     assert rows[3]["text"] is None and "clip3.wav: cannot be read" in rows[3]["problem"]
 
-    config = SamplerConfig(length=6, rule="threshold")  # the length that the adapters record
+    # The length is the one that the adapters record.
+    config = SamplerConfig(length=6, rule="threshold", block_length=block_length)
     prompt = build_prompt(toy.tokenizer, TRANSCRIBE)
     for row in rows[:3] + rows[4:]:
         alone = pad_waveforms([read_audio(row["id"])], toy.encoder.config.n_samples, ["clip"])
@@ -130,6 +133,8 @@ def test_other_manifests_or_settings_are_not_resumed(manifests, options, tmp_pat
         command(monkeypatch, *first, "--question", "Say it")
     with pytest.raises(SystemExit, match="not an answer to a question here"):
         command(monkeypatch, transcribe, manifests[1], "--out", out, *options)
+    with pytest.raises(SystemExit, match="begun with block_length"):
+        command(monkeypatch, *first, "--block-length", 2)
     with pytest.raises(SystemExit, match="--steps does nothing under --rule threshold"):
         command(monkeypatch, *first, "--steps", 3)
     assert out.read_bytes() == before
@@ -243,6 +248,8 @@ def test_no_clip_that_can_be_read_is_an_error(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transcribe, "settings_of", lambda args: {})
         patch.setattr(transcribe, "answer_missing", lambda *args, **options: [row | unread])
-        vars(args).update(stage=None, question="?", threshold=None, deliberate=None, batch=1)
+        vars(args).update(
+            stage=None, question="?", threshold=None, deliberate=None, batch=1, block_length=None
+        )
         with pytest.raises(AudioError, match="none of 1 clips could be read, .* a.wav: not audio"):
             transcribe.answer_all(args, [row], None, "")

@@ -16,6 +16,9 @@ from training.questions import VALUES
 from training.text_rows import TextRows
 
 LOSSES = 4  # batches whose loss is measured
+# An LM of little training is sure of the ends that pad an answer before it is sure of the words in
+# front of them. Blocks are filled left to right, so that no end comes before these words.
+BLOCK_LENGTH = 8
 
 
 class Exam:
@@ -31,7 +34,9 @@ class Exam:
         self.adaptation = adaptation
         self.rows = rows
         length = rows.mixture.answer_length
-        self.sampler = SamplerConfig(length=length, rule="threshold", threshold=0.9)
+        self.sampler = SamplerConfig(
+            length=length, block_length=BLOCK_LENGTH, rule="threshold", threshold=0.9
+        )
 
     def items(self, kind: str, stretched: bool) -> list[ImitationItem]:
         """Questions of a kind, each about another sentence."""
@@ -42,7 +47,7 @@ class Exam:
         return [i for i in items if len(self.rows.tokenizer.encode_text(i.answer)) < fits]
 
     def answers(self, items: list[ImitationItem]) -> list[Answer]:
-        """The LM's answers, at threshold 0.9."""
+        """The LM's answers, at threshold 0.9, block by block."""
         lm = self.adaptation.lm
         gap_id = self.rows.gap_id
         device = self.adaptation.device

@@ -13,6 +13,7 @@ Shapes: B batch, P prompt positions, G answer tokens.
 
 import functools
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -75,6 +76,13 @@ class TextRows(Dataset):
         self.prompt_of = functools.cache(functools.partial(build_prompt, tokenizer))
         self.pieces = functools.lru_cache(1 << 16)(self.pieces_of)
 
+        # Lines by their number of words. Each number is drawn as often as any other: where most
+        # answers are short, an LM that fills in all tokens at once ends the long ones early.
+        by_length = defaultdict(list)
+        for line in lines:
+            by_length[len(plain_words(line).split())].append(line)
+        self.by_length = list(by_length.values())
+
         # Some lines, evenly spaced, stand for all of them.
         some = lines[:: -(-len(lines) // SEEN)]
         fitting = [len(tokenizer.encode_text(line)) < mixture.answer_length for line in some]
@@ -123,7 +131,7 @@ class TextRows(Dataset):
     def fitting(self, draw: Callable, rng: random.Random) -> ImitationItem:
         """A row that draw(line, rng=rng) makes of a random line; its answer and its end fit."""
         while True:
-            item = draw(rng.choice(self.lines), rng=rng)
+            item = draw(rng.choice(rng.choice(self.by_length)), rng=rng)
             if len(self.tokenizer.encode_text(item.answer)) < self.mixture.answer_length:
                 return item
 
@@ -164,9 +172,13 @@ class TextRows(Dataset):
 
     # What imitates audio
 
-    def pieces_of(self, word: str) -> list[tuple[int, int]]:
-        """The tokens of a word inside a text, and how many letters each of them has."""
-        ids = self.tokenizer.encode(f" {word}")
+    def pieces_of(self, word: str, is_first: bool = False) -> list[tuple[int, int]]:
+        """The tokens of a word inside a text, and how many letters each of them has.
+
+        is_first: of the text. Many tokenizers have other tokens there, for no space is before it.
+        The warm-up (align.py) spells the tokens of transcripts, so that these are imitated too.
+        """
+        ids = self.tokenizer.encode_text(word) if is_first else self.tokenizer.encode(f" {word}")
         return [(i, len(self.tokenizer.decode([i]).strip())) for i in ids]
 
     def voice(self, attributes: dict[str, str], rng: random.Random) -> list[int]:
@@ -178,7 +190,8 @@ class TextRows(Dataset):
 
     def once(self, words: str) -> list[int]:
         """Each token once, without silence."""
-        return [i for word in words.split() for i, _ in self.pieces(word)]
+        spoken = enumerate(words.split())
+        return [i for n, word in spoken for i, _ in self.pieces(word, is_first=n == 0)]
 
     def stretched(self, words: str, rng: random.Random) -> list[int]:
         """Each token as often as it would sound; in half of the rows, most of it is silence.
@@ -188,8 +201,8 @@ class TextRows(Dataset):
         pace = rng.uniform(*PACE)
         silence = rng.choice((0.0, rng.uniform(0.0, 0.9)))
         ids = []
-        for word in words.split():
-            for token, letters in self.pieces(word):
+        for position, word in enumerate(words.split()):
+            for token, letters in self.pieces(word, is_first=position == 0):
                 n = max(1, round(letters * pace + rng.uniform(-0.7, 0.7)))
                 kept = rng.randrange(n)
                 ids += [
