@@ -165,6 +165,15 @@ def test_imitated_audio_spells_the_words_in_order(rows):
         assert set(rows.once("the old cat")) == set(heard)
 
 
+def test_each_length_of_sentence_is_drawn_as_often(rows):
+    _, rows = rows
+    lines = ["old cats"] * 99 + ["the big old red cat sleeps"]
+    mixed = TextRows(rows.tokenizer, lines, rows.mixture, rows.gap_id, seed=0)
+    rng = random.Random(0)
+    answers = [mixed.fitting(mixed.plain, rng).answer for _ in range(200)]
+    assert 60 < answers.count(lines[-1]) < 140  # 2 of them, if each line were drawn as often
+
+
 def test_every_question_has_its_answer():
     rng = random.Random(0)
     attributes = {"gender": "woman", "speed": "fast", "pitch": "low"}
