@@ -115,7 +115,7 @@ smol: $(INSTALLED)  ## a small LM learns to listen: LM=DIR WHISPER=DIR TEXT="FIL
 	$(PY) -m training.align $(SMOL_STAGE) --train $(SMOL)/spoken/asr_train.json --out $(SMOL)/align --batch 128 --dtype bfloat16
 	$(PY) train_asr.py $(SMOL_STAGE) --adapters $(SMOL)/align --train $(SMOL)/spoken/asr_train.json --out $(SMOL)/stage1 --steps 3000 --batch 128 --dtype bfloat16
 	$(PY) train_instruct.py $(SMOL_STAGE) --adapters $(SMOL)/stage1 --train $(SMOL)/spoken/instruct_train.json --out $(SMOL)/stage2 --steps 2000 --batch 64 --dtype bfloat16 --queries 16 --whiten --lr 2e-3 --pretrained-lr-scale 0.25
-	$(PY) -m evaluation.transcribe $(SMOL)/spoken/asr_test.json --adapters $(SMOL)/stage1 --out $(SMOL)/spoken.jsonl
+	$(PY) -m evaluation.transcribe $(SMOL)/spoken/asr_test.json --adapters $(SMOL)/stage1 --block-length 8 --out $(SMOL)/spoken.jsonl
 
 plot: $(INSTALLED)  ## training curves of both stages, also while they train
 	$(PY) -m lab.curves $(RUN)/stage1 $(RUN)/stage2 --out $(RUN)/curves.png

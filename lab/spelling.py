@@ -23,6 +23,8 @@ from training.align import table_logits
 from training.questions import plain_words
 from training.states import StateCache
 
+SHOWN = 5  # clips whose spelling is printed
+
 
 def spelled_ids(logits: Tensor) -> list[int]:
     """Token ids that logits (A, V + 1) of silence and each token spell: no repeats, no silence."""
@@ -48,7 +50,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=name, description="WER of the warm-up alone.")
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--items", type=count, default=200, help="clips, at most (default 200)")
-    parser.add_argument("--shown", type=count, default=5, help="clips that are shown (default 5)")
     add_model_arguments(parser, "runs/smol/align")
     args = parser.parse_args(arguments)
 
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         model = load_diffa(*paths, **model_options(args)).eval()
         texts = spell(model, items)
         targets = [plain_words(item["transcription"]) for item in items]
-        for text, target in list(zip(texts, targets))[: args.shown]:
+        for text, target in list(zip(texts, targets))[:SHOWN]:
             print(f"{target!r} is spelled {text!r}")
         print(f"WER {word_error_rate(texts, targets):.1f} % of {len(items)} clips")
 

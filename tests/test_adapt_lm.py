@@ -165,6 +165,11 @@ def test_imitated_audio_spells_the_words_in_order(rows):
         assert set(rows.once("the old cat")) == set(heard)
 
 
+def test_parts_that_do_not_divide_the_batch_are_refused(causal, tmp_path):
+    with pytest.raises(SystemExit, match="--batch 4 does not divide into 3 parts"):
+        adapt(causal, tmp_path, 1, "--accumulate", "3")
+
+
 def test_each_length_of_sentence_is_drawn_as_often(rows):
     _, rows = rows
     lines = ["old cats"] * 99 + ["the big old red cat sleeps"]

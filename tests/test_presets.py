@@ -7,7 +7,7 @@ import pytest
 import train_asr
 import train_instruct
 from adapters import AdapterConfig
-from training.stage import with_steps
+from training.recipe import with_steps
 
 LIBRISPEECH_960 = 281_241  # clips
 STAGE2_ITEMS = 96_874  # 127.01 hours

@@ -70,7 +70,8 @@ def test_characters_of_several_tokens_and_markers_show_right():
     texts = token_texts(tokenizer, ids, 126_336, 126_081)
     row = trace.token_row([Step(texts, [0.5] * len(ids), [TEXT] * len(ids))], 0)
     shown = [text.split("<small>")[0] for _, text in cells(row)]
-    expected = ["n", "…", "é", "…", "…", "日", "&lt;|eot_id|&gt;", "…", "…", "…", "🙂"]
+    expected = ["n", "…", "é", "…", "…", "日"]
+    expected += ["&lt;|eot_id|&gt;", "…", "…", "…", "🙂"]
     assert shown == expected
 
 

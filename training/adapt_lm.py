@@ -57,6 +57,7 @@ TRAIN = TrainConfig(
 )
 T_MIN = 0.5  # with few masks, the rest of the answer gives a word away, and the prompt is not read
 PLAIN_T_MIN = 0.1  # of plain text, which has no prompt
+MASK_SEED = 0  # of the vector of [MASK]
 BLUR = 0.6  # largest fraction of other words in a word that imitates audio
 JITTER = 0.7  # largest noise on it, relative to the embeddings
 
@@ -164,7 +165,7 @@ def load_causal(
         # The unused rows of a published table are all one vector, near to the chat markers. The
         # mask gets a vector of its own.
         table = lm.embedding.weight  # (V, D)
-        drawn = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(0))
+        drawn = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(MASK_SEED))
         table[mask_id] = drawn.to(device) * table.pow(2).mean().sqrt()
     return lm, tokenizer, dtype
 
@@ -194,14 +195,16 @@ def adapt(run: Run, config: TrainConfig, mixture: Mixture) -> None:
     """Adapt the LM in run.source and write it to run.out, or resume.
 
     Raises:
-        ValueError, OSError: texts, a tokenizer or weights that cannot be used. SystemExit: see
-        Trainer.run.
+        ValueError, OSError: texts, a tokenizer or weights that cannot be used, or a batch that does
+        not divide into its parts. SystemExit: see Trainer.run.
     """
     # A mistake shows before anything large is read.
     if run.out.resolve() == run.source.resolve():
         raise ValueError(
             f"--out {run.out} is --lm, which would be overwritten; take another folder"
         )
+    if config.batch % run.accumulate:
+        raise ValueError(f"--batch {config.batch} does not divide into {run.accumulate} parts")
     run.out.mkdir(parents=True, exist_ok=True)
     check_writable(run.out / "config.json")
     lines = [line for file in run.text for line in spoken_lines(file)]

@@ -29,7 +29,7 @@ from training.stage import Stage, run_command
 # Logits are cosines times this. With more, a small cosine is sure enough, and embeddings stay
 # further from the rows than the text that imitated audio was (adapt_lm.py).
 SHARPNESS = 20.0
-SILENCE_SEED = 1  # [MASK] is drawn with 0, and silence must not look like it
+SILENCE_SEED = 1  # not adapt_lm.MASK_SEED: silence must not look like [MASK]
 N_OTHERS = 8192  # rows of the table that are alternatives, beside the tokens of the batch
 
 RECIPES = {

@@ -5,8 +5,11 @@ import functools
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from checkpoints.command_line import add_model_arguments, count, count_or_zero, number, seed
 from checkpoints.progress import add_quiet
+from training import processes
 from training.optimizers import OPTIMIZERS, TrainConfig
 
 
@@ -155,3 +158,23 @@ def chosen_recipe(recipes: dict[str, Recipe], options: dict) -> Recipe:
     whiten = options["whiten"] or recipe.whiten
     train = replace(recipe.train, **train)
     return replace(recipe, **own, train=train, execution=execution, whiten=whiten)
+
+
+def with_steps(recipe: Recipe, n_items: int) -> Recipe:
+    """The recipe with its steps; they follow from the epochs, if the recipe has these.
+
+    Says which, and if a run is shorter than its warm-up.
+    """
+    train = recipe.train
+    is_main = processes.rank() == 0
+    if train.epochs:
+        steps = train.epochs * max(n_items // train.batch, 1)
+        if is_main:
+            print(f"{train.epochs} epochs of {n_items:,} items are {steps:,} steps")
+        train = replace(train, steps=steps, epochs=None)
+
+    if train.steps < train.warmup and is_main:
+        peak = train.lr * train.steps / train.warmup
+        shorter = f"{train.steps:,} steps are fewer than the {train.warmup:,} of the warm-up"
+        tqdm.write(f"warning: {shorter}; the learning rate ends at {peak:.1e}, not {train.lr:.1e}")
+    return replace(recipe, train=train)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from adapters import TAPS, AdapterConfig
 from checkpoints.command_line import one_line_errors
@@ -26,7 +25,7 @@ from training.batches import Batches
 from training.examples import Examples, usable
 from training.execution import prepare
 from training.loop import Trainer
-from training.recipe import Recipe, chosen_recipe, given
+from training.recipe import Recipe, chosen_recipe, given, with_steps
 from training.run_files import name_on_disk
 from training.validation import Validation, sample_answer
 from training.whitening import whiten
@@ -226,26 +225,6 @@ def check_run(recipe: Recipe, run: Run) -> None:
     there = next(path for path in (run.out, *run.out.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"--out {run.out}: {there} is not a folder that can be written to")
-
-
-def with_steps(recipe: Recipe, n_items: int) -> Recipe:
-    """The recipe with its steps; they follow from the epochs, if the recipe has these.
-
-    Says which, and if a run is shorter than its warm-up.
-    """
-    train = recipe.train
-    is_main = processes.rank() == 0
-    if train.epochs:
-        steps = train.epochs * max(n_items // train.batch, 1)
-        if is_main:
-            print(f"{train.epochs} epochs of {n_items:,} items are {steps:,} steps")
-        train = replace(train, steps=steps, epochs=None)
-
-    if train.steps < train.warmup and is_main:
-        peak = train.lr * train.steps / train.warmup
-        shorter = f"{train.steps:,} steps are fewer than the {train.warmup:,} of the warm-up"
-        tqdm.write(f"warning: {shorter}; the learning rate ends at {peak:.1e}, not {train.lr:.1e}")
-    return replace(recipe, train=train)
 
 
 def with_own_shapes(loaded: Loaded, recipe: Recipe, run: Run) -> Loaded:

@@ -77,11 +77,12 @@ class TextRows(Dataset):
         self.pieces = functools.lru_cache(1 << 16)(self.pieces_of)
 
         # Lines by their number of words. Each number is drawn as often as any other: where most
-        # answers are short, an LM that fills in all tokens at once ends the long ones early.
+        # answers are short, an LM that fills in all tokens at once ends the long ones early. A word
+        # has at least one token, so more words than the answer's tokens never fit.
         by_length = defaultdict(list)
         for line in lines:
             by_length[len(plain_words(line).split())].append(line)
-        self.by_length = list(by_length.values())
+        self.by_length = [ls for n, ls in by_length.items() if n < mixture.answer_length]
 
         # Some lines, evenly spaced, stand for all of them.
         some = lines[:: -(-len(lines) // SEEN)]
