@@ -189,22 +189,24 @@ def splice(
     where one is real, as DIFFA.hear gives them; both None for prompts of text alone. The result is
     left-padded to one length.
     """
-    device = lm.embedding.weight.device
+    # Padding inside the audio is squeezed out, so an item does not depend on its neighbours.
+    n_audio = [0] * len(prompts) if audio is None else audio_mask.sum(dim=1).tolist()
+
+    # Token ids with room for the audio between the halves of the text, P_i positions an item.
     rows = []
     kinds = []
-    for i, prompt in enumerate(prompts):
-        # The text on both sides of the audio, (before, D) and (after, D).
-        before = lm.embed(torch.tensor(prompt.before, dtype=torch.long, device=device))
-        after = lm.embed(torch.tensor(prompt.after, dtype=torch.long, device=device))
+    for prompt, n in zip(prompts, n_audio):
+        rows.append(torch.tensor([*prompt.before, *[0] * n, *prompt.after], dtype=torch.long))
+        kinds.append(torch.ones(len(rows[-1]), dtype=torch.bool))
+        kinds[-1][len(prompt.before) : len(prompt.before) + n] = False
 
-        # Padding inside the audio is squeezed out, so an item does not depend on its neighbours.
-        sound = before[:0] if audio is None else audio[i, audio_mask[i]].to(before.dtype)
-        rows.append(torch.cat([before, sound, after]))  # (P_i, D)
+    device = lm.embedding.weight.device
+    ids, mask = (padded.to(device) for padded in left_pad(rows))  # (B, P), (B, P)
+    is_text = left_pad(kinds)[0].to(device)  # (B, P)
 
-        is_text = torch.ones(len(rows[-1]), dtype=torch.bool, device=device)
-        is_text[len(before) : len(before) + len(sound)] = False
-        kinds.append(is_text)  # (P_i,)
-
-    embeddings, mask = left_pad(rows)  # (B, P, D), (B, P)
-    is_text, _ = left_pad(kinds)  # (B, P)
+    # The text, then the audio of all items into its room: two copies. One copy for each item would
+    # take B backward passes through the whole of `audio`.
+    embeddings = lm.embed(ids).masked_fill(~is_text[..., None], 0)  # (B, P, D)
+    if audio is not None:
+        embeddings[mask & ~is_text] = audio[audio_mask].to(embeddings.dtype)
     return Spliced(embeddings=embeddings, mask=mask, is_text=is_text)

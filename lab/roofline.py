@@ -108,6 +108,7 @@ def recorded(work: Callable[[], object], device: torch.device) -> Callable[[], o
     if device.type == "cpu":
         return work
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # what the work reads is being written there
     with torch.cuda.stream(side):  # libraries start before the recording
         work()
     torch.cuda.current_stream().wait_stream(side)
