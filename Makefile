@@ -107,14 +107,15 @@ real-encoder: $(INSTALLED)  ## both stages with a real Whisper: WHISPER=DIR
 	$(PY) -m toy.evaluate --run $(RUN)/real --whisper $(WHISPER) --llm $(RUN)/llada --corpus $(RUN)/corpus
 
 # LM is a small causal LM of the hub, TEXT plain text files. docs/small-lm.md has costs and options.
-SMOL_STAGE := --whisper $(WHISPER) --audio-context 8 --llm $(SMOL)/lm --answer-length 32 --cache-encoder none --workers 8 --seed $(SEED)
+SMOL_STAGE := --whisper $(WHISPER) --audio-context 8 --llm $(SMOL)/lm --answer-length 32 --workers 8 --seed $(SEED)
+SMOL_STATES := --cache-encoder $(SMOL)/states
 smol: $(INSTALLED)  ## a small LM learns to listen: LM=DIR WHISPER=DIR TEXT="FILES"; for one GPU
 	$(PY) -m corpora.texts $(TEXT) --out $(SMOL)/texts
-	$(PY) -m toy.read_aloud $(SMOL)/texts/train.txt $(SMOL)/texts/test.txt --out $(SMOL)/spoken --clips 40000 --seed $(SEED)
+	$(PY) -m toy.read_aloud $(SMOL)/texts/train.txt $(SMOL)/texts/test.txt --out $(SMOL)/spoken --clips 24000 --seed $(SEED)
 	$(PY) -m training.adapt_lm --lm $(LM) --text $(SMOL)/texts/train.txt --validation $(SMOL)/texts/test.txt --out $(SMOL)/lm --seed $(SEED)
-	$(PY) -m training.align $(SMOL_STAGE) --train $(SMOL)/spoken/asr_train.json --out $(SMOL)/align --batch 128 --dtype bfloat16
-	$(PY) train_asr.py $(SMOL_STAGE) --adapters $(SMOL)/align --train $(SMOL)/spoken/asr_train.json --out $(SMOL)/stage1 --steps 3000 --batch 128 --dtype bfloat16
-	$(PY) train_instruct.py $(SMOL_STAGE) --adapters $(SMOL)/stage1 --train $(SMOL)/spoken/instruct_train.json --out $(SMOL)/stage2 --steps 2000 --batch 64 --dtype bfloat16 --queries 16 --whiten --lr 2e-3 --pretrained-lr-scale 0.25
+	$(PY) -m training.align $(SMOL_STAGE) $(SMOL_STATES) --train $(SMOL)/spoken/asr_train.json --out $(SMOL)/align --steps 2000 --batch 128 --dtype bfloat16
+	$(PY) train_asr.py $(SMOL_STAGE) $(SMOL_STATES) --adapters $(SMOL)/align --train $(SMOL)/spoken/asr_train.json --out $(SMOL)/stage1 --steps 3000 --batch 128 --lr 1e-3 --dtype bfloat16
+	$(PY) train_instruct.py $(SMOL_STAGE) --cache-encoder none --adapters $(SMOL)/stage1 --train $(SMOL)/spoken/instruct_train.json --out $(SMOL)/stage2 --steps 2000 --batch 64 --dtype bfloat16 --queries 16 --whiten --t-min 0.3 --lr 2e-3 --pretrained-lr-scale 0.25
 	$(PY) -m evaluation.transcribe $(SMOL)/spoken/asr_test.json --adapters $(SMOL)/stage1 --block-length 8 --out $(SMOL)/spoken.jsonl
 
 plot: $(INSTALLED)  ## training curves of both stages, also while they train

@@ -43,7 +43,7 @@ from training.text_rows import Mixture, TextRows
 
 # Ours throughout; no paper says how a small LM is adapted for DIFFA.
 TRAIN = TrainConfig(
-    steps=2000,
+    steps=1000,
     batch=128,
     lr=6e-4,
     warmup=100,
@@ -51,8 +51,8 @@ TRAIN = TrainConfig(
     weight_decay=0.0,  # the causal weights are kept where nothing speaks against them
     clip=1.0,
     optimizer="adamw",
-    save_every=500,
-    validate_every=500,
+    save_every=250,
+    validate_every=250,
     keep=1,
 )
 T_MIN = 0.5  # with few masks, the rest of the answer gives a word away, and the prompt is not read
