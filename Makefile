@@ -10,10 +10,11 @@
 PYTHON ?= python3
 SEED ?= 0
 RUN ?= runs/toy$(if $(filter-out 0,$(SEED)),-$(SEED))
-SMOL ?= runs/smol
+SMOL ?= runs/smol$(if $(filter-out 0,$(SEED)),-$(SEED))
 LM ?= smollm2
 TEXT ?= texts/*.txt
 WHISPER ?= whisper-tiny.en
+RECORDED ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -106,17 +107,21 @@ real-encoder: $(INSTALLED)  ## both stages with a real Whisper: WHISPER=DIR
 	$(PY) train_instruct.py --whisper $(WHISPER) --llm $(RUN)/llada --adapters $(RUN)/real/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/real/stage2 --steps 1400 --whiten --lr 2e-3 --pretrained-lr-scale 0.25 --seed $(SEED)
 	$(PY) -m toy.evaluate --run $(RUN)/real --whisper $(WHISPER) --llm $(RUN)/llada --corpus $(RUN)/corpus
 
-# LM is a small causal LM of the hub, TEXT plain text files. docs/small-lm.md has costs and options.
+# LM is a small causal LM of the hub, TEXT plain text files. RECORDED adds a manifest of recordings,
+# eight copies of each. docs/small-lm.md has costs and options.
 SMOL_STAGE := --whisper $(WHISPER) --audio-context 8 --llm $(SMOL)/lm --answer-length 32 --workers 8 --seed $(SEED)
 SMOL_STATES := --cache-encoder $(SMOL)/states
 smol: $(INSTALLED)  ## a small LM learns to listen: LM=DIR WHISPER=DIR TEXT="FILES"; for one GPU
+	@for d in "$(LM)" "$(WHISPER)"; do [ -f "$$d/config.json" ] || { echo "$$d/config.json is not there: see docs/small-lm.md for the downloads"; exit 1; }; done
 	$(PY) -m corpora.texts $(TEXT) --out $(SMOL)/texts
-	$(PY) -m toy.read_aloud $(SMOL)/texts/train.txt $(SMOL)/texts/test.txt --out $(SMOL)/spoken --clips 24000 --seed $(SEED)
+	$(PY) -m toy.read_aloud $(SMOL)/texts/train.txt $(SMOL)/texts/test.txt --out $(SMOL)/spoken --clips 24000 --seed $(SEED) $(if $(RECORDED),--recorded $(RECORDED) --repeat 8)
 	$(PY) -m training.adapt_lm --lm $(LM) --text $(SMOL)/texts/train.txt --validation $(SMOL)/texts/test.txt --out $(SMOL)/lm --seed $(SEED)
 	$(PY) -m training.align $(SMOL_STAGE) $(SMOL_STATES) --train $(SMOL)/spoken/asr_train.json --out $(SMOL)/align --steps 2000 --batch 128 --dtype bfloat16
+	$(PY) -m lab.spelling $(SMOL)/spoken/asr_test.json --adapters $(SMOL)/align --items 400
 	$(PY) train_asr.py $(SMOL_STAGE) $(SMOL_STATES) --adapters $(SMOL)/align --train $(SMOL)/spoken/asr_train.json --out $(SMOL)/stage1 --steps 3000 --batch 128 --lr 1e-3 --dtype bfloat16
 	$(PY) train_instruct.py $(SMOL_STAGE) --cache-encoder none --adapters $(SMOL)/stage1 --train $(SMOL)/spoken/instruct_train.json --out $(SMOL)/stage2 --steps 2000 --batch 64 --dtype bfloat16 --queries 16 --whiten --t-min 0.3 --lr 2e-3 --pretrained-lr-scale 0.25
 	$(PY) -m evaluation.transcribe $(SMOL)/spoken/asr_test.json --adapters $(SMOL)/stage1 --block-length 8 --out $(SMOL)/spoken.jsonl
+	$(PY) sampler.py $(SMOL)/spoken/instruct_test.json - --adapters $(SMOL)/stage2 --block-length 8 --batch 100 --out $(SMOL)/questions.jsonl
 
 plot: $(INSTALLED)  ## training curves of both stages, also while they train
 	$(PY) -m lab.curves $(RUN)/stage1 $(RUN)/stage2 --out $(RUN)/curves.png

@@ -1,6 +1,6 @@
 """Sentences out of plain text files, one a line: what an LM is adapted to, and what is spoken.
 
-    python -m corpora.texts FILE... --out texts [--held-out 2] [--exclude MANIFEST...]
+    python -m corpora.texts FILE... --out texts [--most 20] [--held-out 2] [--exclude MANIFEST...]
 
 Writes OUT/train.txt and OUT/test.txt. A sentence has 3 to 20 words, all of them of letters. It is
 held out if a hash of its words says so: whatever files it comes from, it is in the same split.
@@ -22,7 +22,7 @@ from data import load_manifest
 from training.questions import plain_words
 
 FEWEST = 3  # words of a sentence
-MOST = 20
+MOST = 20  # unless --most says otherwise
 LONGEST_WORD = 20  # letters; what is longer is no word
 
 PARAGRAPH = re.compile(r"\n\s*(?:%\s*)?\n|^%$", re.MULTILINE)
@@ -32,12 +32,12 @@ SENTENCE_END = re.compile(r"(?<=[.!?;:])[\"')\]]*\s+|--")
 WORD = re.compile(r"[\"'(\[]*[A-Za-z]+(?:['-][A-Za-z]+)*[\"')\].,;:!?]*")
 
 
-def sentences(text: str) -> Iterator[str]:
-    """The sentences of a text that have FEWEST to MOST words, all of them of letters."""
+def sentences(text: str, most: int = MOST) -> Iterator[str]:
+    """The sentences of a text that have FEWEST to `most` words, all of them of letters."""
     for paragraph in PARAGRAPH.split(VERSE.sub("", text)):
         for sentence in SENTENCE_END.split(paragraph):
             words = sentence.split()
-            if not FEWEST <= len(words) <= MOST:
+            if not FEWEST <= len(words) <= most:
                 continue
             if all(WORD.fullmatch(word) and len(word) <= LONGEST_WORD for word in words):
                 yield " ".join(words)
@@ -48,10 +48,13 @@ def is_held_out(words: str, percent: float) -> bool:
     return zlib.crc32(words.encode()) % 10_000 < 100 * percent
 
 
-def make_texts(files: list[Path], out: Path, held_out: float, exclude: list[Path]) -> None:
+def make_texts(
+    files: list[Path], out: Path, held_out: float, exclude: list[Path], most: int = MOST
+) -> None:
     """Write OUT/train.txt and OUT/test.txt.
 
     Args:
+        most: words of a sentence.
         held_out: percent of the sentences that go to the test.
         exclude: manifests whose transcripts go to neither.
     Raises:
@@ -65,7 +68,7 @@ def make_texts(files: list[Path], out: Path, held_out: float, exclude: list[Path
     # Each sentence counts once, whatever its capitals and punctuation.
     found = {"train": [], "test": []}
     for file in files:
-        for sentence in sentences(read_text(file)):
+        for sentence in sentences(read_text(file), most):
             words = plain_words(sentence)
             if words not in known:
                 known.add(words)
@@ -73,7 +76,7 @@ def make_texts(files: list[Path], out: Path, held_out: float, exclude: list[Path
 
     for split, lines in found.items():
         if not lines:
-            raise ValueError(f"no sentence of {FEWEST} to {MOST} words is left for {split}.txt")
+            raise ValueError(f"no sentence of {FEWEST} to {most} words is left for {split}.txt")
         with whole_file(out / f"{split}.txt") as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         n_words = sum(len(line.split()) for line in lines)
@@ -85,6 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
     option = parser.add_argument
     option("files", nargs="+", type=Path, metavar="FILE", help="plain text in UTF-8")
     option("--out", type=Path, required=True, help="folder of train.txt and test.txt")
+    words = functools.partial(number, kind=int, least=FEWEST, most=1000)
+    option("--most", type=words, default=MOST, help="words of a sentence (default %(default)s)")
     percent = functools.partial(number, kind=float, least=0.01, most=50.0)
     option("--held-out", type=percent, default=2.0, help="percent of sentences (default 2)")
     option(
@@ -93,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     with one_line_errors("python -m corpora.texts"):
-        make_texts(args.files, args.out, args.held_out, args.exclude)
+        make_texts(args.files, args.out, args.held_out, args.exclude, args.most)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from checkpoints.lm import load_lm
 from checkpoints.tokenizer import load_tokenizer
+from corpora import texts
 from corpora.texts import is_held_out, make_texts, sentences
 from data import TRANSCRIBE
 from training.adapt_lm import Adaptation, choose_mask, load_causal, main
@@ -216,6 +217,14 @@ def test_sentences_of_letters_are_kept_whole():
     text += "\n%\nPay 12 dollars now. No."
     assert list(sentences(text)) == ["In the beginning it was dark.", '"Come in," he said softly.']
     assert plain_words("Don't re-enter 4*!") == "don't reenter four star"
+
+
+def test_sentences_can_be_longer_than_usual(tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"{'word ' * n}end." for n in range(10, 40)))
+    for option, longest in (([], 20), (["--most", "30"], 30)):
+        texts.main([str(tmp_path / "a.txt"), "--out", str(tmp_path), "--held-out", "20", *option])
+        found = [(tmp_path / f"{s}.txt").read_text().splitlines() for s in ("train", "test")]
+        assert max(len(line.split()) for line in sum(found, [])) == longest
 
 
 def test_a_sentence_is_in_one_split_whatever_file_it_comes_from(tmp_path):

@@ -277,7 +277,10 @@ def main(arguments: list[str] | None = None) -> None:
     usual = "cuda" if torch.cuda.is_available() else "cpu"
     option("--device", default=usual, help="(default: %(default)s)")
     dtypes = ("float32", "bfloat16")
-    option("--dtype", choices=dtypes, default="bfloat16", help="of the arithmetic")
+    dtype = "bfloat16" if usual == "cuda" else "float32"
+    option(
+        "--dtype", choices=dtypes, default=dtype, help="of the arithmetic (default: %(default)s)"
+    )
     option("--workers", type=count_or_zero, default=2, help="processes that make rows (default 2)")
     args = parser.parse_args(arguments)
     if args.validate_every and not args.validation:
