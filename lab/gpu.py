@@ -16,6 +16,7 @@ import argparse
 import functools
 import json
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -47,6 +48,7 @@ from sampler import SamplerConfig, generate, generate_plain
 
 # Seconds of each part.
 LIMITS = {"stage1": 60, "stage2": 50, "joined": 60, "llada-8b": 170, "qwen3-0.6b": 90}
+ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")  # how a traceback's last part begins
 LEAST = 15  # seconds; with less left a part is not started
 TINY = LMConfig(width=32, n_layers=2, n_heads=2, ffn=48, vocab=272, mask_id=256, end_id=257)
 
@@ -199,7 +201,9 @@ def run_part(name: str, path: Path, seconds: float, tiny: bool) -> dict:
         command = command_of(name, path, tiny)
         done = subprocess.run(command, timeout=seconds, capture_output=True, encoding="utf-8")
         if done.returncode:
-            failure = (done.stderr.strip().splitlines() or [f"rc {done.returncode}"])[-1]
+            # What CUDA adds to an error takes some lines, none of which says what went wrong.
+            lines = done.stderr.strip().splitlines() or [f"rc {done.returncode}"]
+            failure = ([line for line in lines if ERROR.match(line)] or lines)[-1]
     except subprocess.TimeoutExpired:
         failure = f"stopped after {seconds:.0f} s"
     taken = round(time.perf_counter() - started, 1)

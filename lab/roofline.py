@@ -115,7 +115,12 @@ def recorded(work: Callable[[], object], device: torch.device) -> Callable[[], o
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
-    return graph.replay
+
+    def replay(reads: Callable = work) -> None:
+        # A graph knows the memory that it reads by address: `work` must keep it.
+        graph.replay()
+
+    return replay
 
 
 def matrix_products(lm: DiffusionLM, M: int, L: int, N: int) -> Callable[[], None]:

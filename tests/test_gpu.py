@@ -63,7 +63,11 @@ def test_a_step_of_each_stage_is_timed_in_three_ways(name, tmp_path):
 @pytest.mark.long
 def test_a_part_that_fails_or_hangs_keeps_its_tables_and_the_others(tmp_path, monkeypatch, capsys):
     written = json.dumps([{"title": "rates", "heads": ["a"], "rows": [["1.5"]]}])
-    endings = {"stage1": "raise ValueError('too hot')", "stage2": "time.sleep(60)", "llada-8b": ""}
+    endings = {
+        "stage1": r"raise ValueError('too hot\nAsk why.')",
+        "stage2": "time.sleep(60)",
+        "llada-8b": "",
+    }
 
     def command(name, path, tiny):
         code = f"import time; open({str(path)!r}, 'w').write({written!r}); {endings[name]}"
