@@ -112,7 +112,7 @@ real-encoder: $(INSTALLED)  ## both stages with a real Whisper: WHISPER=DIR
 SMOL_STAGE := --whisper $(WHISPER) --audio-context 8 --llm $(SMOL)/lm --answer-length 32 --workers 8 --seed $(SEED)
 SMOL_STATES := --cache-encoder $(SMOL)/states
 smol: $(INSTALLED)  ## a small LM learns to listen: LM=DIR WHISPER=DIR TEXT="FILES"; for one GPU
-	@for d in "$(LM)" "$(WHISPER)"; do [ -f "$$d/config.json" ] || { echo "$$d/config.json is not there: see docs/small-lm.md for the downloads"; exit 1; }; done
+	@for f in "$(LM)/config.json" "$(WHISPER)"; do [ -e "$$f" ] || { echo "$$f is not there: see docs/small-lm.md for the downloads"; exit 1; }; done
 	$(PY) -m corpora.texts $(TEXT) --out $(SMOL)/texts
 	$(PY) -m toy.read_aloud $(SMOL)/texts/train.txt $(SMOL)/texts/test.txt --out $(SMOL)/spoken --clips 24000 --seed $(SEED) $(if $(RECORDED),--recorded $(RECORDED) --repeat 8)
 	$(PY) -m training.adapt_lm --lm $(LM) --text $(SMOL)/texts/train.txt --validation $(SMOL)/texts/test.txt --out $(SMOL)/lm --seed $(SEED)

@@ -6,16 +6,15 @@ A masked-diffusion LM gives no exact probability of a text. Three measures stand
 
     log_likelihood      a random estimate of a lower bound (LLaDA, equation 6)
     confidence_scores   a deterministic score of candidates, as iLLaDA-8B is tested with
-    pseudo_perplexity   each token predicted from all others
+    pseudo_perplexity   each token predicted from all others (training/perplexity.py)
 
 `choose` answers questions with choices by one of the first two.
 
-Shapes: R rows of a call, P prompt positions, G answer tokens, L = P + G, W tokens of a window,
+Shapes: R rows of a call, P prompt positions, G answer tokens, L = P + G,
 V vocabulary, D width.
 """
 
 import argparse
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -30,8 +29,8 @@ from checkpoints.tokenizer import load_tokenizer
 from data import Prompt
 from diffa import Spliced, splice
 from diffusion_lm import DiffusionLM
-from sampler import split_evenly
 from speed.checks import check_finite
+from training.perplexity import pseudo_perplexity
 
 SAMPLES = 128  # of equation 6, LLaDA's number
 MEASURES = ("likelihood", "confidence")  # by which `choose` can choose
@@ -175,40 +174,6 @@ def confidence_scores(
         scores += torch.where(waiting, best.values.double(), 0.0)
         is_masked[waiting, best.indices[waiting]] = False
     return scores.tolist()
-
-
-@torch.no_grad()
-def pseudo_perplexity(
-    lm: DiffusionLM, ids: Sequence[int] | Tensor, *, window: int = 128, batch: int = 16
-) -> float:
-    """exp of the mean negative log-probability of each token, given all others of its window.
-
-    It takes a forward pass of `window` tokens for each token. Not comparable with the perplexity of
-    a causal LM, which sees the tokens before only.
-
-    Args:
-        ids: (L,) tokens of a text. window: most tokens that the LM sees at once; a longer text is
-            cut into windows of nearly equal length. batch: windows in a forward pass.
-    Raises:
-        ValueError: no token, or logits that are NaN or infinite.
-    """
-    ids = torch.as_tensor(ids, device=lm.embedding.weight.device)
-    if len(ids) == 0:
-        raise ValueError("a text without a token has no perplexity")
-    window = min(window, lm.config.max_length)
-
-    total = 0.0
-    for part in ids.split(split_evenly(len(ids), -(-len(ids) // window))):
-        # A row for each token, which alone is masked there.
-        for masked in torch.arange(len(part), device=ids.device).split(batch):
-            rows = torch.arange(len(masked), device=ids.device)
-            noisy = part.repeat(len(masked), 1)  # (R, W)
-            noisy[rows, masked] = lm.config.mask_id
-            hidden = lm(lm.embed(noisy))[rows, masked]  # (R, D)
-            losses = F.cross_entropy(lm.head(hidden).float(), part[masked], reduction="none")
-            check_finite(lm, losses)
-            total += losses.double().sum().item()
-    return math.exp(total / len(ids))
 
 
 def choose(

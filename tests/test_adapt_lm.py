@@ -15,8 +15,10 @@ from corpora import texts
 from corpora.texts import is_held_out, make_texts, sentences
 from data import TRANSCRIBE
 from training.adapt_lm import Adaptation, choose_mask, load_causal, main
+from training.exam import PLAIN_TOKENS, WINDOW
 from training.flops import Work
 from training.imitation import blurred_embeddings
+from training.perplexity import pseudo_perplexity
 from training.questions import QUESTIONS, VALUES, draw_attributes, draw_question, plain_words
 from training.text_rows import Mixture, TextRows
 
@@ -84,6 +86,11 @@ def test_an_adapted_lm_loads_as_a_diffusion_lm_and_keeps_its_table(causal, tmp_p
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     exam = next(r["validation"] for r in records if "validation" in r)
     assert exam["loss"] > 0 and set(VALUES) < set(exam) and exam["copy_error"] > 0
+
+    # The weights are saved in bfloat16, and were float32 in the exam.
+    ids = load_tokenizer(out, lm.config).encode_text("\n".join(LINES))[:PLAIN_TOKENS]
+    found = pseudo_perplexity(lm.float(), ids, window=WINDOW)
+    assert exam["pseudo_perplexity"] == pytest.approx(found, rel=0.02)
 
 
 def test_a_stopped_adaptation_resumes_to_the_same_weights(causal, tmp_path):

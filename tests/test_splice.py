@@ -26,8 +26,7 @@ def test_each_item_is_its_text_around_its_audio():
         before, after = (
             lm.embed(torch.tensor(ids).long()) for ids in (prompt.before, prompt.after)
         )
-        sound = torch.stack([row for row, real in zip(audio[i], mask[i]) if real] or [audio[i, :0]])
-        expected = torch.cat([before, sound.view(-1, D), after])  # (P_i, D)
+        expected = torch.cat([before, audio[i][mask[i]], after])  # (P_i, D)
         kinds = [True] * len(before) + [False] * int(mask[i].sum()) + [True] * len(after)
 
         # On the left, padding is zero, and is neither real nor text.

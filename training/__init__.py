@@ -23,5 +23,6 @@ text_rows.py     the text that such an LM learns from
 questions.py     questions about a clip's words and voice, with their answers
 imitation.py     text that imitates audio embeddings
 exam.py          what such an LM can do with unseen sentences
+perplexity.py    how well it predicts each token from all others
 flops.py         the LM's FLOPs and the device's peak
 """

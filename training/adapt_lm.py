@@ -191,14 +191,8 @@ class Run:
     workers: int
 
 
-def adapt(run: Run, config: TrainConfig, mixture: Mixture) -> None:
-    """Adapt the LM in run.source and write it to run.out, or resume.
-
-    Raises:
-        ValueError, OSError: texts, a tokenizer or weights that cannot be used, or a batch that does
-        not divide into its parts. SystemExit: see Trainer.run.
-    """
-    # A mistake shows before anything large is read.
+def check_run(run: Run, config: TrainConfig) -> None:
+    """Raise ValueError or OSError: the new LM cannot be written, or the batch not be divided."""
     if run.out.resolve() == run.source.resolve():
         raise ValueError(
             f"--out {run.out} is --lm, which would be overwritten; take another folder"
@@ -207,6 +201,17 @@ def adapt(run: Run, config: TrainConfig, mixture: Mixture) -> None:
         raise ValueError(f"--batch {config.batch} does not divide into {run.accumulate} parts")
     run.out.mkdir(parents=True, exist_ok=True)
     check_writable(run.out / "config.json")
+
+
+def adapt(run: Run, config: TrainConfig, mixture: Mixture) -> None:
+    """Adapt the LM in run.source and write it to run.out, or resume.
+
+    Raises:
+        ValueError, OSError: texts, a tokenizer or weights that cannot be used, or a batch that does
+        not divide into its parts. SystemExit: see Trainer.run.
+    """
+    # A mistake shows before anything large is read.
+    check_run(run, config)
     lines = [line for file in run.text for line in spoken_lines(file)]
     held_out = spoken_lines(run.validation) if run.validation else []
 

@@ -12,10 +12,13 @@ from torchaudio.functional import edit_distance
 from data import left_pad
 from sampler import Answer, SamplerConfig, answer
 from training.imitation import ImitationItem, blurred_embeddings
+from training.perplexity import pseudo_perplexity
 from training.questions import VALUES
 from training.text_rows import TextRows
 
 LOSSES = 4  # batches whose loss is measured
+PLAIN_TOKENS = 512  # of plain text, whose pseudo-perplexity is measured
+WINDOW = 32  # tokens that the LM sees of it at once
 # An LM of little training is sure of the ends that pad an answer before it is sure of the words in
 # front of them. Blocks are filled left to right, so that no end comes before these words.
 BLOCK_LENGTH = 8
@@ -76,9 +79,14 @@ class Exam:
         right = [a.text == item.answer for a, item in zip(self.answers(items), items)]
         return 100 * sum(right) / len(right)
 
+    def perplexity(self) -> float:
+        """Pseudo-perplexity of the first sentences, as plain text."""
+        ids = self.rows.tokenizer.encode_text("\n".join(self.rows.lines[: self.n]))
+        return pseudo_perplexity(self.adaptation.lm, ids[:PLAIN_TOKENS], window=WINDOW)
+
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
-        """The loss on fixed rows, copy errors, accuracies in percent."""
+        """The loss on fixed rows, pseudo-perplexity, copy errors and accuracies in percent."""
         adaptation = self.adaptation
         adaptation.lm.eval()
         losses = [
@@ -87,7 +95,7 @@ class Exam:
         ]
 
         with torch.autocast(adaptation.device.type, torch.bfloat16, enabled=adaptation.autocast):
-            result = {"loss": sum(losses) / LOSSES}
+            result = {"loss": sum(losses) / LOSSES, "pseudo_perplexity": self.perplexity()}
             result["copy_error"], result["calls"] = self.copy_error(stretched=False)
             result["copy_error_stretched"], result["calls_stretched"] = self.copy_error(True)
             result |= {kind: self.accuracy(kind) for kind in (*VALUES, "first", "last", "says")}
