@@ -172,20 +172,21 @@ def tokens_before_end(ids: Tensor, end_id: int) -> Tensor:
 def propose(logits: Tensor, mask_id: int, gumbel: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Tokens (B, N) that logits (B, N, V) make most probable, and their confidence (B, N).
 
-    The confidence is the softmax probability, exp(logit - logsumexp) in float32, without a softmax
-    tensor; it is NaN where a logit is NaN or infinite. [MASK] counts in the sum but is never
-    proposed: its logit is overwritten. gumbel: (B, N, V) float64 noise, added before the maximum.
+    The confidence is the softmax probability in float64, as published, and NaN where a logit is NaN
+    or +infinite. Float32 could not rank proposals that are almost certain: its last step below 1 is
+    6e-8. [MASK] counts in the softmax but is never proposed: its logit is overwritten.
+    gumbel: (B, N, V) float64 noise, added before the maximum.
     """
     logits = logits.float()
-    total = logits.logsumexp(dim=-1)  # (B, N)
+    probabilities = logits.softmax(dim=-1)  # (B, N, V)
     logits[..., mask_id] = -torch.inf
-    if gumbel is None:
-        best, tokens = logits.max(dim=-1)
-    else:
-        tokens = (logits.double() + gumbel).argmax(dim=-1)
-        best = logits.gather(-1, tokens[..., None])[..., 0]
-    log_confidence = best - total
-    return tokens, log_confidence.exp().masked_fill(~log_confidence.isfinite(), torch.nan)
+    noisy = logits if gumbel is None else logits.double() + gumbel
+    tokens = noisy.argmax(dim=-1, keepdim=True)  # (B, N, 1)
+
+    # Beside an almost certain token, the others' sum is small, and float32 keeps its digits.
+    own = probabilities.gather(-1, tokens).double()
+    others = probabilities.scatter_(-1, tokens, 0.0).sum(dim=-1, keepdim=True)
+    return tokens[..., 0], (own / (own + others))[..., 0]
 
 
 def commit(

@@ -35,7 +35,8 @@ def calls_of(
     block = slice(0, config.block_length)
     rows = torch.zeros(1, dtype=torch.long, device=device)  # the only item
     columns = canvas.columns(block)  # (N,)
-    choice = Choice(config.rule, torch.tensor(1.0, device=device), None, None, None)
+    limit = canvas.step_limits(block, config.block_length)[0]  # ()
+    choice = Choice(config.rule, limit, None, None, None)
 
     # The ids as `generate` takes them: other strides would be compiled anew.
     ids = canvas.ids[rows[:, None], columns]  # (1, N)

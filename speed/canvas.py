@@ -56,7 +56,7 @@ class Canvas:
         B, P, _ = prompt.embeddings.shape
         device = prompt.embeddings.device
         self.ids = torch.full((B, config.length), lm.config.mask_id, device=device)  # (B, G)
-        self.confidence = torch.zeros(B, config.length, device=device)  # of committed tokens
+        self.confidence = torch.zeros_like(self.ids, dtype=torch.float64)  # of committed tokens
         self.calls = torch.zeros(B, dtype=torch.long, device=device)
         self.ended = torch.zeros(B, dtype=torch.bool, device=device)
         self.appends = lm.config.appends if config.append is None else config.append
@@ -115,26 +115,26 @@ class Canvas:
     def blocks(self) -> Iterator[tuple[int, slice, Tensor]]:
         """Each block when its turn comes: its number, its columns and `step_limits`."""
         for number, (block, n_steps) in enumerate(blocks_of(self.config)):
-            self.begin(block)
+            self.open_block(block)
             yield number, block, self.step_limits(block, n_steps)
 
         # Deliberation is one more, and opens like the first: the whole answer with a few masks.
         if self.config.deliberate > 0:
-            self.mask_unsure()
+            self.mask_unconfident()
             block = slice(0, self.config.length)
             yield 0, block, self.step_limits(block, self.config.steps)
 
     def step_limits(self, block: slice, n_steps: int) -> Tensor:
         """The rule's number at each step of a block; only the count rule knows how many there are.
 
-        Returns float32 (steps,); for other rules steps enough for one token each, and a second
+        Returns float64 (steps,); for other rules steps enough for one token each, and a second
         call.
         """
         N = block.stop - block.start
         limits = split_evenly(N, n_steps)
         if self.config.rule != "count":
             limits = [getattr(self.config, self.config.rule)] * (N + 1)
-        return torch.tensor(limits, dtype=torch.float32).to(self.ids.device)
+        return torch.tensor(limits, dtype=torch.float64).to(self.ids.device)
 
     def waiting(self, block: slice, turn: int) -> Tensor:
         """Which items (B,) take part in a step of the block, the `turn`-th from 0.
@@ -146,7 +146,7 @@ class Canvas:
             return ~self.ended
         return self.masks(block).any(dim=1)
 
-    def begin(self, block: slice) -> None:
+    def open_block(self, block: slice) -> None:
         """Appended blocks: for now, the answer ends with this one."""
         if self.appends:
             self.end = block.stop
@@ -172,7 +172,8 @@ class Canvas:
         start = part.start - self.lm.config.shifted if part else -P
         stop = part.stop if part else self.end
         ids = self.ids[rows, max(start, 0) : stop]
-        x = round_rows(self.lm.embed(ids), self.is_rounded[rows]).repeat(C, 1, 1)  # (C R, M, D)
+        x = round_rows(self.lm.embed(ids), self.is_rounded[rows])  # (R, M, D)
+        x = x.repeat(C, 1, 1) if C > 1 else x  # (C R, M, D)
         if start < 0:
             x = torch.cat([self.prompt[:, rows, start:].flatten(0, 1), x], dim=1)
 
@@ -209,7 +210,7 @@ class Canvas:
         config = self.config
         return Choice(config.rule, limit, self.cfg_scale, gumbel, chance, config.last_candidate)
 
-    def mask_unsure(self) -> None:
+    def mask_unconfident(self) -> None:
         """Mask the tokens again whose confidence is below `deliberate`.
 
         What stands behind a text's first end token is masked only together with that token.
@@ -218,9 +219,9 @@ class Canvas:
         end = tokens_before_end(self.ids, self.lm.config.end_id).clamp(max=last)[:, None]  # (B, 1)
         is_behind = torch.arange(last + 1, device=end.device) > end  # (B, G)
         confidence = torch.where(is_behind, self.confidence.gather(1, end), self.confidence)
-        is_unsure = confidence < self.config.deliberate
-        self.ids.masked_fill_(is_unsure, self.lm.config.mask_id)
-        self.confidence.masked_fill_(is_unsure, 0.0)
+        is_unconfident = confidence < self.config.deliberate
+        self.ids.masked_fill_(is_unconfident, self.lm.config.mask_id)
+        self.confidence.masked_fill_(is_unconfident, 0.0)
 
     def finish_ended(self) -> None:
         """With `stop_at_end`: mark items whose text is complete, fill their masks with end tokens.

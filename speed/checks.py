@@ -25,8 +25,8 @@ RANGES = {  # smallest and largest; larger numbers would overflow
     "seed": (0, 2**64 - 1),
 }
 NOT_WHOLE = (
-    "deliberate goes over an answer that is whole from the start; leave it out, or append, "
-    "--length auto and second_call"
+    "deliberate needs an answer that is whole from the start: leave out deliberate, or leave out "
+    "append, --length auto and second_call"
 )
 
 

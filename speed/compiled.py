@@ -76,7 +76,7 @@ class CompiledCanvas(Canvas):
     def cache_of(self, rows: int, L: int) -> KeyValues:
         return self.cache
 
-    def begin(self, block: slice) -> None:
+    def open_block(self, block: slice) -> None:
         # What is not appended yet is there, but hidden like padding.
         if self.appends:
             answer = self.real[:, -self.config.length :]  # (B, G)

@@ -681,10 +681,37 @@ def test_a_confidence_equal_to_the_threshold_is_not_enough():
 
 def test_confidence_is_the_softmax_probability():
     logits = torch.randn(1, 4, 9) * 3
-    chosen = logits.softmax(dim=-1)[..., 1:].max(dim=-1)
+    chosen = logits.double().softmax(dim=-1)[..., 1:].max(dim=-1)
     tokens, confidence = propose(logits, 0)
     assert torch.equal(tokens, chosen.indices + 1)
     assert torch.allclose(confidence, chosen.values)
+
+
+def test_doubts_far_below_the_precision_of_float32_keep_their_order():
+    torch.manual_seed(0)
+    logits = torch.randn(8, 32, 50)
+    logits[..., 7] = 22 + 3 * torch.randn(8, 32)
+    expected = logits.double().softmax(dim=-1)[..., 7]
+    assert (1 - expected).median() < 6e-8  # the step of float32 below 1
+    tokens, confidence = propose(logits, 0)
+    assert (tokens == 7).all()
+    assert torch.equal(confidence.argsort(dim=1), expected.argsort(dim=1))
+
+
+def test_a_sure_lm_gives_the_published_answers_by_count():
+    torch.manual_seed(0)
+    lm = DiffusionLM(SMALL)
+    differing = set()
+    for _ in range(40):
+        # A tenth of the proposals is within 1e-10 of certain.
+        lm.unembedding.weight.data.normal_(std=6)
+        real = torch.ones(1, 10, dtype=torch.bool)
+        prompt = Spliced(embeddings=torch.randn(1, 10, 16), mask=real, is_text=real)
+        config = SamplerConfig(length=24, block_length=24, steps=6, stop_at_end=False)
+        published = generate_plain(lm, prompt, config)
+        assert generate(lm, prompt, config).ids.tolist() == published.ids.tolist()
+        differing.add(tuple(published.ids[0].tolist()))
+    assert len(differing) > 30
 
 
 def test_gumbel_noise_draws_from_the_softmax(monkeypatch):
