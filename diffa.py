@@ -90,8 +90,8 @@ class DIFFA(nn.Module):
         ValueError: the parts are those of no stage in AUDIO_PARTS.
         """
         super().__init__()
-        heard = set(parts) - {"lora"}
-        stages = [stage for stage, names in AUDIO_PARTS.items() if set(names) == heard]
+        audio_parts = set(parts) - {"lora"}
+        stages = [stage for stage, names in AUDIO_PARTS.items() if set(names) == audio_parts]
         if not stages:
             raise ValueError(f"parts {', '.join(parts)} are those of no stage: {AUDIO_PARTS}")
 

@@ -76,7 +76,8 @@ RECIPES = {
         stratified=True,
         # ours: so few steps do not find the scale of the LM's embeddings.
         match_embedding_scale=True,
-        # ours: small adapters for small models.
+        # ours: small adapters for small models. This stage trains no acoustic adapter, which these
+        # shape; stage 2 has its own.
         shapes={"n_queries": 8, "qformer_layers": 2, "ffn": 512, "dropout": 0.0},
         bucket_by_length=True,  # ours
     ),

@@ -71,6 +71,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str |
     add("--llm", help=f"directory of a diffusion LM (hub format) {trained}")
     if adapters_default is None:
         default = "(default: runs/toy/stage2; without that run, the bundled toy/weights/stage2)"
+    elif not adapters_default:
+        default = "(default: new ones)"
     adapters = f"directory, or the release's file {default}"
     add("--adapters", default=adapters_default, action=Weights, help=adapters)
     default = "(default: %(default)s)"
@@ -78,7 +80,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str |
     # Where and how it runs.
     usual = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=usual, help=f"such as cuda:1 {default}")
-    usual = "the LM as in its file, the encoder float32"
+    usual = "the recipe's in training; else the LM as in its file, the encoder float32"
     add("--dtype", choices=DTYPES, help=f"of the frozen encoder and LM (default: {usual})")
     add_weights(parser)
 
@@ -86,7 +88,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str |
     window = "the encoder's window, up to 30 (default: the one that the adapters were trained with)"
     add("--audio-context", type=seconds, metavar="SECONDS", help=window)
     add_force_parts(parser)
-    without = "leave out the LoRA in the adapters' file (default: merged into the LM)"
+    without = (
+        "leave out the LoRA in the adapters' file (default: merged into the LM; stage 4 trains it)"
+    )
     add("--no-lora", action="store_true", help=without)
     random = "random frozen parts, such as small+llada-8b: to measure speed and memory"
     add("--random-weights", metavar="SIZE", action=Weights, help=random)
@@ -130,7 +134,8 @@ def model_options(args: argparse.Namespace) -> dict:
 
 def settings_of(args: argparse.Namespace) -> dict[str, str]:
     """What decides a model, by the parsed options, as text: with the paths that adapters record."""
-    names = ("whisper", "llm", "adapters", "dtype", "weights", "audio_context", "random_weights")
+    names = ["whisper", "llm", "adapters", "dtype", "weights", "audio_context", "random_weights"]
+    names.append("no_lora")
     settings = {name: getattr(args, name) for name in names}
 
     # Random weights have no paths.

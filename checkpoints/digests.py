@@ -77,7 +77,8 @@ def same_weights(first: str, second: str) -> bool:
     """True for the digests of the same weights, in files of the same dtype or not.
 
     The samples must agree in one of the roundings. Of the checksums, the finest kind that both have
-    decides. Digests of before, and files of bfloat16 beside float16, have none in common.
+    decides. Digests by older versions have no checksums, and a bfloat16 file and a float16 file
+    have no kind in common.
     """
     known = [set(text.split("-")) for text in (first, second)]
 

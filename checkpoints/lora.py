@@ -1,10 +1,10 @@
 """LoRA: small trained matrices beside the frozen weights of a language model.
 
 DIFFA-2 (arXiv 2601.23161) adapts five layers of every block of its LM this way, from its third
-stage on. A layer W x becomes W x + SCALE * B A x, where A and B have RANK rows and columns in the
-release. Training runs the pairs A, B beside the weights (`attach`); answering adds their products
-to the weights (`merge`), which costs nothing later. A file has them under the names that PEFT gives
-them, next to the adapters.
+stage on. A layer W x becomes W x + SCALE * B A x, where A has r rows and B has r columns: 8 in
+the release. Training runs the pairs A, B beside the weights (`attach`). Answering adds their
+products to the weights (`merge`), which costs nothing later. A file has them under the names that
+PEFT gives them, next to the adapters.
 
 Shapes: D_in and D_out of a layer, r rank.
 """

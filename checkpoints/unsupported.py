@@ -1,6 +1,6 @@
 """Language models that would load here, or nearly so, and answer wrongly: refused with the reason.
 
-A name or a model_type tells what no field of a config does. An mdlm and a bd3lm of dllm-hub have
+A name or a model_type shows what no field of a config does. An mdlm and a bd3lm of dllm-hub have
 the same files.
 """
 

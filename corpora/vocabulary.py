@@ -8,7 +8,7 @@ import re
 GENDERS = {"m": "male", "f": "female", "male": "male", "female": "female"}
 
 # IEMOCAP's codes, and the nouns of DailyTalk. "oth" and "xxx", on which IEMOCAP's raters did not
-# agree, are not among them.
+# agree, are no emotion.
 EMOTIONS = {
     "ang": "angry", "hap": "happy", "sad": "sad", "neu": "neutral", "fru": "frustrated",
     "exc": "excited", "fea": "fearful", "sur": "surprised", "dis": "disgusted",

@@ -17,8 +17,8 @@ from checkpoints.files import check_writable, parse_json, read_json, whole_file,
 from checkpoints.progress import Phase
 from diffa import DIFFA
 
-# Options that older records lack; their answers were made without.
-LATER = ("weights", "deliberate", "block_length")
+# Options that older records lack, and what their answers were made with.
+LATER = {"weights": "None", "deliberate": "None", "block_length": "None", "no_lora": "False"}
 
 
 def whole_lines(path: Path) -> bytes:
@@ -108,7 +108,7 @@ def check_made_by(out: Path, made_by: dict[str, str]) -> None:
     changes = []
     for name, value in made_by.items():
         # An older record may lack it, or have None for the models that the adapters record.
-        recorded = before.get(name, "None" if name in LATER else value)
+        recorded = before.get(name, LATER.get(name, value))
         unknown = name in ("whisper", "llm") and recorded == "None"
         if recorded != value and not unknown:
             changes.append(f"{name} {recorded}, now {value}")

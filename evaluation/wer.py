@@ -42,25 +42,25 @@ def word_errors(prediction: str, target: str) -> WordErrors:
     the most words.
     """
     vocabulary: dict[str, int] = {}
-    said = [vocabulary.setdefault(word, len(vocabulary)) for word in target.split()]
-    heard = np.array([vocabulary.setdefault(w, len(vocabulary)) for w in prediction.split()], int)
+    expected = [vocabulary.setdefault(word, len(vocabulary)) for word in target.split()]
+    found = np.array([vocabulary.setdefault(w, len(vocabulary)) for w in prediction.split()], int)
 
     # Edit distance row by row; an error costs `one`, a substitution a little more. An entry is the
     # cost of turning the words of the target so far into the first j words of the prediction.
-    one = len(said) + len(heard) + 1
-    steps = one * np.arange(len(heard) + 1)
+    one = len(expected) + len(found) + 1
+    steps = one * np.arange(len(found) + 1)
     costs = steps
-    for word in said:
-        kept_or_substituted = costs[:-1] + (one + 1) * (heard != word)
+    for word in expected:
+        kept_or_substituted = costs[:-1] + (one + 1) * (found != word)
         best = costs + one  # the word is deleted
         best[1:] = np.minimum(best[1:], kept_or_substituted)
         costs = np.minimum.accumulate(best - steps) + steps  # words are inserted after it
 
     # Insertions exceed deletions by what the prediction is longer.
     total, substitutions = divmod(int(costs[-1]), one)
-    deletions = (total - substitutions + len(said) - len(heard)) // 2
+    deletions = (total - substitutions + len(expected) - len(found)) // 2
     return WordErrors(
-        words=len(said),
+        words=len(expected),
         substitutions=substitutions,
         deletions=deletions,
         insertions=total - substitutions - deletions,
@@ -124,11 +124,3 @@ def english_normalizer() -> EnglishTextNormalizer:
 def normalize_english(text: str) -> str:
     """Lower case without punctuation and fillers, numbers in digits, American spelling."""
     return english_normalizer()(text).strip()
-
-
-def normalized_word_error_rate(predictions: list[str], targets: list[str]) -> float:
-    """WER after both sides are normalised as English. Raises ValueError as word_error_rate."""
-    return word_error_rate(
-        [normalize_english(text) for text in predictions],
-        [normalize_english(text) for text in targets],
-    )

@@ -14,6 +14,7 @@ measure_step.py    memory and time of a training step through the LM
 measure_stage1.py  a step of stage 1 against the way the release computes its loss
 measure_window.py  hidden states under a shorter encoder window
 later_stages.py    stages 3 and 4 of DIFFA-2 at toy scale
+spelling.py        WER of the warm-up alone: what the semantic adapter spells
 curves.py          training curves of runs
 page.py            the page of `make page`: hear a clip, ask, watch the masks fill
 animation.py       an SVG animation of an answer

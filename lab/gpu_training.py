@@ -3,7 +3,7 @@
 Shapes: B items, G answer tokens, A audio embeddings, L positions of prompt and answer.
 """
 
-import functools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -20,8 +20,8 @@ from lab.roofline import time_in_turns
 from training.batches import Batch, Part
 from training.execution import prepare
 from training.flops import lm_flops, measured_peak
-from training.optimizers import make_optimizers
-from training.recipe import Recipe
+from training.optimizers import TrainConfig, make_optimizers
+from training.recipe import Execution, Recipe
 
 STAGES = {"stage1": train_asr, "stage2": train_instruct}
 GPUS = 4  # the paper's: the batch of a step is divided by them
@@ -58,6 +58,47 @@ def random_batch(model: DIFFA, n: int, seconds: float, recipe: Recipe) -> tuple[
     return batch, audio + 2 * AROUND
 
 
+def time_step(
+    model: DIFFA,
+    execution: Execution,
+    config: TrainConfig,
+    losses: Callable[[], Iterator[Tensor]],
+    floor: float,
+) -> list[str]:
+    """Seconds of a training step, percent of the peak rate, and GiB; or that it does not fit.
+
+    losses: those of a batch's parts. floor: seconds of the step at the peak rate.
+    """
+    for block in model.lm.blocks:
+        block.__dict__.pop("forward", None)  # what recomputing put there
+    trained = prepare(model, execution, model.device.type)
+    optimizers = make_optimizers(trained, config)
+
+    def step() -> None:
+        for loss in losses():
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), config.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    cells = ["out of memory", "", ""]
+    is_cuda = model.device.type == "cuda"
+    try:
+        if is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+        (taken,) = time_in_turns({"step": step}, model.device, rounds=2).values()
+        memory = torch.cuda.max_memory_allocated() / 2**30 if is_cuda else 0.0
+        cells = [f"{taken:.3f}", f"{100 * floor / taken:.0f} %", f"{memory:.1f}"]
+    except torch.cuda.OutOfMemoryError:
+        pass
+
+    # The next way starts with all memory.
+    if is_cuda:
+        torch.cuda.empty_cache()
+    return cells
+
+
 def train(report: Report, name: str, device: str, tiny: bool) -> None:
     """A step of the paper's recipe on its part of the batch, by three ways to run the blocks."""
     script = STAGES[name]
@@ -76,14 +117,8 @@ def train(report: Report, name: str, device: str, tiny: bool) -> None:
     B, G = batch.answer_ids.shape
     L = int(positions.max()) + G
 
-    def step(optimizers: list, trained: dict) -> None:
-        generator = torch.Generator().manual_seed(0)
-        for loss in script.STAGE.loss(model, batch, generator, recipe):
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.values(), recipe.train.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+    def losses() -> Iterator[Tensor]:
+        return script.STAGE.loss(model, batch, torch.Generator().manual_seed(0), recipe)
 
     # About half of the answer's tokens are masked, and only these are scored.
     flops = lm_flops(model.lm.config, B, L, L, G / 2, backward=True)
@@ -95,27 +130,7 @@ def train(report: Report, name: str, device: str, tiny: bool) -> None:
     }
     rows = []
     for way, execution in ways.items():
-        for block in model.lm.blocks:
-            block.__dict__.pop("forward", None)  # what recomputing put there
-        trained = prepare(model, execution, device)
-        optimizers = make_optimizers(trained, recipe.train)
-
-        # Seconds, and what the step reaches of the peak; or that it does not fit.
-        cells = ["out of memory", "", ""]
-        try:
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            work = {"step": functools.partial(step, optimizers, trained)}
-            (taken,) = time_in_turns(work, model.device, rounds=2).values()
-            memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
-            cells = [f"{taken:.3f}", f"{100 * flops / taken / peak:.0f} %", f"{memory:.1f}"]
-        except torch.cuda.OutOfMemoryError:
-            pass
-        rows.append([way, *cells])
-
-        # The next way starts with all memory.
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        rows.append([way, *time_step(model, execution, recipe.train, losses, flops / peak)])
 
         # Again for each way: the next one may take longer than the time limit.
         title = f"a step of {B} clips of {SECONDS[name]} s, {L} positions each, G = {G}"

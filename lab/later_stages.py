@@ -145,7 +145,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = make_parser().parse_args()
+    parser = make_parser()
+    args = parser.parse_args()
+    if args.command == "report" and (args.adapters or args.random_weights):
+        parser.error("report compares the adapters of --of; leave out other weights")
+
     with one_line_errors(NAME):
         if args.command == "corpus":
             make_corpus(args.run, args.out, args.clips, args.test_clips, args.seed)

@@ -77,7 +77,7 @@ def compare_ways(model: DIFFA, batch: Batch, recipe: Recipe) -> tuple[list[str],
         seconds = time.perf_counter() - started
         model.zero_grad()
         rows.append([name, f"{loss:.4f}", f"{peak_memory(model.device):.2f}", f"{seconds:.1f}"])
-    return ["way", "loss", "peak, GB", "s a step"], rows
+    return ["way", "loss", "peak, GiB", "s a step"], rows
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -46,7 +46,7 @@ def loss_everywhere(
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory so far, in GB: of a GPU what was allocated, else what was resident."""
+    """The most memory so far, in GiB: of a GPU what was allocated, else what was resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -73,7 +73,7 @@ def measure_step(lm: DiffusionLM, B: int, P: int, everywhere: bool) -> str:
     value = loss.item()  # waits for the device
     seconds = time.perf_counter() - started
 
-    return f"loss {value:.4f}, peak {peak_memory(weight.device):.2f} GB, {seconds:.2f} s"
+    return f"loss {value:.4f}, peak {peak_memory(weight.device):.2f} GiB, {seconds:.2f} s"
 
 
 def main() -> None:

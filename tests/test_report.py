@@ -70,7 +70,7 @@ def test_questions_are_drawn_of_the_kinds_that_were_asked(tmp_path):
 
 
 def test_the_report_for_people_holds_the_figures_and_what_was_missed(tmp_path):
-    examples = [{"said": "two birds", "heard": "two words"}]
+    examples = [{"target": "two birds", "prediction": "two words"}]
     stage1 = PARTS["stage1"]["stage1"] | {"examples": examples}
     stage1["by_sampler"] = {"18 steps": {"word_error_rate": 3.25, "calls": 18}}
     found = {"parts": {"llm": "here"}, "stage1": stage1}

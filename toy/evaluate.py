@@ -101,7 +101,7 @@ def transcription(
         }
 
         # The first setting is the published rule, one token a step.
-        examples = examples or [{"said": t, "heard": p} for t, p in zip(targets[:5], texts)]
+        examples = examples or [{"target": t, "prediction": p} for t, p in zip(targets[:5], texts)]
     return {"items": len(items), "by_sampler": table, "examples": examples}
 
 

@@ -42,7 +42,10 @@ KIND_WEIGHTS = {
 
 # ---- the tokenizer
 def train_tokenizer(path: Path, seed: int) -> SentencePieceTokenizer:
-    """Train and save a tokenizer in which each word of the grammar is a single piece."""
+    """Train and save a tokenizer in which each word of the grammar is a single piece.
+
+    It is a BPE model that loses no character and keeps each marker whole.
+    """
     rng = random.Random(seed)
     lines = []
     for _ in range(4000):
@@ -52,15 +55,6 @@ def train_tokenizer(path: Path, seed: int) -> SentencePieceTokenizer:
         for question, answer in grammar.instructions(sentence, attributes, rng).values():
             lines += [question, answer]
 
-    return tokenizer_of_lines(path, lines, size=1100)
-
-
-def tokenizer_of_lines(path: Path, lines: list[str], size: int) -> SentencePieceTokenizer:
-    """Train and save a BPE tokenizer that loses no character and keeps each marker whole.
-
-    Args:
-        path: of the model's file. lines: the text to train on. size: most pieces.
-    """
     # The text of every prompt occurs often enough that each word of it becomes one piece:
     # short prompts make fast steps.
     frame = [f"{HEADER}{role}{HEADER_END}" for role in ("system", "user", "assistant")]
@@ -72,7 +66,7 @@ def tokenizer_of_lines(path: Path, lines: list[str], size: int) -> SentencePiece
         sentence_iterator=iter(lines),
         model_prefix=str(path.with_suffix("")),
         model_type="bpe",
-        vocab_size=size,
+        vocab_size=1100,
         hard_vocab_limit=False,
         byte_fallback=True,
         character_coverage=1.0,

@@ -43,7 +43,7 @@ def make(which: str, corpus: Path, out: Path, seed: int, device: str, threads: i
         else:
             tokenizer = train_tokenizer(out / "llada" / "tokenizer.model", seed)
             text = GrammarText(tokenizer, seed)
-            result = pretrain_lm(text, out, phases(seed), device, title="LM")
+            result = pretrain_lm(text, out, phases(seed), device)
 
         # Its figures, with the losses in the file only.
         write_json(out / f"{which}.json", result)

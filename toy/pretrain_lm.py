@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -67,40 +66,29 @@ Decode = Callable[..., Generation]  # sampler.generate, or toy.autoregressive.gr
 
 
 # ---- what an LM learns from
-class TextSource(Protocol):
-    """Questions over text that imitates audio, and an exam on what the LM has learned.
+@dataclass(frozen=True)
+class GrammarText:
+    """Questions over text that imitates audio: every kind about sentences of the grammar.
 
     blur: largest fraction of a word's embedding that comes from other words.
     """
 
     tokenizer: Tokenizer
-    blur: float
+    seed: int
+    blur: float = 0.7
 
     def draw(
         self, rng: random.Random, n: int, stretched: bool, wanted: Sequence[str]
     ) -> list[ImitationItem]:
-        """Draw n training questions; in an extra round, more of the kinds that are `wanted`."""
-
-    def examine(self, lm: DiffusionLM, decode: Decode = generate) -> dict:
-        """Percentages on unseen text: `copy_error`, and `oracle` for each kind of question."""
-
-
-@dataclass(frozen=True)
-class GrammarText(TextSource):
-    """The toy's text source: every kind of question about sentences of the grammar."""
-
-    tokenizer: Tokenizer
-    seed: int
-    blur: float = 0.7
-
-    def draw(self, rng, n, stretched, wanted):
-        """Draw n questions; a fraction WANTED of kinds `wanted`, if any."""
+        """Draw n training questions; a fraction WANTED of kinds `wanted`, if any."""
         kinds = [rng.choice(wanted) if wanted and rng.random() < WANTED else None for _ in range(n)]
         options = {"held_out": False, "stretched": stretched}
         return [draw_question(self.tokenizer, rng, kind=kind, **options) for kind in kinds]
 
-    def examine(self, lm, decode=generate):
-        """WER of quoting a sentence, and accuracy on each kind of question; held-out sentences."""
+    def examine(self, lm: DiffusionLM, decode: Decode = generate) -> dict:
+        """Percentages on held-out sentences: `copy_error`, a WER, and `oracle`, accuracy by kind of
+        question.
+        """
         rng = random.Random(self.seed)
 
         def pairs(kind: str, stretched: bool = True) -> tuple[list[str], list[str]]:
@@ -167,7 +155,7 @@ def phases(seed: int) -> list[TrainConfig]:
 
 @functools.lru_cache(maxsize=2)
 def pool_of_questions(
-    text: TextSource, seed: int, batch: int, pool: int, stretched: bool, wanted: tuple[str, ...]
+    text: GrammarText, seed: int, batch: int, pool: int, stretched: bool, wanted: tuple[str, ...]
 ) -> list[list[ImitationItem]]:
     """POOL batches of questions, each of prompts of similar length; the batches in any order."""
     rng = random.Random(f"{seed} {pool} {stretched}")
@@ -180,7 +168,7 @@ def pool_of_questions(
 
 def text_loss(
     lm: DiffusionLM,
-    text: TextSource,
+    text: GrammarText,
     config: TrainConfig,
     step: int,
     generator: torch.Generator,
@@ -219,19 +207,15 @@ def text_loss(
 
 
 def pretrain_lm(
-    text: TextSource,
+    text: GrammarText,
     out: Path,
     training: list[TrainConfig],
     device: str,
-    *,
-    title: str = "LM",
-    identity: dict | None = None,
 ) -> dict:
     """Train an LM on a text source and save it to OUT/llada, beside its tokenizer.
 
     Args:
         out: its checkpoints go to OUT/checkpoints. training: as `phases` gives it.
-        title: of the lines of progress. identity: what else must be the same when a run resumes.
     Returns:
         the last result of the text's exam, with "steps", "losses" of all steps, "minutes" of
         training, and "asked": the kinds of question that each extra round had more of.
@@ -246,7 +230,7 @@ def pretrain_lm(
         loss_of_step = functools.partial(text_loss, lm, text, config, **options)
         path = out / "checkpoints" / f"{name}.pt"
         parameters = dict(lm.named_parameters())
-        return fit(parameters, loss_of_step, config, path, f"{title}, {what}", identity=identity)
+        return fit(parameters, loss_of_step, config, path, f"LM, {what}")
 
     # 1. Next tokens, from clean words.
     tokenizer = text.tokenizer

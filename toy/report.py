@@ -101,7 +101,7 @@ def summary_rows(reports: list[dict]) -> dict[str, str]:
     n_kinds = max(report["lm"]["kinds"] for report in reports)
     rows = {
         "encoder, WER (%)": "encoder/word_error_rate",
-        "LM quoting a sentence of its prompt, WER (%)": "lm/copy_error",
+        "LM copying a sentence of its prompt, WER (%)": "lm/copy_error",
         f"LM answering from text, worst of {n_kinds} kinds of question (%)": "lm/worst",
         f"stage 1, {COUNT_RULE}, WER (%)": f"stage1/by_sampler/{COUNT_RULE}/word_error_rate",
         "stage 1, threshold 0.9, WER (%)": f"{fast}/word_error_rate",
@@ -165,8 +165,8 @@ def write_markdown(report: dict, run: Path) -> None:
     # Some of the plots may be those of an earlier evaluation.
     examples = table_in(report, "stage1").get("examples", [])
     if examples:
-        lines += ["", "| said | stage 1 heard |", "| --- | --- |"]
-        lines += [f"| {example['said']} | {example['heard']} |" for example in examples]
+        lines += ["", "| target | prediction of stage 1 |", "| --- | --- |"]
+        lines += [f"| {example['target']} | {example['prediction']} |" for example in examples]
     plots = [name for name in PLOTS if (run / name).is_file()]
     lines += ["", *(f"![{PLOTS[name]}]({name})\n" for name in plots)]
 

@@ -26,7 +26,7 @@ from training.optimizers import TrainConfig
 from training.recipe import Execution, Recipe, add_training_arguments
 from training.stage import Stage, run_command
 
-# Logits are cosines times this. With more, a small cosine is sure enough, and embeddings stay
+# Logits are cosines times this. With more, a small cosine is confident enough, and embeddings stay
 # further from the rows than the text that imitated audio was (adapt_lm.py).
 SHARPNESS = 20.0
 SILENCE_SEED = 1  # not adapt_lm.MASK_SEED: silence must not look like [MASK]
@@ -39,8 +39,6 @@ RECIPES = {
             epochs=1, batch=128, lr=1e-3, warmup=1000, schedule="linear", optimizer="adamw"
         ),
         answer_length=128,
-        t_min=0.0,
-        stratified=False,
         match_embedding_scale=True,  # cosines do not teach the size of an embedding
         shapes={},
         dtype="bfloat16",
@@ -52,8 +50,6 @@ RECIPES = {
             steps=600, batch=32, lr=2e-3, warmup=50, schedule="cosine", optimizer="muon"
         ),
         answer_length=32,
-        t_min=0.0,
-        stratified=False,
         match_embedding_scale=True,
         shapes={"n_queries": 8, "qformer_layers": 2, "ffn": 512, "dropout": 0.0},
         bucket_by_length=True,

@@ -19,8 +19,8 @@ from training.text_rows import TextRows
 LOSSES = 4  # batches whose loss is measured
 PLAIN_TOKENS = 512  # of plain text, whose pseudo-perplexity is measured
 WINDOW = 32  # tokens that the LM sees of it at once
-# An LM of little training is sure of the ends that pad an answer before it is sure of the words in
-# front of them. Blocks are filled left to right, so that no end comes before these words.
+# An LM of little training is confident of an answer's padding before it is of the answer's words.
+# Blocks are filled from left to right, so that no end token comes before these words.
 BLOCK_LENGTH = 8
 
 

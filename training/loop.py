@@ -118,9 +118,9 @@ class Trainer:
             ValueError: the checkpoints are of another run, or all damaged.
         """
         self.begin()
-        return self.go_on()
+        return self.finish()
 
-    def go_on(self) -> list[float]:
+    def finish(self) -> list[float]:
         """The steps that are left after `begin`; as `run`."""
         self.records = Metrics(self.metrics, len(self.losses))
 

@@ -27,8 +27,8 @@ class TrainConfig:
     clip: largest norm of the gradient.
     optimizer: "adamw", or "muon" for the matrices.
     pretrained_lr_scale: times the learning rate, for parts that are trained already.
-    save_every, validate_every: steps between checkpoints and between validations; 0: only at the
-        end. keep: newest checkpoints that stay on disk.
+    save_every: steps between checkpoints, 1 or more. keep: newest checkpoints that stay on disk.
+    validate_every: steps between validations; 0: only at the end.
     """
 
     steps: int | None = None

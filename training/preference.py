@@ -35,8 +35,7 @@ from training.optimizers import TrainConfig
 from training.recipe import Execution, Recipe, add_training_arguments
 from training.stage import Stage, run_command
 
-# Where each value comes from: DIFFA-2's release, or ours. t_min and stratified belong to the other
-# stages: here the number of masks is drawn.
+# Where each value comes from: DIFFA-2's release, or ours.
 RECIPES = {
     "paper": Recipe(
         train=TrainConfig(
@@ -44,14 +43,12 @@ RECIPES = {
             batch=16,  # release: over all GPUs
             lr=5e-5,  # release: at its peak
             warmup=1000,  # release: steps
-            schedule="cosine",  # release: what its script asks for
+            schedule="cosine",  # release: its script's setting
             weight_decay=0.05,  # release
             clip=1.0,  # release
             optimizer="adamw",  # release
         ),
         answer_length=128,  # ours: an answer of more tokens is left out
-        t_min=0.0,
-        stratified=False,
         match_embedding_scale=False,  # no part is new
         shapes={},
         dtype="bfloat16",  # release
@@ -70,8 +67,6 @@ RECIPES = {
             optimizer="adamw",  # release
         ),
         answer_length=18,  # ours: as in the other stages
-        t_min=0.0,
-        stratified=False,
         match_embedding_scale=False,  # no part is new
         shapes={},
         bucket_by_length=True,  # ours

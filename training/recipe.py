@@ -42,7 +42,8 @@ class Recipe:
     """The hyperparameters of a stage.
 
     answer_length: tokens; shorter answers are padded with the end token.
-    t_min, stratified: of the noise levels; see diffusion_lm.noise_levels.
+    t_min, stratified: of the noise levels; see diffusion_lm.noise_levels. None: the stage draws
+        none.
     match_embedding_scale: new parts start at the size of the LM's token embeddings.
     shapes: AdapterConfig fields of new adapters that differ from the paper's.
     dtype: of the frozen parts and of the arithmetic; the adapters' weights are float32.
@@ -52,8 +53,8 @@ class Recipe:
 
     train: TrainConfig
     answer_length: int
-    t_min: float
-    stratified: bool
+    t_min: float | None = None
+    stratified: bool | None = None
     match_embedding_scale: bool
     shapes: dict
     dtype: str = "float32"

@@ -111,7 +111,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     loaded = load_model(stage, recipe, run)
     model = loaded.model
     run = replace(run, **loaded.sources)
-    made_of = digests(model, stage, run)
+    start = digests(model, stage, run)
     loss = functools.partial(stage.loss, **stage.settings)
     if stage.reference:
         loss = functools.partial(loss, reference=stage.reference(model))
@@ -120,8 +120,8 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     # The data.
     examples, held_out = usable_data(stage, recipe, run, model, items, other_items)
     recipe = with_steps(recipe, len(examples.items))
-    describe(recipe, run, loaded, made_of)
-    batches = Batches(model, examples, recipe, f"{made_of['encoder']} {recipe.dtype}")
+    describe(recipe, run, loaded, start)
+    batches = Batches(model, examples, recipe, f"{start['encoder']} {recipe.dtype}")
 
     def save(path: Path) -> None:
         save_trained(model, path, run.whisper, run.llm, answer_length=recipe.answer_length)
@@ -135,7 +135,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
         recipe.train,
         run.out / "checkpoint.pt",
         stage.title,
-        identity=identity(stage, recipe, made_of, examples),
+        identity=identity(stage, recipe, start, examples),
         names_of_step=batches.names,
         validate=Validation(model, held_out, batches, stage.decode) if held_out else None,
         keep_best=lambda: save(run.out / "best"),
@@ -155,7 +155,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     if recipe.whiten and not trainer.losses:
         whiten(model, examples.items, recipe.train.seed)
     batches.stream.open()
-    losses = trainer.go_on()
+    losses = trainer.finish()
 
     if processes.rank() == 0:
         save(run.out)
@@ -175,12 +175,12 @@ def usable_data(
     return examples, usable(others, run.validation, **options).first(run.validation_items)
 
 
-def identity(stage: Stage, recipe: Recipe, made_of: dict[str, str], examples: Examples) -> dict:
+def identity(stage: Stage, recipe: Recipe, start: dict[str, str], examples: Examples) -> dict:
     """What a run resumes with only if it is the same: parts, data, recipe, but not its execution.
 
-    made_of: see `digests`. The settings of the optimisation are the trainer's to compare.
+    start: see `digests`. The settings of the optimisation are the trainer's to compare.
     """
-    same = made_of | asdict(recipe) | stage.settings | {"corpus": examples.digest()}
+    same = start | asdict(recipe) | stage.settings | {"corpus": examples.digest()}
     for name in ("train", "execution", "shapes"):
         del same[name]
     return same
@@ -200,14 +200,14 @@ def write_result(path: Path, model: DIFFA, losses: list[float], minutes: float) 
 
 
 def digests(model: DIFFA, stage: Stage, run: Run) -> dict[str, str]:
-    """What a run is made of: its stage, and digests of the weights that it starts from."""
-    made_of = {"stage": stage.parts, "encoder": digest(model.encoder.named_parameters())}
-    made_of["lm"] = digest((name_on_disk(n), p) for n, p in model.lm.named_parameters())
+    """What a run starts from: its stage, and digests of its weights."""
+    start = {"stage": stage.parts, "encoder": digest(model.encoder.named_parameters())}
+    start["lm"] = digest((name_on_disk(n), p) for n, p in model.lm.named_parameters())
     if run.adapters:
-        made_of["adapters"] = digest(model.semantic.named_parameters())
+        start["adapters"] = digest(model.semantic.named_parameters())
     if model.lora is not None:
-        made_of["lora"] = digest(model.lora.named_parameters())
-    return made_of
+        start["lora"] = digest(model.lora.named_parameters())
+    return start
 
 
 def check_run(recipe: Recipe, run: Run) -> None:
@@ -314,7 +314,7 @@ def load_model(stage: Stage, recipe: Recipe, run: Run) -> Loaded:
     return loaded
 
 
-def describe(recipe: Recipe, run: Run, loaded: Loaded, made_of: dict[str, str]) -> None:
+def describe(recipe: Recipe, run: Run, loaded: Loaded, start: dict[str, str]) -> None:
     """Print the recipe, and of each part of the model its number of parameters and its source."""
     if processes.rank() > 0 or is_quiet():
         return
@@ -330,7 +330,7 @@ def describe(recipe: Recipe, run: Run, loaded: Loaded, made_of: dict[str, str]) 
     }
     sources |= {name: "trained, float32, new, random weights" for name in loaded.new}
     for name, source in (("encoder", run.whisper), ("lm", run.llm)):
-        sources[name] = f"frozen, {recipe.dtype}, from {source} ({made_of[name]})"
+        sources[name] = f"frozen, {recipe.dtype}, from {source} ({start[name]})"
 
     sizes = Counter()
     for name, parameter in loaded.model.named_parameters():

@@ -61,7 +61,7 @@ class Stream:
         n_clips = len({item["audio_filepath"] for item in items})
         self.unreadable = Unreadable(min(execution.max_unreadable, n_clips - 1))
 
-        # Called at the first step, when a run is known to go on.
+        # Called once a run is known to have steps left, at the latest by the first of them.
         self.open = functools.partial(self.make_clips, items, execution, encoder_name)
         self.clips: Clips | None = None
 
