@@ -13,6 +13,7 @@ import torch
 
 from checkpoints.downloads import require
 from checkpoints.files import (
+    Checkpoint,
     WeightsError,
     read_checkpoint,
     read_config,
@@ -208,6 +209,7 @@ def load_lm(
             problem = f"{unembedding} differs from {embedding}, but the config ties them"
             raise WeightsError(f"{tensors.files[unembedding]}: {problem}")
         dropped = (unembedding,)
+    dropped += computed_buffers(path, tensors, config)
 
     # Without a dtype, all parameters take that of the embedding table.
     kept = tensors[embedding].dtype if embedding in tensors else None
@@ -218,6 +220,24 @@ def load_lm(
         use_int8(lm)
     fill(lm, tensors, table, dropped, path, dtype or kept, device, note)
     return use_few_rows(lm).eval()
+
+
+def computed_buffers(path: Path, tensors: Checkpoint, config: LMConfig) -> tuple[str, ...]:
+    """Names of rotary frequencies, which old Llamas hold in every block and a config determines.
+
+    Raises WeightsError: they are others.
+    """
+    exponents = torch.arange(0, config.head_dim, 2) / config.head_dim
+    expected = config.rope_theta**-exponents  # (C / 2,)
+    names = tuple(name for name in tensors if name.endswith("rotary_emb.inv_freq"))
+    for name in names:
+        found = tensors[name].float()
+        if found.shape != expected.shape or not torch.allclose(
+            found, expected, rtol=0.01, atol=1e-6
+        ):
+            problem = f"{name} is not what rope_theta {config.rope_theta:g} of the config gives"
+            raise WeightsError(f"{tensors.files[name]}: {problem}")
+    return names
 
 
 def check_kind(path: Path, lm_class: type[DiffusionLM]) -> None:

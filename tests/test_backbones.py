@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from checkpoints.chats import CHATS
@@ -145,6 +145,25 @@ def test_names_of_the_inner_class_are_read(tmp_path, family):
     assert "embed_tokens.weight" in names and not any(name.startswith("model.") for name in names)
     ids = torch.randint(58, (1, 9))
     assert torch.equal(logits(load_lm(tmp_path / "inner"), ids), logits(lm, ids))
+
+
+@torch.no_grad()
+def test_rotary_frequencies_in_a_file_are_those_of_the_config_or_refused(tmp_path):
+    peer(tmp_path)
+    ids = torch.randint(58, (1, 9))
+    expected = logits(load_lm(tmp_path), ids)
+    file = tmp_path / "model.safetensors"
+    frequencies = 1e5 ** -(torch.arange(0, 8, 2) / 8)  # the head width is 8
+    for factor in (1, 2):
+        buffers = {
+            f"model.layers.{i}.self_attn.rotary_emb.inv_freq": factor * frequencies.half()
+            for i in range(3)
+        }
+        save_file(load_file(file) | buffers, file, metadata={"format": "pt"})
+        if factor == 1:
+            assert torch.equal(logits(load_lm(tmp_path), ids), expected)
+    with pytest.raises(WeightsError, match="safetensors: .*inv_freq is not what rope_theta 100000"):
+        load_lm(tmp_path)
 
 
 @pytest.mark.parametrize("tensor", ["weight", "bias"])
