@@ -232,9 +232,9 @@ def computed_buffers(path: Path, tensors: Checkpoint, config: LMConfig) -> tuple
     names = tuple(name for name in tensors if name.endswith("rotary_emb.inv_freq"))
     for name in names:
         found = tensors[name].float()
-        if found.shape != expected.shape or not torch.allclose(
-            found, expected, rtol=0.01, atol=1e-6
-        ):
+        is_same = found.shape == expected.shape
+        is_same = is_same and torch.allclose(found, expected, rtol=0.01, atol=1e-6)
+        if not is_same:
             problem = f"{name} is not what rope_theta {config.rope_theta:g} of the config gives"
             raise WeightsError(f"{tensors.files[name]}: {problem}")
     return names
