@@ -51,10 +51,11 @@ demo: $(INSTALLED)  ## both stages of DIFFA at toy scale: 12 to 18 minutes on 2 
 	@echo "Look next at $(RUN)/report.md (all figures), $(RUN)/trace.html (how that answer was filled in),"
 	@echo "docs/tour.md (the method in pictures), and \`make page RUN=$(RUN)\` (ask it yourself)."
 
-# ADAPTERS may be another run's stage 2.
+# RUN may be another run, ADAPTERS any adapters; without either, the bundled ones answer.
+PAGE_ADAPTERS = $(or $(ADAPTERS),$(if $(filter command,$(origin RUN)),$(RUN)/stage2))
 page: $(INSTALLED)  ## a page that answers about your clips, at http://127.0.0.1:7860
 	$(PY) -m pip install -q -e ".[page]"
-	$(PY) -m lab.page $(if $(ADAPTERS),--adapters $(ADAPTERS))
+	$(PY) -m lab.page $(if $(PAGE_ADAPTERS),--adapters "$(PAGE_ADAPTERS)")
 
 tour: $(INSTALLED)  ## draw the pictures of docs/tour.md again
 	$(PY) -m lab.tour
@@ -109,13 +110,13 @@ real-encoder: $(INSTALLED)  ## both stages with a real Whisper: WHISPER=DIR
 
 # LM is a small causal LM of the hub, TEXT plain text files. RECORDED adds a manifest of recordings,
 # eight copies of each. docs/small-lm.md has costs and options.
-SMOL_STAGE := --whisper $(WHISPER) --audio-context 8 --llm $(SMOL)/lm --answer-length 32 --workers 8 --seed $(SEED)
+SMOL_STAGE := --whisper "$(WHISPER)" --audio-context 8 --llm $(SMOL)/lm --answer-length 32 --workers 8 --seed $(SEED)
 SMOL_STATES := --cache-encoder $(SMOL)/states
 smol: $(INSTALLED)  ## a small LM learns to listen: LM=DIR WHISPER=DIR TEXT="FILES"; for one GPU
-	@for f in "$(LM)/config.json" "$(WHISPER)"; do [ -e "$$f" ] || { echo "$$f is not there: see docs/small-lm.md for the downloads"; exit 1; }; done
+	@for f in "$(LM)/config.json" "$(LM)/tokenizer.json" "$(WHISPER)$(if $(filter %.pt,$(WHISPER)),,/config.json)"; do [ -f "$$f" ] || { echo "$$f is not there: see docs/small-lm.md for the downloads"; exit 1; }; done
 	$(PY) -m corpora.texts $(TEXT) --out $(SMOL)/texts
 	$(PY) -m toy.read_aloud $(SMOL)/texts/train.txt $(SMOL)/texts/test.txt --out $(SMOL)/spoken --clips 24000 --seed $(SEED) $(if $(RECORDED),--recorded $(RECORDED) --repeat 8)
-	$(PY) -m training.adapt_lm --lm $(LM) --text $(SMOL)/texts/train.txt --validation $(SMOL)/texts/test.txt --out $(SMOL)/lm --seed $(SEED)
+	$(PY) -m training.adapt_lm --lm "$(LM)" --text $(SMOL)/texts/train.txt --validation $(SMOL)/texts/test.txt --out $(SMOL)/lm --seed $(SEED)
 	$(PY) -m training.align $(SMOL_STAGE) $(SMOL_STATES) --train $(SMOL)/spoken/asr_train.json --out $(SMOL)/align --steps 2000 --batch 128 --dtype bfloat16
 	$(PY) -m lab.spelling $(SMOL)/spoken/asr_test.json --adapters $(SMOL)/align --items 400
 	$(PY) train_asr.py $(SMOL_STAGE) $(SMOL_STATES) --adapters $(SMOL)/align --train $(SMOL)/spoken/asr_train.json --out $(SMOL)/stage1 --steps 3000 --batch 128 --lr 1e-3 --dtype bfloat16

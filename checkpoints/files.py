@@ -277,6 +277,15 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 
+def refuse_model(folder: Path) -> None:
+    """Raise ValueError: the folder holds a model, whose config would be overwritten."""
+    config = folder / "config.json"
+    found = read_json(config) if config.is_file() else None
+    if isinstance(found, dict) and "model_type" in found:
+        problem = "holds a model, whose config.json would be overwritten"
+        raise ValueError(f"{folder} {problem}; take another folder")
+
+
 def check_writable(path: str | Path) -> None:
     """Raise OSError, before long work: the folder is missing, or a file cannot be written in it."""
     path = Path(path)

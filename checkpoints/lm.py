@@ -21,7 +21,7 @@ from checkpoints.files import (
     save_tensors,
     write_json,
 )
-from checkpoints.fill import build, fill, named, read_fields
+from checkpoints.fill import PLAIN_DTYPES, build, fill, named, read_fields
 from checkpoints.key_tables import (
     CAUSAL_TYPES,
     LM_FAMILIES,
@@ -75,6 +75,8 @@ def read_lm_config(path: str | Path, causal_weights: bool = False) -> LMConfig:
     if config.head_dim % 2:
         problem = f"heads of width {config.head_dim} have no two halves that rotate"
         raise WeightsError(f"{source}: {problem}")
+    if config.mask_id == config.end_id:
+        raise WeightsError(f"{source}: [MASK] and the end token are both {config.end_id}")
     return config
 
 
@@ -158,8 +160,9 @@ def added_ids(path: Path) -> dict[str, int]:
     entries = read_json(file).get("added_tokens") if file.is_file() else None
     found = {}
     for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict) and type(entry.get("id")) is int:
-            found[entry.get("content")] = entry["id"]
+        entry = entry if isinstance(entry, dict) else {}
+        if type(entry.get("id")) is int and isinstance(entry.get("content"), str):
+            found[entry["content"]] = entry["id"]
     return found
 
 
@@ -213,6 +216,8 @@ def load_lm(
 
     # Without a dtype, all parameters take that of the embedding table.
     kept = tensors[embedding].dtype if embedding in tensors else None
+    if kept not in PLAIN_DTYPES:
+        kept = None  # quantised weights, which `fill` refuses by name
     if kept == torch.float16 and torch.device(device).type == "cpu":
         kept = torch.float32
     lm = build(lambda: lm_class(config), config.n_layers, len(tensors), path)

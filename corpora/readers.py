@@ -211,7 +211,11 @@ def voxceleb1(root: Path) -> Found:
     home = find_home(root, "vox1_meta.csv")
     lines = read_lines(home / "vox1_meta.csv")
     separator = "\t" if lines and "\t" in lines[0] else ","
-    header, *rows = list(csv.reader(lines, delimiter=separator)) or [[]]
+    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    try:
+        header, *rows = list(csv.reader(lines, delimiter=separator, quoting=quoting)) or [[]]
+    except csv.Error as error:
+        raise CorpusError(f"{home / 'vox1_meta.csv'}: no table ({error})") from None
     header = [cell.strip() for cell in header]
     if not {"VoxCeleb1 ID", "Gender", "Nationality"} <= set(header):
         raise CorpusError(f"{home / 'vox1_meta.csv'} lacks VoxCeleb1 ID, Gender or Nationality")

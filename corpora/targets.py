@@ -21,7 +21,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from checkpoints.command_line import DTYPES, add_weights, count, one_line_errors
+from checkpoints.command_line import (
+    DTYPES,
+    add_weights,
+    count,
+    one_line_errors,
+    question_text,
+)
 from checkpoints.files import check_writable, read_text, refuse_twice, whole_file
 from checkpoints.lm import load_lm
 from checkpoints.tokenizer import Tokenizer, load_tokenizer
@@ -71,6 +77,24 @@ def target_problem(text: str, cut_off: bool | None = None) -> str:
         return "repeating"
     counts = collections.Counter(zip(words, words[1:], words[2:]))
     return "repeating" if max(counts.values(), default=0) >= 3 else ""
+
+
+def one_item_a_clip(items: list[dict], source: Path) -> list[dict]:
+    """The first item of each audio_id: a clip gets one answer, whatever its item asked before.
+
+    Raises ManifestError: an audio_id names two clips.
+    """
+    first = {}
+    for item in items:
+        known = first.setdefault(item["audio_id"], item)
+        for name in ("audio_filepath", "seed_transcript"):
+            if item.get(name) != known.get(name):
+                both = f"{known.get(name)!r} and {item.get(name)!r}"
+                problem = f"audio_id {item['audio_id']!r} has two of {name}, {both}"
+                raise ManifestError(f"{source}: {problem}; give each clip an id of its own")
+    if len(first) < len(items):
+        print(f"{source}: {len(items)} items about {len(first)} clips; one of each clip is kept")
+    return list(first.values())
 
 
 def prompts_about(items: list[dict], template: str, question: str) -> dict[str, str]:
@@ -174,7 +198,7 @@ def make_parser() -> argparse.ArgumentParser:
         option = command.add_argument
         option("manifest", type=Path)
         option("--out", type=Path, required=True)
-        option("--question", default=QUESTION, help=f"default: {QUESTION}")
+        option("--question", type=question_text, default=QUESTION, help=f"default: {QUESTION}")
         if way in ("external", "rewrite"):
             option("--answers", type=Path, required=True, help='JSONL of {"id", "answer"}')
         if way in ("self", "rewrite"):
@@ -191,7 +215,7 @@ def main() -> None:
     args = make_parser().parse_args()
     with one_line_errors("python -m corpora.targets"):
         # What can be checked is checked before long work.
-        items = load_manifest(args.manifest)
+        items = one_item_a_clip(load_manifest(args.manifest), args.manifest)
         if args.out.exists() and any(
             path and args.out.samefile(path) for path in (args.manifest, args.answers)
         ):

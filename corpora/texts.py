@@ -58,8 +58,13 @@ def make_texts(
         held_out: percent of the sentences that go to the test.
         exclude: manifests whose transcripts go to neither.
     Raises:
-        ValueError: no sentence is left for one of the two. ManifestError: a manifest is bad.
+        ValueError: no sentence is left for one of the two, or a file would be overwritten.
+        ManifestError: a manifest is bad.
     """
+    written = [(out / f"{split}.txt").resolve() for split in ("train", "test")]
+    for file in files:
+        if file.resolve() in written:
+            raise ValueError(f"{file} would be overwritten by --out {out}; take another folder")
     out.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
         check_writable(out / f"{split}.txt")
@@ -74,9 +79,11 @@ def make_texts(
                 known.add(words)
                 found["test" if is_held_out(words, held_out) else "train"].append(sentence)
 
+    # Both files, or neither.
     for split, lines in found.items():
         if not lines:
             raise ValueError(f"no sentence of {FEWEST} to {most} words is left for {split}.txt")
+    for split, lines in found.items():
         with whole_file(out / f"{split}.txt") as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         n_words = sum(len(line.split()) for line in lines)

@@ -118,8 +118,9 @@ def check_made_by(out: Path, made_by: dict[str, str]) -> None:
 
 
 def adapters_digest(model: DIFFA) -> str:
-    """Identifies trained adapters by the numbers of the semantic one, which every stage trains."""
-    numbers = [p.detach().float().cpu().numpy() for p in model.semantic.parameters()]
+    """Identifies trained adapters by all their numbers."""
+    parts = model.trained_parts().values()
+    numbers = [p.detach().float().cpu().numpy() for part in parts for p in part.parameters()]
     return hashlib.sha256(b"".join(array.tobytes() for array in numbers)).hexdigest()[:16]
 
 

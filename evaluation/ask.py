@@ -83,7 +83,8 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
     option("--length", type=auto_or_int, help=f"tokens of the answer (default: {trained}); {auto}")
     whole = "default: the whole answer; with --length auto as many as it was trained with"
     option("--block-length", type=int, help=f"tokens of a block ({whole})")
-    option("--append", action="store_true", help="no masks behind the current block, as in iLLaDA")
+    behind = "no masks behind the current block, as in iLLaDA (default: as the LM was trained)"
+    option("--append", action="store_true", default=None, help=behind)
     option("--rule", default="threshold", choices=CHOICES["rule"], help=default)
     option("--steps", type=int, help="of the count rule (default: one a token)")
     option("--threshold", type=float, help="of the threshold rule (default: 0.9)")
@@ -125,7 +126,8 @@ def sampler_config(args: argparse.Namespace, length: int, most: int = AUTO_LENGT
 
     # Others need several blocks, or chance.
     for name, usual in (("append", False), ("refresh", 1)):
-        if given.get(name, usual) != usual and "block_length" not in given:
+        is_one_block = config.n_blocks == 1 and args.length != "auto"
+        if given.get(name, usual) != usual and is_one_block:
             raise ValueError(
                 f"--{name} does nothing to an answer of one block; add --block-length, or "
                 "--length auto"
@@ -159,7 +161,7 @@ def answer_in_steps(
     def on_step(ids: Tensor, confidence: Tensor) -> None:
         # Of an answer that grows, the blocks that exist: the last one has the last new token.
         n = ids.shape[1]
-        if config.append:
+        if lm_config.appends if config.append is None else config.append:
             last = int((confidence[0] > 0).nonzero().max())
             n = min((last // config.block_length + 1) * config.block_length, n)
         row = ids[0, :n].tolist()
@@ -183,7 +185,8 @@ def check_settings(args: argparse.Namespace) -> None:
 
     The adapters' length is not known yet: the one taken here allows any number of steps.
     """
-    sampler_config(args, length=max(args.steps or 0, 0) or USUAL_LENGTH)
+    length = max(args.steps or 0, 0) or USUAL_LENGTH
+    sampler_config(args, length, most=length if args.length == "auto" else AUTO_LENGTH)
 
 
 def read_clip(args: argparse.Namespace, path: str) -> Tensor:
@@ -246,6 +249,8 @@ def answer_live(args: argparse.Namespace, questions: list[Question]) -> None:
     if args.batch:
         raise ValueError("--batch does nothing without --out: answers are shown one by one")
     if args.trace:
+        if any(args.trace.resolve() == Path(q.clip).resolve() for q in questions):
+            raise ValueError(f"--trace {args.trace} is the clip, which would be overwritten")
         check_writable(args.trace)
         if len(questions) > 1:
             raise ValueError(f"--trace shows one answer, and {len(questions)} are asked for")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints.command_line import add_model_arguments, count, model_options, one_line_errors
+from checkpoints.command_line import add_model_arguments, model_options, number, one_line_errors
 from data import read_audio
 from diffa import DIFFA
 from encoder import SAMPLE_RATE
@@ -245,7 +245,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=name, description="A page that answers about clips.")
     add_model_arguments(parser, "toy/weights/stage2")
     parser.add_argument("--host", default="127.0.0.1", help="address (default: loopback only)")
-    parser.add_argument("--port", type=count, default=7860, help="(default: %(default)s)")
+    port = functools.partial(number, kind=int, least=1, most=65_535)
+    parser.add_argument("--port", type=port, default=7860, help="(default: %(default)s)")
     args = parser.parse_args(arguments)
 
     with one_line_errors(name):

@@ -1,8 +1,12 @@
 """A causal LM becomes a masked-diffusion LM, and text comes first."""
 
 import json
+import math
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
@@ -14,8 +18,9 @@ from checkpoints.tokenizer import load_tokenizer
 from corpora import texts
 from corpora.texts import is_held_out, make_texts, sentences
 from data import TRANSCRIBE
+from training import adapt_lm
 from training.adapt_lm import Adaptation, choose_mask, load_causal, main
-from training.exam import PLAIN_TOKENS, WINDOW
+from training.exam import PLAIN_TOKENS, WINDOW, Exam
 from training.flops import Work
 from training.imitation import blurred_embeddings
 from training.perplexity import pseudo_perplexity
@@ -93,16 +98,84 @@ def test_an_adapted_lm_loads_as_a_diffusion_lm_and_keeps_its_table(causal, tmp_p
     assert exam["pseudo_perplexity"] == pytest.approx(found, rel=0.02)
 
 
-def test_a_stopped_adaptation_resumes_to_the_same_weights(causal, tmp_path):
+def test_a_stopped_adaptation_resumes_to_the_same_weights(causal, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     whole = adapt(causal, tmp_path / "a", 4)
+    monkeypatch.setattr(adapt_lm, "TRAIN", replace(adapt_lm.TRAIN, keep=2))
     resumed = adapt(causal, tmp_path / "b", 4)
-    for file in resumed.glob("checkpoint-*4.pt"):
-        file.unlink()  # as if it had been killed after step 2
+    (last,) = resumed.glob("checkpoint-*4.pt")
+    last.unlink()  # as if it had been killed after step 2
+    (first,) = resumed.glob("checkpoint-*2.pt")
+    was = first.stat().st_mtime_ns
     adapt(causal, tmp_path / "b", 4)
+    assert first.stat().st_mtime_ns == was  # step 2 is not trained again
     for mine, other in zip(load_lm(whole).parameters(), load_lm(resumed).parameters()):
         assert torch.equal(mine, other)
+
+
+def test_an_adaptation_does_not_resume_with_another_mask_or_tokenizer(causal, tmp_path):
+    source = tmp_path / "causal"
+    shutil.copytree(causal, source)
+    adapt(source, tmp_path, 2)
+    with pytest.raises(SystemExit, match="mask_id"):
+        adapt(source, tmp_path, 2, "--mask", "<unused>")
+
+    # The ids of two letters change places.
+    file = source / "tokenizer.json"
+    known = json.loads(file.read_text())
+    vocabulary = known["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(known))
+    with pytest.raises(SystemExit, match="tokenizer"):
+        adapt(source, tmp_path, 2)
+
+
+def test_no_other_lm_is_overwritten(causal, tmp_path):
+    shutil.copytree(causal, tmp_path / "lm")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "lm").iterdir()}
+    with pytest.raises(SystemExit, match="holds a model, whose config.json would be overwritten"):
+        adapt(causal, tmp_path, 1)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "lm").iterdir()} == before
+
+
+def test_a_source_that_is_no_lm_is_named(causal, tmp_path):
+    with pytest.raises(SystemExit, match="no such directory"):
+        adapt(tmp_path / "absent", tmp_path, 1)
+    shutil.copytree(causal, tmp_path / "source")
+    (tmp_path / "source/tokenizer.json").unlink()
+    with pytest.raises(SystemExit, match="source: holds no tokenizer.json"):
+        adapt(tmp_path / "source", tmp_path, 1)
+
+
+def test_prompts_fit_the_context_of_the_lm(causal):
+    lm, tokenizer, _ = load_causal(causal, None, "cpu")
+    lines = ["the cat", "the big old red cat sleeps here"]
+    mixture = Mixture(batch=8, answer_length=60)
+    wide = TextRows(tokenizer, lines, mixture, lm.config, 0)
+    longest = [wide[step]["ids"].shape[1] for step in range(3)]
+    config = replace(lm.config, max_length=max(longest) - 10 + 60)
+    rows = TextRows(tokenizer, lines, mixture, config, 0)
+    assert all(rows[step]["ids"].shape[1] <= max(longest) - 10 for step in range(8))
+    with pytest.raises(ValueError, match="no prompt of 4 positions .* shorter sentences"):
+        TextRows(tokenizer, lines, mixture, replace(config, max_length=64), 0)[0]
+
+
+def test_sentences_that_do_not_fit_are_not_examined(causal):
+    lm, tokenizer, _ = load_causal(causal, None, "cpu")
+    lines = ["the cat", "the big old red cat sleeps here all the day long"]
+    rows = TextRows(tokenizer, lines, Mixture(batch=8, answer_length=20), lm.config, 0)
+    exam = Exam(SimpleNamespace(lm=lm, device=torch.device("cpu")), rows, n=1)
+    assert [item.answer for item in exam.items("transcribe", False)] == ["the cat"]
+    rows.lines = lines[1:]
+    with pytest.raises(ValueError, match="no sentence of the validation fits an answer of 20"):
+        Exam(SimpleNamespace(lm=lm, device=torch.device("cpu")), rows, n=1)
+
+
+def test_a_perplexity_beyond_all_floats_is_infinite(causal):
+    lm, _, _ = load_causal(causal, None, "cpu")
+    lm.norm.weight.data.fill_(1e4)
+    assert pseudo_perplexity(lm, [9, 10, 11]) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -126,7 +199,7 @@ def test_texts_that_give_no_rows_are_an_error_and_no_endless_search(
 def test_a_batch_in_parts_has_the_same_loss_and_computes_less_padding(causal):
     lm, tokenizer, _ = load_causal(causal, None, "cpu")
     lines = [line * n for n, line in enumerate(LINES, 1)]
-    rows = TextRows(tokenizer, lines, Mixture(batch=8, answer_length=300), lm.config.mask_id, 0)
+    rows = TextRows(tokenizer, lines, Mixture(batch=8, answer_length=300), lm.config, 0)
 
     def computed(accumulate: int) -> tuple[float, int]:
         options = {"lm": lm, "tokenizer": tokenizer, "autocast": False, "accumulate": accumulate}
@@ -144,14 +217,14 @@ def test_a_batch_in_parts_has_the_same_loss_and_computes_less_padding(causal):
 def test_the_mask_is_a_free_token_or_an_error(causal):
     assert choose_mask(causal, None) == 4 and choose_mask(causal, "<unused>") == 3
     for taken in ("<|im_end|>", "<absent>"):
-        with pytest.raises(ValueError, match="no added token that is free; <unused>, <other> are"):
+        with pytest.raises(ValueError, match="is free; free added tokens are: <unused>, <other>"):
             choose_mask(causal, taken)
 
 
 @pytest.fixture(scope="module")
 def rows(causal):
     lm, tokenizer, _ = load_causal(causal, None, "cpu")
-    return lm, TextRows(tokenizer, LINES, Mixture(batch=8, answer_length=80), lm.config.mask_id, 0)
+    return lm, TextRows(tokenizer, LINES, Mixture(batch=8, answer_length=80), lm.config, 0)
 
 
 def test_rows_follow_from_the_step_and_take_turns(rows):
@@ -179,9 +252,9 @@ def test_parts_that_do_not_divide_the_batch_are_refused(causal, tmp_path):
 
 
 def test_each_length_of_sentence_is_drawn_as_often(rows):
-    _, rows = rows
+    lm, rows = rows
     lines = ["old cats"] * 99 + ["the big old red cat sleeps"]
-    mixed = TextRows(rows.tokenizer, lines, rows.mixture, rows.gap_id, seed=0)
+    mixed = TextRows(rows.tokenizer, lines, rows.mixture, lm.config, seed=0)
     rng = random.Random(0)
     answers = [mixed.fitting(mixed.plain, rng).answer for _ in range(200)]
     assert 60 < answers.count(lines[-1]) < 140  # 2 of them, if each line were drawn as often
@@ -245,3 +318,4 @@ def test_a_sentence_is_in_one_split_whatever_file_it_comes_from(tmp_path):
     assert not any(is_held_out(plain_words(line), 20.0) for line in found["train"])
     with pytest.raises(ValueError, match="no sentence of 3 to 20 words is left"):
         make_texts([tmp_path / "a.txt"], tmp_path / "none", 0.001, [])
+    assert not list((tmp_path / "none").iterdir())  # one file without the other

@@ -7,14 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from data import load_manifest
+from data import ManifestError, load_manifest
 from diffa import DIFFA
 from lab import spelling
 from lab.spelling import spell, spelled_ids
 from toy import read_aloud
 from training.adapt_lm import MASK_SEED
-from training.align import SHARPNESS, SILENCE_SEED, spelling_loss, table_logits
+from training.align import (
+    SHARPNESS,
+    SILENCE_SEED,
+    STAGE,
+    is_too_fast,
+    spelling_loss,
+    table_logits,
+)
 from training.batches import Batch, Part
+from training.examples import usable
 from training.questions import QUESTIONS
 
 END = 7
@@ -55,6 +63,26 @@ def test_a_token_of_no_transcript_in_the_batch_is_an_alternative_too():
     assert loss_of(between, [[2, END, END]]) > 1
 
 
+def test_a_clip_that_is_too_short_for_its_words_is_left_out(toy, tone):
+    n_tokens = len(toy.tokenizer.encode_text("on"))
+    item = {"audio_filepath": str(tone()), "audio_id": "a", "input": "?", "transcription": "on"}
+    item["duration"] = 0.08 * (n_tokens - 1)  # 0.08 s are one embedding
+    longer = item | {"duration": 0.08 * n_tokens, "audio_id": "b"}
+    assert n_tokens > 1
+    assert is_too_fast(item, toy) and not is_too_fast(longer, toy)
+
+    # Equal tokens need a silence between them.
+    twice = toy.tokenizer.encode_text("oo")
+    assert len(twice) == 2 and twice[0] == twice[1]
+    assert is_too_fast(item | {"transcription": "oo", "duration": 0.16}, toy)
+
+    options = {"unusable": STAGE.unusable}
+    kept = usable([item, longer], "m.json", "transcription", toy, 18, **options).items
+    assert [item["audio_id"] for item in kept] == ["b"]
+    with pytest.raises(ManifestError, match="1 have more tokens than audio embeddings: no item"):
+        usable([item], "m.json", "transcription", toy, 18, **options)
+
+
 def test_logits_are_cosines_whatever_the_size_of_the_embeddings():
     audio, table = torch.randn(1, 3, 16), torch.randn(5, 16)
     logits = table_logits(audio, table)
@@ -82,6 +110,13 @@ def test_sentences_are_read_aloud_with_questions_about_them(tmp_path):
     read_aloud.main([*files, *few])
     with pytest.raises(SystemExit, match="holds another corpus"):
         read_aloud.main([*files, *few, "--seed", "1"])
+
+    # So is a corpus of other texts under the same names.
+    (tmp_path / "test.txt").write_text("Never give in.\n")
+    with pytest.raises(SystemExit, match="holds another corpus"):
+        read_aloud.main([*files, *few])
+    with pytest.raises(SystemExit, match="text of both splits"):
+        read_aloud.main([files[0], files[0], "--out", str(tmp_path / "q"), *few])
 
     # Recordings are added in plain words.
     recordings = tmp_path / "o/recordings.json"

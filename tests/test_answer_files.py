@@ -10,7 +10,8 @@ from evaluation.answer_files import answer_missing, pending_batches
 
 NAMES = ["a", "b", 3, "d", "e\u2028"]
 ORDER = [4, 0, 2, 1, 3]
-MODEL = SimpleNamespace(semantic=torch.nn.Linear(1, 1))
+PARTS = {name: torch.nn.Linear(1, 1) for name in ("acoustic", "semantic")}
+MODEL = SimpleNamespace(trained_parts=lambda: PARTS)
 
 
 def run(out, stop_after=None, names=NAMES, made_by=None):
@@ -68,12 +69,25 @@ def test_answers_of_another_model_or_other_questions_are_neither_resumed_nor_los
         with pytest.raises(ValueError, match=f"begun with {option} None, now 0.9"):
             run(out, made_by={"llm": "x", option: "0.9"})
 
+    assert run(out, made_by={"llm": "x", "no_lora": "False"}) == []
+    with pytest.raises(ValueError, match="begun with no_lora False, now True"):
+        run(out, made_by={"llm": "x", "no_lora": "True"})
+
     for content in ("one line without an end", '{"id": "a"}\n'):
         other = tmp_path / "other"
         other.write_text(content)
         with pytest.raises(ValueError, match="other.made_by is missing"):
             run(other)
         assert other.read_text() == content
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_answers_of_adapters_that_trained_further_are_not_resumed(tmp_path, monkeypatch, part):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", stop_after=2)
+    monkeypatch.setitem(PARTS, part, torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="begun with adapters_digest"):
+        run(tmp_path / "out")
 
 
 @pytest.mark.parametrize("line, problem", [

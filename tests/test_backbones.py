@@ -538,6 +538,24 @@ def test_illada_s_mask_and_end_are_its_own_tokens(tmp_path):
     assert read_lm_config(tmp_path).end_id == 2
 
 
+@pytest.mark.parametrize("tensor_dtype", [torch.int32, torch.bool])
+def test_a_quantised_embedding_table_is_named(tmp_path, tensor_dtype):
+    peer(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].to(tensor_dtype)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match="embed_tokens.weight.*quantised"):
+        load_lm(tmp_path)
+
+
+def test_a_mask_that_is_the_end_token_is_refused(tmp_path):
+    peer(tmp_path)
+    edit_config(tmp_path, mask_token_id=59)
+    with pytest.raises(WeightsError, match="MASK. and the end token are both 59"):
+        load_lm(tmp_path)
+
+
 # Whisper by the names of other classes
 
 

@@ -1,5 +1,6 @@
 """Stages 3 and 4 of DIFFA-2: LoRA beside the LM, preference over a frozen copy."""
 
+import argparse
 import json
 import math
 
@@ -11,6 +12,7 @@ from test_stage import begun, manifest, result, train  # noqa: F401 (a fixture)
 
 import train_instruct
 from checkpoints import key_tables
+from checkpoints.command_line import add_model_arguments, settings_of
 from checkpoints.copies import check_copies
 from checkpoints.files import WeightsError
 from checkpoints.fill import named
@@ -211,6 +213,14 @@ def test_lora_starts_as_no_change_and_is_dropped_at_random_in_training(toy_dirs,
     x = torch.ones(1, 32)
     assert not torch.equal(pair.train()(x), pair(x))
     assert torch.equal(pair.eval()(x), pair(x))
+
+
+def test_answers_without_lora_are_those_of_another_model(with_lora):
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser, "")
+    given = ["--adapters", str(with_lora)]
+    settings = [settings_of(parser.parse_args([*given, *more])) for more in ([], ["--no-lora"])]
+    assert [known["no_lora"] for known in settings] == ["False", "True"]
 
 
 @pytest.mark.parametrize(

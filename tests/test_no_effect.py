@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
+import train_asr
 import train_instruct
 from checkpoints.files import WeightsError, read_sentences
+from corpora import texts
 from data import ManifestError
 from evaluation import ask, exams, likelihood, no_speech, transcribe
 from evaluation.clips import answer_clips, find_questions
@@ -61,12 +63,16 @@ def test_an_item_without_a_question_and_a_clip_with_two_transcripts_are_errors(t
     [
         (["--append"], "--append does nothing"),
         (["--cache", "dual", "--refresh", 2], "--refresh does nothing"),
+        (["--append", "--length", 8, "--block-length", 8], "--append does nothing"),
+        (["--trace", "CLIP"], "is the clip, which would be overwritten"),
         (["--seed", 5], "--seed does nothing"),
         (["--batch", 4], "--batch does nothing"),
     ],
 )
 def test_an_option_of_the_sampler_that_does_nothing_is_refused(refused, tone, words, problem):
-    assert problem in refused(ask.main, tone(), "What?", *words)
+    clip = tone()
+    words = [clip if word == "CLIP" else word for word in words]
+    assert problem in refused(ask.main, clip, "What?", *words)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +81,11 @@ def test_an_option_of_the_sampler_that_does_nothing_is_refused(refused, tone, wo
         (align.main, ["--train", "m.json", "--t-min", 0.5], "--t-min has no effect"),
         (align.main, ["--train", "m.json", "--recompute"], "--recompute has no effect"),
         (adapt_lm.main, [*"--lm a --text b --out c --validate-every 5".split()], "no effect"),
+        (adapt_lm.main, [*"--lm a --text b --out c --validation-items 5".split()], "no effect"),
         (adapt_lm.main, [*"--lm a --text b --out ./a".split()], "would be overwritten"),
+        (texts.main, [*"o/train.txt --out o".split()], "would be overwritten by --out o"),
+        (train_asr.main, ["--no-lora"], "--no-lora has no effect without --adapters"),
+        (train_asr.main, ["--force-parts"], "--force-parts has no effect without --adapters"),
         (train_instruct.main, [*"--adapters a --out ./a".split()], "would be overwritten"),
         (read_aloud.main, [*"a b --out c --repeat 2".split()], "--repeat has no effect"),
         (evaluate.main, ["--compare", "a", "b", "--check"], "--check has no effect"),

@@ -164,6 +164,15 @@ def test_voxceleb1_with_links_other_folders_and_either_separator(made, tmp_path,
     assert found == {"id10001": "Ireland", "id10002": "USA", "id10003": None}
 
 
+def test_a_quote_in_voxceleb1_s_table_is_a_character(made):
+    rows = 'VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\nid1\t"A\tm\tPeru\nid2\tB\tf\tUSA\n'
+    made.texts({"vox1_meta.csv": rows})
+    made.sounds("wav/id1/v/1.wav", "wav/id2/v/1.wav")
+    (items,) = made("voxceleb1").values()
+    found = {item["speaker"]: item["attributes"].get("Nationality") for item in items}
+    assert found == {"id1": "Peru", "id2": "USA"}
+
+
 def test_a_clip_that_is_found_twice_is_taken_once(made, tmp_path, capsys):
     made.texts({"vox1_meta.csv": "VoxCeleb1 ID\tGender\tNationality\nid1\tm\tPeru\n"})
     made.sounds("dev/wav/id1/v/1.wav")

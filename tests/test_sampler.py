@@ -12,6 +12,7 @@ from checkpoints.model import save_trained
 from data import build_prompt, build_text_prompt, decode_answer, read_audio
 from diffa import DIFFA, Spliced, splice
 from diffusion_lm import DiffusionLM, LMConfig
+from evaluation.ask import check_settings, make_parser, sampler_config
 from evaluation.clips import hear_clips
 from evaluation.screen import one_line, token_texts
 from sampler import (
@@ -361,6 +362,20 @@ def test_an_answer_whose_text_and_end_are_sure_is_not_asked_again(small, config)
         kept = steps[-1][1][0, : out.text_tokens.item() + 1]  # what the end fills has 0
         sure = generate(small, one(prompt, i), with_(config, deliberate=kept.min().item()))
         assert torch.equal(sure.ids, out.ids) and torch.equal(sure.calls, out.calls)
+
+
+def test_the_command_appends_blocks_as_the_lm_was_trained():
+    words = ["clip.wav", "What?", "--length", "8", "--block-length", "4"]
+    parser = make_parser()
+    assert sampler_config(parser.parse_args(words), 8).append is None
+    assert sampler_config(parser.parse_args([*words, "--append"]), 8).append is True
+
+
+def test_steps_of_an_answer_that_grows_are_not_judged_before_its_length_is_known():
+    options = ["clip.wav", "What?", "--length", "auto", "--rule", "count", "--steps"]
+    check_settings(make_parser().parse_args([*options, "16"]))
+    with pytest.raises(ValueError, match="5 steps for 6 blocks and 60 tokens"):
+        sampler_config(make_parser().parse_args([*options, "5"]), 10, most=60)
 
 
 def test_an_lm_that_appends_its_blocks_does_not_deliberate():

@@ -101,6 +101,19 @@ def test_external_answers_become_targets_and_the_rest_is_counted(
     )
 
 
+def test_an_id_is_that_of_one_clip(manifest, tmp_path, monkeypatch, capsys):
+    items = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps([*items, items[0] | {"input": "Another question?"}]))
+    answers = answers_file(tmp_path, {i: ANSWER for i in range(6)})
+    command(monkeypatch, "external", manifest, "--answers", answers, "--out", tmp_path / "t.json")
+    assert "7 items about 6 clips" in capsys.readouterr().out
+    assert len(load_manifest(tmp_path / "t.json")) == 6
+
+    manifest.write_text(json.dumps([*items, items[0] | {"seed_transcript": "three birds"}]))
+    with pytest.raises(SystemExit, match="audio_id 'clip0' has two of seed_transcript, .*three"):
+        command(monkeypatch, "prompts", manifest, "--out", tmp_path / "p.jsonl")
+
+
 def test_when_no_answer_can_be_used_nothing_is_written(manifest, tmp_path, monkeypatch):
     with pytest.raises(
         SystemExit, match="no item has a usable answer; dropped: 1 empty, 5 without an answer"

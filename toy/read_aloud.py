@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 from checkpoints.command_line import count, one_line_errors, seconds, seed
+from checkpoints.digests import file_digest
 from checkpoints.files import check_writable, read_json, write_json
 from corpora.manifests import transcription_item, write_manifest
 from corpora.measure import seed_transcript
@@ -113,9 +114,13 @@ def make_speech(
         texts, clips: of each split. recordings: a manifest, or None. repeat: copies of its items.
     Raises:
         FileExistsError: the folder holds another corpus. ManifestError: see read_sentence.
+        ValueError: both splits read the same text.
     """
-    settings = {"texts": {k: str(v) for k, v in texts.items()}, "clips": clips, "seed": seed}
-    settings |= {"seconds": window, "recordings": str(recordings), "repeat": repeat}
+    if texts["train"].resolve() == texts["test"].resolve():
+        raise ValueError(f"{texts['train']}: is the text of both splits; give another to test")
+    settings = {"texts": {k: file_digest(v) for k, v in texts.items()}, "clips": clips}
+    settings |= {"seed": seed, "seconds": window, "repeat": repeat}
+    settings["recordings"] = str(recordings and file_digest(recordings))
     record = out / "corpus.json"  # written last: it says that all the rest is complete
     if record.exists():
         if read_json(record) != settings:

@@ -28,7 +28,8 @@ from torch import Tensor
 from checkpoints.chats import CHATS
 from checkpoints.command_line import DTYPES, count, count_or_zero, one_line_errors, seed
 from checkpoints.digests import digest
-from checkpoints.files import check_writable, write_json
+from checkpoints.downloads import require
+from checkpoints.files import check_writable, refuse_model, write_json
 from checkpoints.lm import added_ids, load_lm, save_lm
 from checkpoints.tokenizer import Tokenizer, load_tokenizer
 from diffusion_lm import DiffusionLM, diffusion_loss, noise, noise_levels
@@ -144,7 +145,8 @@ def choose_mask(path: Path, name: str | None) -> int:
         return max(free.values())
     if name not in free:
         listed = ", ".join(list(free)[-5:]) or "none"
-        raise ValueError(f"{path}: --mask {name} is no added token that is free; {listed} are")
+        problem = f"--mask {name} is no added token that is free" if name else "no [MASK]"
+        raise ValueError(f"{path}: {problem}; free added tokens are: {listed}")
     return free[name]
 
 
@@ -197,6 +199,11 @@ def check_run(run: Run, config: TrainConfig) -> None:
         raise ValueError(
             f"--out {run.out} is --lm, which would be overwritten; take another folder"
         )
+    if not any(run.out.glob("checkpoint-*.pt")):
+        refuse_model(run.out)
+    require(llm=run.source)
+    if not (run.source / "tokenizer.json").is_file():
+        raise ValueError(f"{run.source}: holds no tokenizer.json; download it beside config.json")
     if config.batch % run.accumulate:
         raise ValueError(f"--batch {config.batch} does not divide into {run.accumulate} parts")
     run.out.mkdir(parents=True, exist_ok=True)
@@ -229,15 +236,16 @@ def adapt(run: Run, config: TrainConfig, mixture: Mixture) -> None:
     )
 
     # The text.
-    gap_id = lm.config.mask_id
-    rows = TextRows(tokenizer, lines, mixture, gap_id, config.seed)
+    rows = TextRows(tokenizer, lines, mixture, lm.config, config.seed)
+    rows[0]  # whether rows fit the LM's context
     exam = None
     if held_out:
-        others = TextRows(tokenizer, held_out, mixture, gap_id, seed=0)
+        others = TextRows(tokenizer, held_out, mixture, lm.config, seed=0)
         exam = Exam(adaptation, others, run.validation_items)
 
-    # A run resumes only with the same LM, text and mixture.
+    # A run resumes only with the same LM, tokenizer, [MASK], text and mixture.
     identity = asdict(mixture) | {"lm": digest(lm.named_parameters()), "dtype": run.dtype}
+    identity |= {"tokenizer": tokenizer.digest, "mask_id": lm.config.mask_id}
     identity["text"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     trainer = Trainer(
@@ -253,7 +261,7 @@ def adapt(run: Run, config: TrainConfig, mixture: Mixture) -> None:
     )
     losses = trainer.run()
 
-    # In the hub's layout, with the dtype of the source.
+    # In the hub's layout, with the dtype in which the source was read.
     save_lm(lm.to(dtype), run.out)
     shutil.copy(run.source / "tokenizer.json", run.out)
     write_json(run.out / "training.json", {"losses": losses, "minutes": trainer.minutes()})
@@ -266,7 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
     option("--lm", dest="source", type=Path, required=True, help="directory (hub format)")
     option("--text", type=Path, nargs="+", required=True, help="files of one sentence a line")
     option("--validation", type=Path, help="such a file of sentences that do not train")
-    option("--validation-items", type=count, default=200, help="sentences a figure (default 200)")
+    option("--validation-items", type=count, help="sentences a figure (default 200)")
     option("--out", type=Path, required=True, help="directory of the new LM, and of the run")
     option("--mask", metavar="TOKEN", help="added token that becomes [MASK] (default: the last)")
     option("--answer-length", type=count, help="tokens that are noised (default 32)")
@@ -288,8 +296,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     option("--workers", type=count_or_zero, default=2, help="processes that make rows (default 2)")
     args = parser.parse_args(arguments)
-    if args.validate_every and not args.validation:
-        parser.error("--validate-every has no effect without --validation FILE")
+    for name in ("validate_every", "validation_items"):
+        if getattr(args, name) and not args.validation:
+            option_name = "--" + name.replace("_", "-")
+            parser.error(f"{option_name} has no effect without --validation FILE")
+    args.validation_items = args.validation_items or 200
 
     config = replace(TRAIN, **given(TrainConfig, vars(args)))
     mixture = Mixture(batch=config.batch, **given(Mixture, {"answer_length": args.answer_length}))

@@ -20,7 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapters import SQUEEZE
 from diffa import DIFFA
+from encoder import SAMPLE_RATE, encoder_frames
 from training.batches import Batch
 from training.optimizers import TrainConfig
 from training.recipe import Execution, Recipe, add_training_arguments
@@ -89,7 +91,7 @@ def spelling_loss(
         logits = table_logits(audio, table)
         log_probabilities = logits.log_softmax(dim=-1).transpose(0, 1)  # (A, b, n + 1)
 
-        # A clip that could not be read has no loss, nor one with more tokens than embeddings.
+        # A clip that could not be read has no loss.
         targets = part.take(numbers) + 1  # (b, G), 0 is silence
         lengths = part.take(is_word).sum(dim=1)
         inputs = (log_probabilities, targets, mask.sum(dim=1), lengths)
@@ -97,7 +99,25 @@ def spelling_loss(
         yield (losses * part.readable).sum() / n_tokens
 
 
-STAGE = Stage(parts="semantic", target="transcription", loss=spelling_loss, title="warm-up")
+def is_too_fast(item: dict, model: DIFFA) -> bool:
+    """Whether a clip has fewer audio embeddings than CTC needs to spell its transcript.
+
+    It needs one for each token, and a silence between two equal ones.
+    """
+    n_samples = min(round(item["duration"] * SAMPLE_RATE), model.encoder.config.n_samples)
+    n_embeddings = encoder_frames(n_samples) // SQUEEZE
+    ids = model.tokenizer.encode_text(item["transcription"])
+    repeated = sum(first == second for first, second in zip(ids, ids[1:]))
+    return len(ids) + repeated > n_embeddings
+
+
+STAGE = Stage(
+    parts="semantic",
+    target="transcription",
+    loss=spelling_loss,
+    title="warm-up",
+    unusable={"have more tokens than audio embeddings": is_too_fast},
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

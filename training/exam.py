@@ -13,7 +13,7 @@ from data import left_pad
 from sampler import Answer, SamplerConfig, answer
 from training.imitation import ImitationItem, blurred_embeddings
 from training.perplexity import pseudo_perplexity
-from training.questions import VALUES
+from training.questions import VALUES, plain_words
 from training.text_rows import TextRows
 
 LOSSES = 4  # batches whose loss is measured
@@ -32,11 +32,16 @@ class Exam:
 
     def __init__(self, adaptation, rows: TextRows, n: int):
         """adaptation: see adapt_lm.Adaptation. rows: of sentences that do not train; n of them at
-        most for each figure."""
-        self.n = min(n, len(rows.lines))
+        most for each figure. ValueError: no sentence in plain words fits an answer.
+        """
         self.adaptation = adaptation
         self.rows = rows
         length = rows.mixture.answer_length
+        encode = rows.tokenizer.encode_text
+        self.lines = [line for line in rows.lines if len(encode(plain_words(line))) < length]
+        if not self.lines:
+            raise ValueError(f"no sentence of the validation fits an answer of {length} tokens")
+        self.n = min(n, len(self.lines))
         self.sampler = SamplerConfig(
             length=length, block_length=BLOCK_LENGTH, rule="threshold", threshold=0.9
         )
@@ -44,7 +49,7 @@ class Exam:
     def items(self, kind: str, stretched: bool) -> list[ImitationItem]:
         """Questions of a kind, each about another sentence."""
         rng = random.Random(f"{kind} {stretched}")
-        lines = rng.sample(self.rows.lines, self.n)
+        lines = rng.sample(self.lines, self.n)
         items = [self.rows.audio(line, kind, stretched, rng) for line in lines]
         fits = self.rows.mixture.answer_length
         return [i for i in items if len(self.rows.tokenizer.encode_text(i.answer)) < fits]
@@ -81,7 +86,7 @@ class Exam:
 
     def perplexity(self) -> float:
         """Pseudo-perplexity of the first sentences, as plain text."""
-        ids = self.rows.tokenizer.encode_text("\n".join(self.rows.lines[: self.n]))
+        ids = self.rows.tokenizer.encode_text("\n".join(self.lines[: self.n]))
         return pseudo_perplexity(self.adaptation.lm, ids[:PLAIN_TOKENS], window=WINDOW)
 
     @torch.no_grad()

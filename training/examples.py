@@ -5,6 +5,7 @@ Shapes: N items, G answer tokens.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -57,7 +58,13 @@ def check_rejected(items: list[dict], source, target: str, rejected: str) -> Non
 
 
 def without_bad(
-    items: list[dict], source, answers: list[str], model, length: int, cut: bool
+    items: list[dict],
+    source,
+    answers: list[str],
+    model,
+    length: int,
+    cut: bool,
+    unusable: dict[str, Callable[[dict, object], bool]],
 ) -> list[dict]:
     """The items that can be used; arguments and errors as for `usable`.
 
@@ -70,13 +77,16 @@ def without_bad(
     too_wordy = [any(len(encode(item[name])) >= length for name in answers) for item in items]
     empty = [not all(item[name].strip() for name in answers) for item in items]
 
-    bad = [any(reasons) for reasons in zip(too_long, too_wordy, empty)]
+    others = {name: [is_bad(item, model) for item in items] for name, is_bad in unusable.items()}
+
+    bad = [any(reasons) for reasons in zip(too_long, too_wordy, empty, *others.values())]
     if any(bad):
         counts = (
             f"{source}: of {len(items)} items, {sum(too_long)} last longer than the encoder's "
             f"{context / SAMPLE_RATE:.2f} s, {sum(too_wordy)} have answers of {length} tokens or "
             f"more and {sum(empty)} have none"
         )
+        counts += "".join(f"; {sum(reasons)} {name}" for name, reasons in others.items())
         if all(bad):
             advice = "pass --cut or another --answer-length, or choose another manifest or encoder"
             raise ManifestError(f"{counts}: no item is left; {advice}")
@@ -93,12 +103,14 @@ def usable(
     length: int,
     cut: bool = False,
     rejected: str | None = None,
+    unusable: dict[str, Callable[[dict, object], bool]] | None = None,
 ) -> Examples:
     """The items whose clip fits the encoder's window, and whose answer fits `length` tokens.
 
     Args:
         items: of the manifest `source`; their field `target` holds the answer. model: a DIFFA.
         cut: longer clips are usable. rejected: the field of the worse answer, in stage 4.
+        unusable: more reasons to leave an item out, see Stage.
     Raises:
         ManifestError: no item is left (the message counts why), or pairs of answers are none.
         ValueError: a prompt and an answer exceed the LM's context.
@@ -107,7 +119,7 @@ def usable(
     if rejected:
         check_rejected(items, source, target, rejected)
         answers.append(rejected)
-    items = without_bad(items, source, answers, model, length, cut)
+    items = without_bad(items, source, answers, model, length, cut, unusable or {})
 
     # Few instructions serve many items.
     instructions = {item["input"] for item in items}

@@ -16,6 +16,8 @@ from torch import Tensor
 from diffusion_lm import DiffusionLM
 from sampler import check_finite, split_evenly
 
+LARGEST = 700.0  # nats; exp of more overflows
+
 
 @torch.no_grad()
 def pseudo_perplexity(
@@ -24,7 +26,7 @@ def pseudo_perplexity(
     """exp of the mean negative log-probability of each token, given all others of its window.
 
     It takes a forward pass of `window` tokens for each token. Not comparable with the perplexity of
-    a causal LM, which sees the tokens before only.
+    a causal LM, which sees the tokens before only. Infinite if it exceeds a float.
 
     Args:
         ids: (L,) tokens of a text. window: most tokens that the LM sees at once; a longer text is
@@ -48,4 +50,5 @@ def pseudo_perplexity(
             losses = F.cross_entropy(lm.head(hidden).float(), part[masked], reduction="none")
             check_finite(lm, losses)
             total += losses.double().sum().item()
-    return math.exp(total / len(ids))
+    mean = total / len(ids)
+    return math.exp(mean) if mean < LARGEST else math.inf

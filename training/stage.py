@@ -13,7 +13,7 @@ from torch import Tensor
 from adapters import TAPS, AdapterConfig
 from checkpoints.command_line import one_line_errors
 from checkpoints.digests import digest
-from checkpoints.files import write_json
+from checkpoints.files import refuse_model, write_json
 from checkpoints.model import Loaded, load_for_training, save_trained
 from checkpoints.progress import is_quiet
 from data import load_manifest
@@ -44,6 +44,7 @@ class Stage:
     trains_lora: the LoRA that the adapters hold trains, without --lora.
     rejected: field of the worse answer, in stage 4. reference: makes of the model, before it
     trains, what the loss takes as its argument `reference`. settings: more arguments of the loss.
+    unusable: whether an item cannot train, with the model; what it is called in a message.
     """
 
     parts: str
@@ -55,6 +56,7 @@ class Stage:
     rejected: str | None = None
     reference: Callable[[DIFFA], DIFFA] | None = None
     settings: dict = field(default_factory=dict)
+    unusable: dict[str, Callable[[dict, DIFFA], bool]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +171,7 @@ def usable_data(
     """The examples that train, and those of the validation, if there is one; errors: `usable`."""
     options = {"target": stage.target, "model": model, "length": recipe.answer_length}
     options |= {"cut": recipe.execution.cut, "rejected": stage.rejected}
+    options["unusable"] = stage.unusable
     examples = usable(items, run.train, **options)
     if not run.validation:
         return examples, None
@@ -219,9 +222,14 @@ def check_run(recipe: Recipe, run: Run) -> None:
     if run.lora and run.no_lora:
         raise ValueError("--lora and --no-lora exclude each other; give one of them")
 
+    if not run.adapters and (run.no_lora or run.allow_other_parts):
+        option = "--no-lora" if run.no_lora else "--force-parts"
+        raise ValueError(f"{option} has no effect without --adapters")
+
     if run.adapters and Path(run.adapters).resolve() == run.out.resolve():
         raise ValueError(f"--out {run.out} is --adapters, which would be overwritten; take another")
 
+    refuse_model(run.out)
     there = next(path for path in (run.out, *run.out.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"--out {run.out}: {there} is not a folder that can be written to")

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from checkpoints.tokenizer import Tokenizer
 from data import Prompt, build_prompt, build_text_prompt, encode_answers
+from diffusion_lm import LMConfig
 from training.imitation import ImitationItem, pad_items
 from training.questions import (
     ABOUT_VOICE,
@@ -39,6 +40,7 @@ PACE = (0.4, 1.0)
 # Most silences before the words, where stage 1 has its prompts, and after them.
 SILENCES = (20, 5)
 SEEN = 1000  # lines that are tried against the answers' length
+TRIES = 10_000  # rows that are drawn until one fits
 ABOUT_WORDS = tuple(kind for kind in QUESTIONS if kind not in ABOUT_VOICE)
 
 
@@ -58,20 +60,26 @@ class Mixture:
     plain_rows: int = 2
 
 
+def length_of(item: ImitationItem) -> int:
+    """Positions of a row's prompt."""
+    return len(item.prompt.before) + len(item.audio_ids) + len(item.prompt.after)
+
+
 class TextRows(Dataset):
     """The rows of every step, by its number: they follow from (seed, step) alone."""
 
     def __init__(
-        self, tokenizer: Tokenizer, lines: list[str], mixture: Mixture, gap_id: int, seed: int
+        self, tokenizer: Tokenizer, lines: list[str], mixture: Mixture, config: LMConfig, seed: int
     ):
-        """lines: sentences with a word. gap_id: stands for a silence; it is not embedded.
+        """lines: sentences with a word. config: of the LM, whose context limits the rows.
 
         Raises ValueError: hardly a sentence fits the answers, so rows would be drawn for ever.
         """
         self.tokenizer = tokenizer
         self.lines = lines
         self.mixture = mixture
-        self.gap_id = gap_id
+        self.gap_id = config.mask_id  # stands for a silence; it is not embedded
+        self.room = config.max_length - mixture.answer_length  # positions of a prompt
         self.seed = seed
         self.prompt_of = functools.cache(functools.partial(build_prompt, tokenizer))
         self.pieces = functools.lru_cache(1 << 16)(self.pieces_of)
@@ -87,7 +95,7 @@ class TextRows(Dataset):
         # Some lines, evenly spaced, stand for all of them.
         some = lines[:: -(-len(lines) // SEEN)]
         fitting = [len(tokenizer.encode_text(line)) < mixture.answer_length for line in some]
-        if 100 * sum(fitting) < len(some):
+        if 100 * sum(fitting) < len(some) or not self.by_length:
             raise ValueError(
                 f"{sum(fitting)} of {len(some)} sentences fit an answer of {mixture.answer_length} "
                 "tokens; take a larger --answer-length, or shorter sentences"
@@ -109,7 +117,7 @@ class TextRows(Dataset):
             items = [self.fitting(prompt, rng) for _ in range(self.mixture.batch)]
 
         # Parts of a batch are padded less when rows of similar length are neighbours.
-        items.sort(key=lambda item: len(item.prompt.before + item.audio_ids + item.prompt.after))
+        items.sort(key=length_of)
         ids, mask, is_audio = pad_items(items, torch.device("cpu"))
         answers = [item.answer for item in items]
         return {
@@ -130,11 +138,20 @@ class TextRows(Dataset):
     # Rows
 
     def fitting(self, draw: Callable, rng: random.Random) -> ImitationItem:
-        """A row that draw(line, rng=rng) makes of a random line; its answer and its end fit."""
-        while True:
+        """A row that draw(line, rng=rng) makes of a random line; prompt, answer and its end fit.
+
+        Raises ValueError: none is found.
+        """
+        for _ in range(TRIES):
             item = draw(rng.choice(rng.choice(self.by_length)), rng=rng)
-            if len(self.tokenizer.encode_text(item.answer)) < self.mixture.answer_length:
+            n_answer = len(self.tokenizer.encode_text(item.answer))
+            if n_answer < self.mixture.answer_length and length_of(item) <= self.room:
                 return item
+        raise ValueError(
+            f"no prompt of {self.room} positions with an answer of {self.mixture.answer_length} "
+            f"tokens is found in {TRIES:,} tries; take shorter sentences, or an LM with a longer "
+            "context"
+        )
 
     def plain(self, line: str, rng: random.Random) -> ImitationItem:
         """A sentence without a prompt, after the token that separates texts."""
