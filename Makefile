@@ -52,7 +52,7 @@ demo: $(INSTALLED)  ## both stages of DIFFA at toy scale: 12 to 18 minutes on 2 
 	@echo "docs/tour.md (the method in pictures), and \`make page RUN=$(RUN)\` (ask it yourself)."
 
 # RUN may be another run, ADAPTERS any adapters; without either, the bundled ones answer.
-PAGE_ADAPTERS = $(or $(ADAPTERS),$(if $(filter command,$(origin RUN)),$(RUN)/stage2))
+PAGE_ADAPTERS = $(or $(ADAPTERS),$(if $(filter command environment,$(origin RUN)),$(RUN)/stage2))
 page: $(INSTALLED)  ## a page that answers about your clips, at http://127.0.0.1:7860
 	$(PY) -m pip install -q -e ".[page]"
 	$(PY) -m lab.page $(if $(PAGE_ADAPTERS),--adapters "$(PAGE_ADAPTERS)")
@@ -104,9 +104,9 @@ benchmark: $(INSTALLED)  ## every sampler and cache against the published proced
 # WHISPER is a directory of the hub; its encoder stays frozen, with the window cut to the toy's 3.2 s.
 # Stage 2 keeps the states of 6,000 clips in memory: 3.7 GB for tiny.en.
 real-encoder: $(INSTALLED)  ## both stages with a real Whisper: WHISPER=DIR
-	$(PY) train_asr.py --whisper $(WHISPER) --audio-context 3.2 --llm $(RUN)/llada --train $(RUN)/corpus/asr_train.json --out $(RUN)/real/stage1 --seed $(SEED)
-	$(PY) train_instruct.py --whisper $(WHISPER) --llm $(RUN)/llada --adapters $(RUN)/real/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/real/stage2 --steps 1400 --whiten --lr 2e-3 --pretrained-lr-scale 0.25 --seed $(SEED)
-	$(PY) -m toy.evaluate --run $(RUN)/real --whisper $(WHISPER) --llm $(RUN)/llada --corpus $(RUN)/corpus
+	$(PY) train_asr.py --whisper "$(WHISPER)" --audio-context 3.2 --llm $(RUN)/llada --train $(RUN)/corpus/asr_train.json --out $(RUN)/real/stage1 --seed $(SEED)
+	$(PY) train_instruct.py --whisper "$(WHISPER)" --llm $(RUN)/llada --adapters $(RUN)/real/stage1 --train $(RUN)/corpus/instruct_train.json --out $(RUN)/real/stage2 --steps 1400 --whiten --lr 2e-3 --pretrained-lr-scale 0.25 --seed $(SEED)
+	$(PY) -m toy.evaluate --run $(RUN)/real --whisper "$(WHISPER)" --llm $(RUN)/llada --corpus $(RUN)/corpus
 
 # LM is a small causal LM of the hub, TEXT plain text files. RECORDED adds a manifest of recordings,
 # eight copies of each. docs/small-lm.md has costs and options.
@@ -115,7 +115,7 @@ SMOL_STATES := --cache-encoder $(SMOL)/states
 smol: $(INSTALLED)  ## a small LM learns to listen: LM=DIR WHISPER=DIR TEXT="FILES"; for one GPU
 	@for f in "$(LM)/config.json" "$(LM)/tokenizer.json" "$(WHISPER)$(if $(filter %.pt,$(WHISPER)),,/config.json)"; do [ -f "$$f" ] || { echo "$$f is not there: see docs/small-lm.md for the downloads"; exit 1; }; done
 	$(PY) -m corpora.texts $(TEXT) --out $(SMOL)/texts
-	$(PY) -m toy.read_aloud $(SMOL)/texts/train.txt $(SMOL)/texts/test.txt --out $(SMOL)/spoken --clips 24000 --seed $(SEED) $(if $(RECORDED),--recorded $(RECORDED) --repeat 8)
+	$(PY) -m toy.read_aloud $(SMOL)/texts/train.txt $(SMOL)/texts/test.txt --out $(SMOL)/spoken --clips 24000 --seed $(SEED) $(if $(RECORDED),--recorded "$(RECORDED)" --repeat 8)
 	$(PY) -m training.adapt_lm --lm "$(LM)" --text $(SMOL)/texts/train.txt --validation $(SMOL)/texts/test.txt --out $(SMOL)/lm --seed $(SEED)
 	$(PY) -m training.align $(SMOL_STAGE) $(SMOL_STATES) --train $(SMOL)/spoken/asr_train.json --out $(SMOL)/align --steps 2000 --batch 128 --dtype bfloat16
 	$(PY) -m lab.spelling $(SMOL)/spoken/asr_test.json --adapters $(SMOL)/align --items 400

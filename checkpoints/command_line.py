@@ -72,7 +72,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str |
     if adapters_default is None:
         default = "(default: runs/toy/stage2; without that run, the bundled toy/weights/stage2)"
     elif not adapters_default:
-        default = "(default: new ones)"
+        default = "(default: none)"
     adapters = f"directory, or the release's file {default}"
     add("--adapters", default=adapters_default, action=Weights, help=adapters)
     default = "(default: %(default)s)"

@@ -75,7 +75,7 @@ def read_lm_config(path: str | Path, causal_weights: bool = False) -> LMConfig:
     if config.head_dim % 2:
         problem = f"heads of width {config.head_dim} have no two halves that rotate"
         raise WeightsError(f"{source}: {problem}")
-    if config.mask_id == config.end_id:
+    if config.mask_id == config.end_id != -1:
         raise WeightsError(f"{source}: [MASK] and the end token are both {config.end_id}")
     return config
 
@@ -228,10 +228,7 @@ def load_lm(
 
 
 def computed_buffers(path: Path, tensors: Checkpoint, config: LMConfig) -> tuple[str, ...]:
-    """Names of rotary frequencies, which old Llamas hold in every block and a config determines.
-
-    Raises WeightsError: they are others.
-    """
+    """Names of rotary frequencies, which old Llamas hold. WeightsError: not those of the config."""
     exponents = torch.arange(0, config.head_dim, 2) / config.head_dim
     expected = config.rope_theta**-exponents  # (C / 2,)
     names = tuple(name for name in tensors if name.endswith("rotary_emb.inv_freq"))

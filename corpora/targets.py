@@ -80,7 +80,7 @@ def target_problem(text: str, cut_off: bool | None = None) -> str:
 
 
 def one_item_a_clip(items: list[dict], source: Path) -> list[dict]:
-    """The first item of each audio_id: a clip gets one answer, whatever its item asked before.
+    """The first item of each audio_id: a clip gets one answer, whatever its items ask.
 
     Raises ManifestError: an audio_id names two clips.
     """

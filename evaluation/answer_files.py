@@ -119,8 +119,9 @@ def check_made_by(out: Path, made_by: dict[str, str]) -> None:
 
 def adapters_digest(model: DIFFA) -> str:
     """Identifies trained adapters by all their numbers."""
-    parts = model.trained_parts().values()
-    numbers = [p.detach().float().cpu().numpy() for part in parts for p in part.parameters()]
+    parts = model.trained_parts()
+    trained = [p for name, p in model.named_parameters() if name.split(".")[0] in parts]
+    numbers = [p.detach().float().cpu().numpy() for p in trained]
     return hashlib.sha256(b"".join(array.tobytes() for array in numbers)).hexdigest()[:16]
 
 

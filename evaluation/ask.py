@@ -186,6 +186,8 @@ def check_settings(args: argparse.Namespace) -> None:
     The adapters' length is not known yet: the one taken here allows any number of steps.
     """
     length = max(args.steps or 0, 0) or USUAL_LENGTH
+    if args.block_length and args.length is None:
+        length = max(length, 2 * args.block_length)  # may be: --append needs several blocks
     sampler_config(args, length, most=length if args.length == "auto" else AUTO_LENGTH)
 
 
@@ -249,8 +251,9 @@ def answer_live(args: argparse.Namespace, questions: list[Question]) -> None:
     if args.batch:
         raise ValueError("--batch does nothing without --out: answers are shown one by one")
     if args.trace:
-        if any(args.trace.resolve() == Path(q.clip).resolve() for q in questions):
-            raise ValueError(f"--trace {args.trace} is the clip, which would be overwritten")
+        read = {Path(path).resolve() for path in [*args.clip, *(q.clip for q in questions)]}
+        if args.trace.resolve() in read:
+            raise ValueError(f"--trace {args.trace} is read by this command; give another file")
         check_writable(args.trace)
         if len(questions) > 1:
             raise ValueError(f"--trace shows one answer, and {len(questions)} are asked for")

@@ -26,7 +26,7 @@ RANGES = {  # smallest and largest; larger numbers would overflow
 }
 NOT_WHOLE = (
     "deliberate needs an answer that is whole from the start: leave out deliberate, or leave out "
-    "append, --length auto and second_call"
+    "append, --length auto and second_call, or take an LM that does not append its blocks"
 )
 
 

@@ -167,6 +167,11 @@ def test_sentences_that_do_not_fit_are_not_examined(causal):
     rows = TextRows(tokenizer, lines, Mixture(batch=8, answer_length=20), lm.config, 0)
     exam = Exam(SimpleNamespace(lm=lm, device=torch.device("cpu")), rows, n=1)
     assert [item.answer for item in exam.items("transcribe", False)] == ["the cat"]
+
+    # Nor are prompts that do not fit the context.
+    rows.room = 10
+    with pytest.raises(ValueError, match="no question of kind transcribe fits the LM's context"):
+        exam.items("transcribe", False)
     rows.lines = lines[1:]
     with pytest.raises(ValueError, match="no sentence of the validation fits an answer of 20"):
         Exam(SimpleNamespace(lm=lm, device=torch.device("cpu")), rows, n=1)

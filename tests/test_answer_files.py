@@ -10,8 +10,11 @@ from evaluation.answer_files import answer_missing, pending_batches
 
 NAMES = ["a", "b", 3, "d", "e\u2028"]
 ORDER = [4, 0, 2, 1, 3]
-PARTS = {name: torch.nn.Linear(1, 1) for name in ("acoustic", "semantic")}
-MODEL = SimpleNamespace(trained_parts=lambda: PARTS)
+PARTS = {name: torch.nn.Parameter(torch.zeros(1)) for name in ("prompts", "semantic.norm")}
+MODEL = SimpleNamespace(
+    trained_parts=lambda: {"prompts": None, "semantic": None},
+    named_parameters=lambda: [*PARTS.items(), ("lm.norm", torch.randn(1))],
+)
 
 
 def run(out, stop_after=None, names=NAMES, made_by=None):
@@ -85,7 +88,7 @@ def test_answers_of_another_model_or_other_questions_are_neither_resumed_nor_los
 def test_answers_of_adapters_that_trained_further_are_not_resumed(tmp_path, monkeypatch, part):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "out", stop_after=2)
-    monkeypatch.setitem(PARTS, part, torch.nn.Linear(1, 1))
+    monkeypatch.setitem(PARTS, part, torch.ones(1))
     with pytest.raises(ValueError, match="begun with adapters_digest"):
         run(tmp_path / "out")
 

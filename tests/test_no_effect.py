@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,8 @@ from evaluation.exam_rules import MMAU
 from lab import gpu
 from toy import evaluate, read_aloud
 from training import adapt_lm, align, preference
+
+STAGE1 = Path(__file__).parent.parent / "toy/weights/stage1"
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def test_an_item_without_a_question_and_a_clip_with_two_transcripts_are_errors(t
         (["--append"], "--append does nothing"),
         (["--cache", "dual", "--refresh", 2], "--refresh does nothing"),
         (["--append", "--length", 8, "--block-length", 8], "--append does nothing"),
-        (["--trace", "CLIP"], "is the clip, which would be overwritten"),
+        (["--trace", "CLIP"], "is read by this command"),
         (["--seed", 5], "--seed does nothing"),
         (["--batch", 4], "--batch does nothing"),
     ],
@@ -87,6 +90,8 @@ def test_an_option_of_the_sampler_that_does_nothing_is_refused(refused, tone, wo
         (train_asr.main, ["--no-lora"], "--no-lora has no effect without --adapters"),
         (train_asr.main, ["--force-parts"], "--force-parts has no effect without --adapters"),
         (train_instruct.main, [*"--adapters a --out ./a".split()], "would be overwritten"),
+        (train_asr.main, ["--out", STAGE1], "stage1 holds adapters, but no run to resume"),
+        (train_asr.main, ["--out", STAGE1.parent / "llada"], "llada holds a model"),
         (read_aloud.main, [*"a b --out c --repeat 2".split()], "--repeat has no effect"),
         (evaluate.main, ["--compare", "a", "b", "--check"], "--check has no effect"),
         (evaluate.main, ["--compare", "a", "b", "--summary", "a"], "not allowed with"),

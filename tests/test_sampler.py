@@ -154,7 +154,7 @@ def test_a_committed_token_stays_and_blocks_are_filled_left_to_right(toy, config
 
 @pytest.fixture(scope="module")
 def small():
-    """A random LM that is often sure, and often ends its text."""
+    """A random LM that is often confident, and often ends its text."""
     torch.manual_seed(0)
     lm = DiffusionLM(SMALL).eval().requires_grad_(False)
     lm.unembedding.weight.mul_(9)
@@ -322,23 +322,23 @@ def test_with_a_kept_prompt_an_item_gets_the_answer_it_gets_alone(small, config)
 
 
 @caches
-def test_deliberation_fills_the_unsure_tokens_from_all_the_others(small, cache):
+def test_deliberation_fills_the_unconfident_tokens_from_all_the_others(small, cache):
     prompt = spliced([9] * 4, [0] * 4, seed=5)
     config = with_(RULES[2], threshold=1e-9, cache=cache, stop_at_end=False)  # a call a block
     first, steps = traced(small, prompt, config)
     again = generate(small, prompt, with_(config, deliberate=0.6))
 
     # By hand: what stands behind an end is masked with it, and one pass sees all that is left.
-    unsure = steps[-1][1] < 0.6  # (B, G)
-    for row, n in zip(unsure, first.text_tokens.tolist()):
+    unconfident = steps[-1][1] < 0.6  # (B, G)
+    for row, n in zip(unconfident, first.text_tokens.tolist()):
         row[n + 1 :] = row[min(n, 11)].item()
-    start = first.ids.masked_fill(unsure, SMALL.mask_id)
+    start = first.ids.masked_fill(unconfident, SMALL.mask_id)
     x = torch.cat([prompt.embeddings, small.embed(start)], dim=1)
     logits = small.head(small(x))[:, -12:]
     logits[..., SMALL.mask_id] = -INF
-    assert torch.equal(again.ids, torch.where(unsure, logits.argmax(dim=-1), first.ids))
-    assert unsure.any() and not unsure.all() and not torch.equal(again.ids, first.ids)
-    assert torch.equal(again.calls, first.calls + unsure.any(dim=1))
+    assert torch.equal(again.ids, torch.where(unconfident, logits.argmax(dim=-1), first.ids))
+    assert unconfident.any() and not unconfident.all() and not torch.equal(again.ids, first.ids)
+    assert torch.equal(again.calls, first.calls + unconfident.any(dim=1))
 
 
 @by_rule
@@ -355,7 +355,7 @@ def test_deliberation_with_a_kept_prompt_is_as_alone_and_leaves_no_mask(small, c
 
 
 @by_rule
-def test_an_answer_whose_text_and_end_are_sure_is_not_asked_again(small, config):
+def test_an_answer_whose_text_and_end_are_confident_is_not_filled_in_again(small, config):
     prompt = spliced([9, 30, 17, 25], [5, 20, 0, 3])
     for i in range(4):
         out, steps = traced(small, one(prompt, i), config)
@@ -369,6 +369,21 @@ def test_the_command_appends_blocks_as_the_lm_was_trained():
     parser = make_parser()
     assert sampler_config(parser.parse_args(words), 8).append is None
     assert sampler_config(parser.parse_args([*words, "--append"]), 8).append is True
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--block-length 32 --append",
+        "--rule count --steps 16 --block-length 16 --append",
+        "--rule count --steps 32 --block-length 32 --cache dual --refresh 2",
+    ],
+)
+def test_several_blocks_are_possible_before_the_adapters_length_is_known(words):
+    args = make_parser().parse_args(["clip.wav", "What?", *words.split()])
+    check_settings(args)
+    with pytest.raises(ValueError, match="does nothing to an answer of one block"):
+        sampler_config(args, args.block_length)
 
 
 def test_steps_of_an_answer_that_grows_are_not_judged_before_its_length_is_known():
@@ -644,7 +659,7 @@ CONFIDENCE = torch.tensor([[0.3, 0.95, 0.6, 0.9, 0.99]])
     "settings, kept",
     [
         ({"threshold": 0.5, "rule": "threshold"}, [1, 2, 3]),
-        ({"threshold": 0.96, "rule": "threshold"}, [1]),  # none passes: the surest of those masked
+        ({"threshold": 0.96, "rule": "threshold"}, [1]),  # none passes: the best of the masked
         (
             {"factor": 0.5, "rule": "factor"},
             [1, 3],
@@ -655,7 +670,7 @@ CONFIDENCE = torch.tensor([[0.3, 0.95, 0.6, 0.9, 0.99]])
     ],
 )
 def test_what_each_rule_commits(settings, kept):
-    masked = torch.tensor([[True, True, True, True, False]])  # the surest of all is not masked
+    masked = torch.tensor([[True, True, True, True, False]])  # the best is not masked
     rule = settings["rule"]
     keep = commit(CONFIDENCE, masked, rule, torch.tensor(settings.get(rule, 2.0)))
     assert keep[0].nonzero().flatten().tolist() == kept
@@ -713,7 +728,7 @@ def test_doubts_far_below_the_precision_of_float32_keep_their_order():
     assert torch.equal(confidence.argsort(dim=1), expected.argsort(dim=1))
 
 
-def test_a_sure_lm_gives_the_published_answers_by_count():
+def test_a_confident_lm_gives_the_published_answers_by_count():
     torch.manual_seed(0)
     lm = DiffusionLM(SMALL)
     differing = set()

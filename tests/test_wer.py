@@ -164,14 +164,14 @@ def test_substituted_missing_and_extra_words_are_errors():
     assert word_error_rate(["Two red birds sing", "one."], targets) == pytest.approx(40)
 
 
-def map_english(texts):
+def normalized(texts):
     return [normalize_english(text) for text in texts]
 
 
 def test_only_words_that_differ_after_normalisation_are_errors():
     predictions = ["Um, it's twenty-one.", "Two red dogs!"]
     targets = ["It is 21", "two dogs"]
-    rate = word_error_rate(map_english(predictions), map_english(targets))
+    rate = word_error_rate(normalized(predictions), normalized(targets))
     assert rate == pytest.approx(100 / 5)
 
 

@@ -123,8 +123,12 @@ def make_speech(
     settings["recordings"] = str(recordings and file_digest(recordings))
     record = out / "corpus.json"  # written last: it says that all the rest is complete
     if record.exists():
-        if read_json(record) != settings:
-            raise FileExistsError(f"{out} holds another corpus, {read_json(record)}")
+        found = read_json(record)
+        if found != settings:
+            changed = [name for name in settings if found.get(name) != settings[name]]
+            raise FileExistsError(
+                f"{out} holds another corpus, of other {', '.join(changed)}; take another --out"
+            )
         print(f"{out} holds this corpus already.")
         return
 

@@ -30,7 +30,7 @@ from checkpoints.command_line import DTYPES, count, count_or_zero, one_line_erro
 from checkpoints.digests import digest
 from checkpoints.downloads import require
 from checkpoints.files import check_writable, refuse_model, write_json
-from checkpoints.lm import added_ids, load_lm, save_lm
+from checkpoints.lm import added_ids, load_lm, read_lm_config, save_lm
 from checkpoints.tokenizer import Tokenizer, load_tokenizer
 from diffusion_lm import DiffusionLM, diffusion_loss, noise, noise_levels
 from training.exam import Exam
@@ -40,6 +40,7 @@ from training.loop import Trainer
 from training.optimizers import TrainConfig
 from training.questions import spoken_lines
 from training.recipe import given, learning_rate
+from training.run_files import checkpoints
 from training.text_rows import Mixture, TextRows
 
 # Ours throughout; no paper says how a small LM is adapted for DIFFA.
@@ -60,6 +61,7 @@ T_MIN = 0.5  # with few masks, the rest of the answer gives a word away, and the
 PLAIN_T_MIN = 0.1  # of plain text, which has no prompt
 MASK_SEED = 0  # of the vector of [MASK]
 BLUR = 0.6  # largest fraction of other words in a word that imitates audio
+ITEMS = 200  # sentences of the validation for each figure
 JITTER = 0.7  # largest noise on it, relative to the embeddings
 
 
@@ -140,7 +142,9 @@ def choose_mask(path: Path, name: str | None) -> int:
     Raises ValueError: there is no such token.
     """
     formats = "".join(f"{chat.published} {chat.answer}" for chat in CHATS.values())
-    free = {token: i for token, i in added_ids(path).items() if token not in formats}
+    end_id = read_lm_config(path, causal_weights=True).end_id
+    added = added_ids(path)
+    free = {token: i for token, i in added.items() if token not in formats and i != end_id}
     if name is None and free:
         return max(free.values())
     if name not in free:
@@ -194,12 +198,14 @@ class Run:
 
 
 def check_run(run: Run, config: TrainConfig) -> None:
-    """Raise ValueError or OSError: the new LM cannot be written, or the batch not be divided."""
+    """Raise ValueError or OSError: the new LM cannot be written or would overwrite another, the
+    source is no LM with a tokenizer, or the batch does not divide.
+    """
     if run.out.resolve() == run.source.resolve():
         raise ValueError(
             f"--out {run.out} is --lm, which would be overwritten; take another folder"
         )
-    if not any(run.out.glob("checkpoint-*.pt")):
+    if not checkpoints(run.out / "checkpoint.pt"):
         refuse_model(run.out)
     require(llm=run.source)
     if not (run.source / "tokenizer.json").is_file():
@@ -274,7 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
     option("--lm", dest="source", type=Path, required=True, help="directory (hub format)")
     option("--text", type=Path, nargs="+", required=True, help="files of one sentence a line")
     option("--validation", type=Path, help="such a file of sentences that do not train")
-    option("--validation-items", type=count, help="sentences a figure (default 200)")
+    option("--validation-items", type=count, help=f"sentences a figure (default {ITEMS})")
     option("--out", type=Path, required=True, help="directory of the new LM, and of the run")
     option("--mask", metavar="TOKEN", help="added token that becomes [MASK] (default: the last)")
     option("--answer-length", type=count, help="tokens that are noised (default 32)")
@@ -300,7 +306,7 @@ def main(arguments: list[str] | None = None) -> None:
         if getattr(args, name) and not args.validation:
             option_name = "--" + name.replace("_", "-")
             parser.error(f"{option_name} has no effect without --validation FILE")
-    args.validation_items = args.validation_items or 200
+    args.validation_items = args.validation_items or ITEMS
 
     config = replace(TRAIN, **given(TrainConfig, vars(args)))
     mixture = Mixture(batch=config.batch, **given(Mixture, {"answer_length": args.answer_length}))

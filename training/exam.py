@@ -51,8 +51,10 @@ class Exam:
         rng = random.Random(f"{kind} {stretched}")
         lines = rng.sample(self.lines, self.n)
         items = [self.rows.audio(line, kind, stretched, rng) for line in lines]
-        fits = self.rows.mixture.answer_length
-        return [i for i in items if len(self.rows.tokenizer.encode_text(i.answer)) < fits]
+        fitting = [item for item in items if self.rows.fits(item)]
+        if not fitting:
+            raise ValueError(f"no question of kind {kind} fits the LM's context and its answers")
+        return fitting
 
     def answers(self, items: list[ImitationItem]) -> list[Answer]:
         """The LM's answers, at threshold 0.9, block by block."""

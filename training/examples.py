@@ -88,7 +88,7 @@ def without_bad(
         )
         counts += "".join(f"; {sum(reasons)} {name}" for name, reasons in others.items())
         if all(bad):
-            advice = "pass --cut or another --answer-length, or choose another manifest or encoder"
+            advice = "pass --cut or another --answer-length, or choose another manifest or models"
             raise ManifestError(f"{counts}: no item is left; {advice}")
         if processes.rank() == 0:
             tqdm.write(f"{counts}; they are left out")
@@ -105,7 +105,8 @@ def usable(
     rejected: str | None = None,
     unusable: dict[str, Callable[[dict, object], bool]] | None = None,
 ) -> Examples:
-    """The items whose clip fits the encoder's window, and whose answer fits `length` tokens.
+    """The items whose clip fits the encoder's window, whose answer fits `length` tokens, and to
+    which no other reason applies.
 
     Args:
         items: of the manifest `source`; their field `target` holds the answer. model: a DIFFA.

@@ -26,7 +26,7 @@ from training.examples import Examples, usable
 from training.execution import prepare
 from training.loop import Trainer
 from training.recipe import Recipe, chosen_recipe, given, with_steps
-from training.run_files import name_on_disk
+from training.run_files import checkpoints, name_on_disk
 from training.validation import Validation, sample_answer
 from training.whitening import whiten
 
@@ -44,7 +44,8 @@ class Stage:
     trains_lora: the LoRA that the adapters hold trains, without --lora.
     rejected: field of the worse answer, in stage 4. reference: makes of the model, before it
     trains, what the loss takes as its argument `reference`. settings: more arguments of the loss.
-    unusable: whether an item cannot train, with the model; what it is called in a message.
+    unusable: more reasons to leave an item out: words of the message, and a function of item and
+    model that says whether it applies.
     """
 
     parts: str
@@ -113,7 +114,7 @@ def run_stage(stage: Stage, recipe: Recipe, run: Run) -> None:
     loaded = load_model(stage, recipe, run)
     model = loaded.model
     run = replace(run, **loaded.sources)
-    start = digests(model, stage, run)
+    start = digests(loaded, stage, run)
     loss = functools.partial(stage.loss, **stage.settings)
     if stage.reference:
         loss = functools.partial(loss, reference=stage.reference(model))
@@ -202,19 +203,25 @@ def write_result(path: Path, model: DIFFA, losses: list[float], minutes: float) 
     write_json(path, result)
 
 
-def digests(model: DIFFA, stage: Stage, run: Run) -> dict[str, str]:
+def digests(loaded: Loaded, stage: Stage, run: Run) -> dict[str, str]:
     """What a run starts from: its stage, and digests of its weights."""
+    model = loaded.model
     start = {"stage": stage.parts, "encoder": digest(model.encoder.named_parameters())}
     start["lm"] = digest((name_on_disk(n), p) for n, p in model.lm.named_parameters())
     if run.adapters:
         start["adapters"] = digest(model.semantic.named_parameters())
+        for part in {"prompts", "acoustic"} & (model.trained_parts().keys() - set(loaded.new)):
+            named = [(n, p) for n, p in model.named_parameters() if n.split(".")[0] == part]
+            start[part] = digest(named)
     if model.lora is not None:
         start["lora"] = digest(model.lora.named_parameters())
     return start
 
 
 def check_run(recipe: Recipe, run: Run) -> None:
-    """Raise ValueError: the dtype cannot train, the folder cannot be written, or is --adapters."""
+    """Raise ValueError: the dtype cannot train, an option has no effect, or the folder cannot be
+    written or holds what would be overwritten.
+    """
     if recipe.dtype == "float16":
         problem = "small gradients become 0 in it, for training has no loss scale"
         raise ValueError(f"--dtype float16: {problem}; use bfloat16 or float32")
@@ -230,6 +237,9 @@ def check_run(recipe: Recipe, run: Run) -> None:
         raise ValueError(f"--out {run.out} is --adapters, which would be overwritten; take another")
 
     refuse_model(run.out)
+    if (run.out / "adapters.safetensors").exists() and not checkpoints(run.out / "checkpoint.pt"):
+        raise ValueError(f"--out {run.out} holds adapters, but no run to resume; take another")
+
     there = next(path for path in (run.out, *run.out.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"--out {run.out}: {there} is not a folder that can be written to")

@@ -95,10 +95,15 @@ class TextRows(Dataset):
         # Some lines, evenly spaced, stand for all of them.
         some = lines[:: -(-len(lines) // SEEN)]
         fitting = [len(tokenizer.encode_text(line)) < mixture.answer_length for line in some]
-        if 100 * sum(fitting) < len(some) or not self.by_length:
+        if 100 * sum(fitting) < len(some):
             raise ValueError(
                 f"{sum(fitting)} of {len(some)} sentences fit an answer of {mixture.answer_length} "
                 "tokens; take a larger --answer-length, or shorter sentences"
+            )
+        if not self.by_length:
+            raise ValueError(
+                f"every sentence has {mixture.answer_length} words or more; take a larger "
+                "--answer-length, or shorter sentences"
             )
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
@@ -144,14 +149,18 @@ class TextRows(Dataset):
         """
         for _ in range(TRIES):
             item = draw(rng.choice(rng.choice(self.by_length)), rng=rng)
-            n_answer = len(self.tokenizer.encode_text(item.answer))
-            if n_answer < self.mixture.answer_length and length_of(item) <= self.room:
+            if self.fits(item):
                 return item
         raise ValueError(
             f"no prompt of {self.room} positions with an answer of {self.mixture.answer_length} "
             f"tokens is found in {TRIES:,} tries; take shorter sentences, or an LM with a longer "
             "context"
         )
+
+    def fits(self, item: ImitationItem) -> bool:
+        """Whether an answer and its end fit its length, and the prompt what the context leaves."""
+        n_answer = len(self.tokenizer.encode_text(item.answer))
+        return n_answer < self.mixture.answer_length and length_of(item) <= self.room
 
     def plain(self, line: str, rng: random.Random) -> ImitationItem:
         """A sentence without a prompt, after the token that separates texts."""
