@@ -88,9 +88,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, adapters_default: str |
     window = "the encoder's window, up to 30 (default: the one that the adapters were trained with)"
     add("--audio-context", type=seconds, metavar="SECONDS", help=window)
     add_force_parts(parser)
-    without = (
-        "leave out the LoRA in the adapters' file (default: merged into the LM; stage 4 trains it)"
-    )
+    default = "(default: merged into the LM; stage 4 trains it)"
+    without = f"leave out the LoRA in the adapters' file {default}"
     add("--no-lora", action="store_true", help=without)
     random = "random frozen parts, such as small+llada-8b: to measure speed and memory"
     add("--random-weights", metavar="SIZE", action=Weights, help=random)
@@ -134,9 +133,9 @@ def model_options(args: argparse.Namespace) -> dict:
 
 def settings_of(args: argparse.Namespace) -> dict[str, str]:
     """What decides a model, by the parsed options, as text: with the paths that adapters record."""
-    names = ["whisper", "llm", "adapters", "dtype", "weights", "audio_context", "random_weights"]
-    names.append("no_lora")
-    settings = {name: getattr(args, name) for name in names}
+    paths = ("whisper", "llm", "adapters")
+    others = ("dtype", "weights", "no_lora", "audio_context", "random_weights")
+    settings = {name: getattr(args, name) for name in paths + others}
 
     # Random weights have no paths.
     if not args.random_weights:

@@ -192,6 +192,11 @@ def test_stage_3_trains_lora_resumes_bit_for_bit_and_its_model_answers(
     assert all(torch.equal(again[0][name], whole[0][name]) for name in whole[0])
     assert all(whole[0][PEFT.format(i, n, "B")].any() for i in (0, 1) for n in LAYERS)
 
+    # Not from adapters that differ in what this stage could leave as it is.
+    edit_tensors(adapters, lambda tensors: [tensors[n].mul_(2) for n in tensors if "acoustic" in n])
+    with pytest.raises(SystemExit, match="acoustic was .*, now is"):
+        train(train_instruct, toy_dirs, half, manifest(), *options)
+
     # The LM's own weights are those of its directory; the answer comes through the sampler.
     model = load_diffa(**toy_dirs, adapters=half).eval()
     prompts = [build_prompt(model.tokenizer, "What is said?")]
