@@ -1,5 +1,5 @@
 # make ask              install, then answer three clips with the bundled weights
-# make demo             the whole method at toy scale, on a fresh machine: 12 to 18 minutes on 2 CPU cores
+# make demo             the whole method at toy scale, on a fresh machine: 12 to 20 minutes on 2 CPU cores
 # make demo SEED=1      another seed, in a run directory of its own
 # make test             the tests
 # make lint             style and formatting, as in CI; `make format` fixes what ruff can fix
@@ -40,7 +40,7 @@ ask: $(INSTALLED)  ## three bundled clips and the bundled weights: the first ans
 
 # Corpus, stand-ins for Whisper and LLaDA, stage 1, stage 2, evaluation, a question about one clip.
 # QUIET=--quiet shows no progress.
-demo: $(INSTALLED)  ## both stages of DIFFA at toy scale: 12 to 18 minutes on 2 CPU cores
+demo: $(INSTALLED)  ## both stages of DIFFA at toy scale: 12 to 20 minutes on 2 CPU cores
 	mkdir -p $(RUN) && { [ -f $(RUN)/started ] || touch $(RUN)/started; }
 	$(PY) -m toy.corpus --out $(RUN)/corpus --seed $(SEED) --train 6000 --test 400 $(QUIET)
 	$(PY) -m toy.pretrain --corpus $(RUN)/corpus --out $(RUN) --seed $(SEED) $(QUIET)
