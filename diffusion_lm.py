@@ -57,25 +57,6 @@ class LMConfig:
             raise ValueError(f"{self.n_heads} heads do not divide into {self.n_kv_heads} groups")
 
 
-# fmt: off
-SIZES = {
-    "llada-8b": LMConfig(),
-    "llada-1.5": LMConfig(),
-    "qwen3-0.6b": LMConfig(
-        width=1024, n_layers=28, n_heads=16, n_kv_heads=8, head_dim=128, qk_norm=True, ffn=3072,
-        vocab=151_936, max_length=40_960, rope_theta=1e6, norm_eps=1e-6, mask_id=151_669,
-        end_id=151_643, tied=True, family="qwen3",
-    ),
-    # The toy's vocabulary and special ids come from its tokenizer (toy/pretrain_lm.py). Its rotary
-    # base suits prompts of a hundred positions.
-    "toy": LMConfig(
-        width=128, n_layers=3, n_heads=4, ffn=352, vocab=0, max_length=256, rope_theta=1000.0,
-        mask_id=-1, end_id=-1,
-    ),
-}
-# fmt: on
-
-
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, with the root mean square in float32 (arXiv 1910.07467)."""
 
@@ -259,15 +240,12 @@ class DiffusionLM(nn.Module):
         Args:
             embeddings: (B, M, D), of tokens or of audio; without a cache M = L, the whole sequence.
             mask: (B, L), true where a position is real; None when all are. Padding may lie
-                anywhere: real positions are numbered from 0, skipping it, and never attend to it.
-                So an item does not depend on its neighbours in the batch.
-            cache: keys and values of the whole sequence. Those of `embeddings` replace the entries
-                at `indices` (M,); all others are read as they are.
-            output_rows: (N,) rows of `embeddings` whose hidden states are returned. The last block
-                computes no others.
+                anywhere: no position attends to it, so an item does not depend on its neighbours.
+            cache: keys and values of all L positions; the pass replaces those at `indices` (M,).
+            output_rows: (N,) rows of `embeddings` to return; the last block computes no others.
         Returns:
-            (B, M, D) or (B, N, D) hidden states after the final norm; meaningless at padding. They
-            predict the tokens at their rows: those of a `shifted` LM are from one row before.
+            (B, M, D) or (B, N, D) after the final norm; meaningless at padding. They predict the
+            tokens at their rows: those of a `shifted` LM are from one row before.
         """
         if indices is None:
             indices = torch.arange(embeddings.shape[1], device=embeddings.device)  # (M,)
@@ -289,10 +267,9 @@ class DiffusionLM(nn.Module):
 
         # All blocks but the last one compute every position: the next one needs their keys.
         x = embeddings
-        last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             rows = None
-            if i == last and output_rows is not None:
+            if i == len(self.blocks) - 1 and output_rows is not None:
                 rows = output_rows
                 attend = self.attention_mask(mask, indices[rows], n_keys)
             x = block(x, angles, attend, cache[i] if cache else None, indices, rows)
@@ -373,8 +350,7 @@ def weighted_losses(
     """Cross-entropy of every masked answer token, weighted by 1/t.
 
     Args:
-        prompt: (B, P, D) embeddings before the answer, audio included. prompt_mask: (B, P), true
-            where real, or None.
+        prompt: (B, P, D), audio included. prompt_mask: (B, P), true where real; None: everywhere.
         answer_ids: (B, G), padded with the end token. noisy_ids: (B, G), the same after `noise`.
         t: (B,) noise levels.
     Returns:

@@ -44,21 +44,6 @@ class EncoderConfig:
         return self.context * CONV_STRIDE * HOP
 
 
-# Whisper paper, table 1. English-only variants (.en) have the same shapes. Large is large-v2; turbo
-# has large-v3's encoder and a smaller decoder.
-SIZES = {
-    "tiny": EncoderConfig(width=384, n_layers=4, n_heads=6, ffn=1536),
-    "base": EncoderConfig(width=512, n_layers=6, n_heads=8, ffn=2048),
-    "small": EncoderConfig(),
-    "medium": EncoderConfig(width=1024, n_layers=24, n_heads=16, ffn=4096),
-    "large-v2": EncoderConfig(width=1280, n_layers=32, n_heads=20, ffn=5120),
-    "large-v3": EncoderConfig(n_mels=128, width=1280, n_layers=32, n_heads=20, ffn=5120),
-    "toy": EncoderConfig(width=128, n_layers=3, n_heads=4, ffn=512, context=160),  # 3.2 s; toy/
-}
-SIZES |= {f"{size}.en": SIZES[size] for size in ("tiny", "base", "small", "medium")}
-SIZES |= {"large": SIZES["large-v2"], "large-v3-turbo": SIZES["large-v3"]}
-
-
 def mel_filters(n_mels: int) -> Tensor:
     """Triangles of area 1 that are equally wide on Slaney's mel scale: (N_FFT // 2 + 1, M).
 

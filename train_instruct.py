@@ -30,7 +30,8 @@ from diffusion_lm import diffusion_loss, noise, noise_levels
 from training.batches import Batch
 from training.optimizers import TrainConfig
 from training.recipe import Execution, Recipe, add_training_arguments
-from training.stage import Stage, run_command
+from training.run import Stage
+from training.stage import run_command
 
 # Where each value comes from: the paper (arXiv 2507.18452), its release, LLaDA (arXiv 2502.09992),
 # or ours.

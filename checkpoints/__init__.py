@@ -12,6 +12,7 @@ copies.py        copies of the frozen parts in an adapters' file: compared, then
 lora.py          LoRA: small trained matrices beside frozen weights (DIFFA-2)
 origins.py       what adapters were trained with: recorded and compared
 digests.py       short names for weights and files
+sizes.py         named shapes of encoders and language models
 model.py         loads a whole DIFFA, saves its trained parts, makes random weights
 tokenizer.py     tokenizers behind one interface
 chats.py         how each family of LMs writes a conversation

@@ -21,13 +21,12 @@ from checkpoints.key_tables import ADAPTER_KEYS
 from checkpoints.lm import load_lm, read_lm_config
 from checkpoints.lora import LoRA, attach, lora_keys, merge, read_lora
 from checkpoints.origins import Origins
+from checkpoints.sizes import ENCODER_SIZES, LM_SIZES
 from checkpoints.tokenizer import ByteTokenizer, load_tokenizer
 from checkpoints.whisper import cut_window, load_whisper
 from diffa import AUDIO_PARTS, DIFFA, Part, new_parts
-from diffusion_lm import SIZES as LM_SIZES
 from diffusion_lm import DiffusionLM, LMConfig
 from encoder import FRAMES_PER_SECOND, EncoderConfig, WhisperEncoder, sinusoids
-from encoder import SIZES as ENCODER_SIZES
 from speed.few_rows import use_few_rows
 from speed.int8 import int8_layers, use_int8
 

@@ -8,9 +8,9 @@ LM's own, and the external answers rewritten by the diffusion LM.
     python -m corpora.targets self M.json --llm DIR --out T.json
     python -m corpora.targets rewrite M.json --answers answers.jsonl --llm DIR --out T.json
 
-prompts.jsonl holds {"id", "prompt"} a line, answers.jsonl {"id", "answer"}. T.json is M.json with
-`input` the question and `target` the answer. Answers that are empty, cut off or repeat themselves
-are dropped, and so are items without an answer; their number is printed.
+prompts.jsonl holds {"id", "prompt"} a line, answers.jsonl {"id", "answer"}. T.json has one item of
+each clip in M.json, with `input` the question and `target` the answer. Answers that are empty, cut
+off or repeat themselves are dropped, and so are items without an answer; their number is printed.
 """
 
 import argparse

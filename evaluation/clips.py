@@ -199,7 +199,8 @@ def answer_to_file(
         return answered_rows(model, pending, config, args.batch, args.cut)
 
     made_by = {name: str(value) for name, value in vars(args).items() if name not in NO_SETTINGS}
-    made_by |= settings_of(args) | {"append": str(bool(args.append))}
+    made_by |= settings_of(args)
+    made_by["append"] = str(bool(args.append))  # older records have False for the LM's own way
     rows = answer_missing(
         args.out,
         [question.id for question in questions],

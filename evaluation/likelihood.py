@@ -10,8 +10,7 @@ A masked-diffusion LM gives no exact probability of a text. Three measures stand
 
 `choose` answers questions with choices by one of the first two.
 
-Shapes: R rows of a call, P prompt positions, G answer tokens, L = P + G,
-V vocabulary, D width.
+Shapes: R rows of a call, P prompt positions, G answer tokens, L = P + G, V vocabulary, D width.
 """
 
 import argparse
@@ -77,7 +76,11 @@ def log_probabilities(
         unconditional = logits_after(without_text)
         logits = unconditional + (cfg_scale + 1) * (logits - unconditional)
 
-    found = -F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")  # (R, G)
+    # log p = log sigmoid(own logit - logsumexp of the others): near p = 1 it keeps all its digits,
+    # by which confident tokens are ranked.
+    own = logits.gather(-1, ids[..., None])  # (R, G, 1)
+    others = logits.scatter(-1, ids[..., None], -torch.inf).logsumexp(dim=-1)  # (R, G)
+    found = F.logsigmoid(own[..., 0] - others)  # (R, G)
     check_finite(lm, found)
     return found
 

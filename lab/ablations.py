@@ -54,7 +54,8 @@ from toy.imitation import imitate_clip
 from toy.pretrain_lm import ANSWER_LENGTH, answer_text
 from training.imitation import ImitationItem
 from training.recipe import Recipe
-from training.stage import Run, Stage, run_stage
+from training.run import Run, Stage
+from training.stage import run_stage
 from training.states import StateCache
 
 config_of = functools.partial(SamplerConfig, length=ANSWER_LENGTH)

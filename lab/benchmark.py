@@ -23,9 +23,10 @@ import torch
 
 from checkpoints.command_line import DTYPES, add_force_parts, count, one_line_errors
 from checkpoints.model import randomize
+from checkpoints.sizes import LM_SIZES
 from data import build_prompt, decode_answer, load_manifest
 from diffa import DIFFA, Spliced, splice
-from diffusion_lm import SIZES, DiffusionLM, LMConfig
+from diffusion_lm import DiffusionLM, LMConfig
 from evaluation.wer import word_error_rate
 from lab.findings import markdown
 from lab.one_call import time_calls
@@ -43,8 +44,8 @@ from training.states import StateCache
 NAME = "python -m lab.benchmark"
 RANDOM = {
     "150m": LMConfig(width=1024, n_layers=12, n_heads=16, ffn=3072),
-    "llada-8b": SIZES["llada-8b"],
-    "qwen3-0.6b": SIZES["qwen3-0.6b"],
+    "llada-8b": LM_SIZES["llada-8b"],
+    "qwen3-0.6b": LM_SIZES["qwen3-0.6b"],
 }
 # Of a random prompt: 439 audio embeddings of a 30 s clip, 30 tokens before, 30 after.
 POSITIONS = 499

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from checkpoints.model import randomize
-from diffusion_lm import SIZES, DiffusionLM, LMConfig, diffusion_loss, noise, noise_levels
+from checkpoints.sizes import LM_SIZES
+from diffusion_lm import DiffusionLM, LMConfig, diffusion_loss, noise, noise_levels
 from training.execution import recompute_blocks
 
 CPU_SIZE = LMConfig(width=1024, n_layers=12, n_heads=16, ffn=3072)  # LLaDA's vocabulary
@@ -78,7 +79,7 @@ def measure_step(lm: DiffusionLM, B: int, P: int, everywhere: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lab.measure_step")
-    parser.add_argument("--size", default="cpu", choices=["cpu", *SIZES])
+    parser.add_argument("--size", default="cpu", choices=["cpu", *LM_SIZES])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=8)
@@ -88,7 +89,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     with torch.device("meta"):
-        lm = DiffusionLM(SIZES.get(args.size, CPU_SIZE))
+        lm = DiffusionLM(LM_SIZES.get(args.size, CPU_SIZE))
     lm = randomize(lm, getattr(torch, args.dtype), args.device).requires_grad_(False)
     if args.recompute:
         recompute_blocks(lm)

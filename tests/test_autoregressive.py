@@ -24,7 +24,8 @@ from sampler import SamplerConfig, generate
 from toy import pretrain, pretrain_lm
 from toy.autoregressive import CausalLM, causal, greedy, next_token_loss
 from toy.evaluate import answers_to, mean_calls
-from training.stage import Run, run_stage
+from training.run import Run
+from training.stage import run_stage
 from training.states import StateCache
 
 SHAPES = [{}, {"n_kv_heads": 2, "head_dim": 6, "qk_norm": True, "tied": True, "family": "qwen3"}]

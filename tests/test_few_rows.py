@@ -8,7 +8,8 @@ from torch import nn
 
 from checkpoints.lm import load_lm, save_lm
 from checkpoints.model import random_pieces
-from diffusion_lm import SIZES, DiffusionLM, LMConfig
+from checkpoints.sizes import LM_SIZES
+from diffusion_lm import DiffusionLM, LMConfig
 from speed.few_rows import FEW_ROWS, LARGE, STRIPE, FewRowsLinear, use_few_rows
 
 WIDTH = 512
@@ -121,7 +122,7 @@ def test_a_loaded_lm_takes_the_fast_path_and_gives_the_plain_logits(tmp_path, pl
 
 
 def test_an_lm_of_random_weights_has_the_fast_path(monkeypatch):
-    monkeypatch.setitem(SIZES, "toy", CONFIG)
+    monkeypatch.setitem(LM_SIZES, "toy", CONFIG)
     _, lm = random_pieces("toy+toy")
     assert isinstance(lm.unembedding, FewRowsLinear)
 

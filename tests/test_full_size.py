@@ -17,11 +17,10 @@ from adapters import TAPS, AcousticAdapter, AdapterConfig, SemanticAdapter
 from checkpoints.fill import their_name
 from checkpoints.key_tables import LLADA_CONFIG, LLADA_KEYS
 from checkpoints.lm import load_lm, save_lm
+from checkpoints.sizes import ENCODER_SIZES, LM_SIZES
 from data import build_prompt
 from diffa import DIFFA, splice
-from diffusion_lm import SIZES as LM_SIZES
 from diffusion_lm import DiffusionLM, LMConfig, diffusion_loss, noise, noise_levels
-from encoder import SIZES as ENCODER_SIZES
 from encoder import WhisperEncoder
 from sampler import SamplerConfig, generate
 

@@ -20,8 +20,9 @@ from checkpoints.command_line import add_model_arguments, model_options, setting
 from checkpoints.files import WeightsError
 from checkpoints.lm import load_lm, save_lm
 from checkpoints.model import load_diffa, random_pieces, randomize
+from checkpoints.sizes import LM_SIZES
 from diffa import DIFFA
-from diffusion_lm import SIZES, DiffusionLM, LMConfig
+from diffusion_lm import DiffusionLM, LMConfig
 from evaluation import likelihood
 from evaluation.answer_files import check_made_by
 from speed.few_rows import FewRowsLinear
@@ -79,7 +80,7 @@ def test_a_product_of_llada_8b_is_as_far_off_as_rounding_to_steps_predicts(width
 @torch.no_grad()
 def test_the_logits_of_full_width_blocks_are_no_farther_off_than_by_noise_of_half_a_step():
     shapes = {"n_heads": 8, "n_kv_heads": 4, "head_dim": 128, "ffn": 512, "vocab": 300}
-    config = replace(SIZES["llada-8b"], n_layers=2, mask_id=1, end_id=2, **shapes)
+    config = replace(LM_SIZES["llada-8b"], n_layers=2, mask_id=1, end_id=2, **shapes)
     torch.manual_seed(0)
     with torch.device("meta"):
         lm = DiffusionLM(config)
@@ -164,11 +165,13 @@ def test_one_float_weight_at_a_time_is_held_while_an_lm_is_read(tmp_path, monkey
 def test_the_sizes_in_the_docs_are_those_of_the_configs():
     text = DOCS.read_text()
     for size in ("llada-8b", "qwen3-0.6b"):
-        plain, eight = (weight_bytes(SIZES[size], torch.bfloat16, i) / 1e9 for i in (False, True))
+        plain, eight = (
+            weight_bytes(LM_SIZES[size], torch.bfloat16, i) / 1e9 for i in (False, True)
+        )
         assert f"| `{size}` | {plain:.2f} GB | {eight:.2f} GB |" in text
 
     # The formula of docs, by hand: bytes of rows, of scales, and of what stays in 16 bits.
-    c = SIZES["llada-8b"]
+    c = LM_SIZES["llada-8b"]
     linear = c.n_layers * (4 * c.width**2 + 3 * c.width * c.ffn) + c.vocab * c.width
     scales = c.n_layers * (5 * c.width + 2 * c.ffn) + c.vocab
     rest = c.vocab * c.width + (2 * c.n_layers + 1) * c.width

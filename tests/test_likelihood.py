@@ -12,7 +12,12 @@ from checkpoints.tokenizer import load_tokenizer
 from data import Prompt
 from diffa import splice
 from evaluation import likelihood
-from evaluation.likelihood import confidence_scores, log_likelihood, pseudo_perplexity
+from evaluation.likelihood import (
+    confidence_scores,
+    log_likelihood,
+    log_probabilities,
+    pseudo_perplexity,
+)
 
 BEFORE = [40, 41]
 AFTER = [42, 43, 44]
@@ -34,6 +39,18 @@ def log_p(lm, embeddings, noisy, place, token):
     """log p of one token after embeddings (P, D), by a whole pass."""
     x = torch.cat([embeddings, lm.embed(torch.tensor(noisy))])[None]
     return torch.log_softmax(lm.head(lm(x))[0, len(embeddings) + place], dim=-1)[token].item()
+
+
+@torch.no_grad()
+def test_log_probabilities_next_to_zero_keep_their_digits(lm, prompt):
+    lm.unembedding.weight.mul_(15)
+    noisy = torch.full((1, 6), lm.config.mask_id)
+    x = torch.cat([prompt.embeddings, lm.embed(noisy)], dim=1)
+    logits = lm.head(lm(x))[:, -6:].double()  # (1, 6, V)
+    expected, ids = logits.log_softmax(dim=-1).max(dim=-1)
+    assert (expected > -1e-7).any() and (expected < -1e-20).all()
+    found = log_probabilities(lm, prompt, noisy, ids)
+    assert torch.allclose(found.double(), expected, rtol=1e-3, atol=0)
 
 
 @torch.no_grad()

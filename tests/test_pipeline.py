@@ -17,10 +17,11 @@ from conftest import edit_config
 
 import train_asr
 import train_instruct
+from checkpoints.sizes import ENCODER_SIZES
 from data import build_prompt
 from diffa import DIFFA
 from diffusion_lm import DiffusionLM, LMConfig
-from encoder import SIZES, WhisperEncoder
+from encoder import WhisperEncoder
 from evaluation.wer import word_error_rate
 from toy import (
     corpus,
@@ -369,8 +370,8 @@ def test_a_mixed_word_is_still_most_of_all_itself():
 
 def test_a_shorter_window_is_heard_with_the_same_weights():
     torch.manual_seed(0)
-    encoder = WhisperEncoder(SIZES["toy"])
-    short = WhisperEncoder(replace(SIZES["toy"], context=48))
+    encoder = WhisperEncoder(ENCODER_SIZES["toy"])
+    short = WhisperEncoder(replace(ENCODER_SIZES["toy"], context=48))
     weights = encoder.state_dict()
     short.load_state_dict(weights | {"positions": weights["positions"][:48]})
 

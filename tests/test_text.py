@@ -9,6 +9,7 @@ import tokenizers
 from checkpoints.chats import CHATS
 from checkpoints.files import LFS_POINTER, WeightsError
 from checkpoints.lm import added_ids
+from checkpoints.sizes import LM_SIZES
 from checkpoints.tokenizer import ByteTokenizer, JSONTokenizer, load_tokenizer
 from data import (
     SYSTEM,
@@ -18,7 +19,7 @@ from data import (
     decode_answer,
     encode_answers,
 )
-from diffusion_lm import SIZES, LMConfig
+from diffusion_lm import LMConfig
 
 INSTRUCTION = "What is said?"
 LLADA_BEFORE = (
@@ -142,7 +143,7 @@ def tokenizer_of(kind, path):
     """A tokenizer with a family's markers: of the hub, or of bytes."""
     family = kind.removeprefix("bytes ")
     if kind.startswith("bytes"):
-        return ByteTokenizer(SIZES["llada-8b" if family == "llada" else "qwen3-0.6b"])
+        return ByteTokenizer(LM_SIZES["llada-8b" if family == "llada" else "qwen3-0.6b"])
     return load_tokenizer(path, byte_level_bpe(path, family, first="<think>"))
 
 
@@ -216,7 +217,7 @@ def test_a_published_model_has_its_published_markers():
     ] == [126_346, 126_347, 126_348]
     for size, family in (("llada-8b", "llada"), ("qwen3-0.6b", "qwen3")):
         published = CHATS[family].published
-        assert (SIZES[size].mask_id, SIZES[size].end_id) == (
+        assert (LM_SIZES[size].mask_id, LM_SIZES[size].end_id) == (
             published[CHATS[family].mask],
             published[TEXT_END],
         )
@@ -263,14 +264,14 @@ def test_a_pointer_in_place_of_a_tokenizer_is_said_to_be_one(tmp_path):
 
 @pytest.mark.parametrize("size", ["llada-8b", "qwen3-0.6b"])
 def test_the_byte_tokenizer_speaks_the_chat_of_its_size(size):
-    tokenizer = ByteTokenizer(SIZES[size])
+    tokenizer = ByteTokenizer(LM_SIZES[size])
     prompt = build_prompt(tokenizer, "Ünïcödé?")
-    before, after = TEXTS[SIZES[size].family]
+    before, after = TEXTS[LM_SIZES[size].family]
     assert tokenizer.decode(prompt.before) == before
     assert tokenizer.decode(prompt.after) == after.replace(INSTRUCTION, "Ünïcödé?")
     assert max(prompt.before) == max(
-        SIZES[size].end_id,
-        *(i for m, i in CHATS[SIZES[size].family].published.items() if m in before),
+        LM_SIZES[size].end_id,
+        *(i for m, i in CHATS[LM_SIZES[size].family].published.items() if m in before),
     )
 
 

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 import torch
 
+from checkpoints.sizes import LM_SIZES
 from checkpoints.tokenizer import ByteTokenizer
-from diffusion_lm import SIZES
 from evaluation import trace
 from evaluation.screen import token_texts
 from evaluation.trace import END, MASK, TEXT, Step, write_trace
@@ -65,7 +65,7 @@ def test_a_token_shows_its_kind_and_whether_it_is_new():
 
 
 def test_characters_of_several_tokens_and_markers_show_right():
-    tokenizer = ByteTokenizer(SIZES["llada-8b"])
+    tokenizer = ByteTokenizer(LM_SIZES["llada-8b"])
     ids = tokenizer.encode("né日<|eot_id|>🙂")
     texts = token_texts(tokenizer, ids, 126_336, 126_081)
     row = trace.token_row([Step(texts, [0.5] * len(ids), [TEXT] * len(ids))], 0)

@@ -117,7 +117,7 @@ def next_token_stage_loss(
 
 
 def causal(stage):
-    """A training.stage.Stage as it is for a CausalLM: its loss, and how it answers a clip."""
+    """A training.run.Stage as it is for a CausalLM: its loss, and how it answers a clip."""
     return replace(stage, loss=next_token_stage_loss, decode=greedy)
 
 

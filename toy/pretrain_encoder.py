@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from checkpoints.sizes import ENCODER_SIZES
 from checkpoints.whisper import save_whisper
 from data import load_manifest, pad_waveforms, read_audio
 from encoder import (
     CONV_STRIDE,
     FRAMES_PER_SECOND,
-    SIZES,
     EncoderConfig,
     WhisperEncoder,
     encoder_frames,
@@ -172,7 +172,7 @@ def pretrain_encoder(corpus: Path, out: Path, seed: int, device: str) -> dict:
         a run with other settings.
     """
     torch.manual_seed(seed)
-    config = SIZES["toy"]
+    config = ENCODER_SIZES["toy"]
     model = Listener(WhisperEncoder(config)).to(device)
     training = replace(ENCODER, seed=seed)
 

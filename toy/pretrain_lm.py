@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from checkpoints.chats import MASK
 from checkpoints.lm import save_lm
+from checkpoints.sizes import LM_SIZES
 from checkpoints.tokenizer import Tokenizer
 from data import TEXT_END, Prompt, encode_answers
-from diffusion_lm import SIZES, DiffusionLM, LMConfig, diffusion_loss, noise, noise_levels
+from diffusion_lm import DiffusionLM, LMConfig, diffusion_loss, noise, noise_levels
 from evaluation.wer import word_error_rate
 from sampler import Generation, SamplerConfig, answer, generate
 from toy import grammar
@@ -235,7 +236,7 @@ def pretrain_lm(
     # 1. Next tokens, from clean words.
     tokenizer = text.tokenizer
     ids = {"mask_id": tokenizer.id(MASK), "end_id": tokenizer.id(TEXT_END)}
-    config = replace(SIZES["toy"], vocab=tokenizer.size, **ids)
+    config = replace(LM_SIZES["toy"], vocab=tokenizer.size, **ids)
     causal = new_lm(CausalLM, config, first.seed, device)
     losses = train(causal, first, "next_token", "next token", blurred=False)
 

@@ -1,6 +1,7 @@
 """The engine of both stages. It makes batches and runs the loop; a stage brings its loss.
 
 recipe.py        what a recipe holds, how a run is executed, and the commands' options
+run.py           what a stage is, where a run reads and writes, what is refused
 stage.py         a stage from manifests to saved adapters
 execution.py     how the frozen LM is run: recomputed, compiled, cut in shards
 examples.py      items that can be used, with their prompts and answers

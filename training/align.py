@@ -26,7 +26,8 @@ from encoder import SAMPLE_RATE, encoder_frames
 from training.batches import Batch
 from training.optimizers import TrainConfig
 from training.recipe import Execution, Recipe, add_training_arguments
-from training.stage import Stage, run_command
+from training.run import Stage
+from training.stage import run_command
 
 # Logits are cosines times this. With more, a small cosine is confident enough, and embeddings stay
 # further from the rows than the text that imitated audio was (adapt_lm.py).

@@ -33,7 +33,8 @@ from diffusion_lm import T_MIN, DiffusionLM, weighted_losses
 from training.batches import Batch, Part
 from training.optimizers import TrainConfig
 from training.recipe import Execution, Recipe, add_training_arguments
-from training.stage import Stage, run_command
+from training.run import Stage
+from training.stage import run_command
 
 # Where each value comes from: DIFFA-2's release, or ours.
 RECIPES = {
